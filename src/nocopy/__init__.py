@@ -1,0 +1,1 @@
+"""WebAssembly guests whose linear memory is the GPU's memory."""

@@ -1,0 +1,133 @@
+"""Every error that nocopy raises.
+
+    Error
+    |-- UsageError            a wrong argument, option or file name
+    |-- MemoryLimitError      a reservation, a growth or a quota that cannot be met
+    |-- ClosedError           a memory, view, guest or device used after it was closed
+    |-- StaleViewError        a view that is older than the memory's last growth
+    |-- CopyRefusedError      the request would need a copy and copies were not allowed
+    |-- TapeError             a record that the validator refuses
+    |-- DeviceError           a device that failed
+    |   |-- DeviceUnavailableError    not on this machine; carries the reason and the fix
+    |   `-- DeviceLostError           failed for good; open it again
+    `-- GuestError            something about a guest
+        |-- InvalidModuleError        not WebAssembly, or no memory, or an unknown import
+        |-- TrapError                 the guest trapped; carries the Wasm backtrace
+        |-- DeadlineError             the guest ran longer than it may
+        |-- FuelError                 the guest used more fuel than it has
+        `-- ExitError                 the guest called proc_exit with a code that is not 0
+
+A message says what was asked, what was found and what to do. `code` is what a guest gets for the same error.
+"""
+
+
+class Error(Exception):
+    """The root of every error that nocopy raises on purpose."""
+
+    code = -1
+
+
+class UsageError(Error, ValueError):
+    """A wrong argument, option or file name."""
+
+    code = -2
+
+
+class MemoryLimitError(Error, MemoryError):
+    """A reservation, a growth or a quota that cannot be met."""
+
+    code = -3
+
+
+class ClosedError(Error):
+    """A memory, view, guest or device was used after it was closed."""
+
+    code = -4
+
+
+class StaleViewError(Error):
+    """The memory has grown since this view was made; make a new one."""
+
+    code = -5
+
+
+class CopyRefusedError(Error):
+    """The request would need a copy, and copies were not allowed."""
+
+    code = -6
+
+
+class TapeError(Error, ValueError):
+    """The validator refuses a record. `record` is its index, -1 for the tape as a whole."""
+
+    code = -7
+
+    def __init__(self, message: str, record: int = -1) -> None:
+        super().__init__(message)
+        self.record = record
+
+
+class DeviceError(Error):
+    """A device failed."""
+
+    code = -8
+
+
+class DeviceUnavailableError(DeviceError):
+    """The device is not on this machine; `fix` is the command or step that would change that."""
+
+    code = -9
+
+    def __init__(self, name: str, reason: str, fix: str) -> None:
+        super().__init__(f"device '{name}' is not available: {reason}. {fix}")
+        self.name, self.reason, self.fix = name, reason, fix
+
+
+class DeviceLostError(DeviceError):
+    """The device failed for good; open it again. Guests and their memory are unharmed."""
+
+    code = -10
+
+
+class GuestError(Error):
+    """Something about a guest."""
+
+    code = -11
+
+
+class InvalidModuleError(GuestError):
+    """Not WebAssembly, no memory, or an import that nothing provides."""
+
+    code = -12
+
+
+class TrapError(GuestError):
+    """The guest trapped. `trap` names the kind; `backtrace` is the Wasm backtrace as text."""
+
+    code = -13
+
+    def __init__(self, message: str, trap: str = "", backtrace: str = "") -> None:
+        super().__init__(message)
+        self.trap, self.backtrace = trap, backtrace
+
+
+class DeadlineError(GuestError):
+    """The guest ran longer than it may."""
+
+    code = -14
+
+
+class FuelError(GuestError):
+    """The guest used more fuel than it has."""
+
+    code = -15
+
+
+class ExitError(GuestError):
+    """The guest ended with an exit status that is not 0."""
+
+    code = -16
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"the guest exited with status {status}")
+        self.status = status
