@@ -1,6 +1,6 @@
 """Every error that nocopy raises.
 
-    Error
+Error:
     |-- UsageError            a wrong argument, option or file name
     |-- MemoryLimitError      a reservation, a growth or a quota that cannot be met
     |-- ClosedError           a memory, view, guest or device used after it was closed

@@ -1,0 +1,177 @@
+"""The whole contract of a device. Read `device/reference.py` next: it is the shortest one.
+
+Ownership: the caller owns host pages and keeps them mapped until `Pages.close()` has returned. A device owns
+what it allocates. Closing a device closes its pages and programs. Nothing here is thread-safe: one thread at
+a time per device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from nocopy.memory.ledger import Ledger
+from nocopy.tape.record import Space
+from nocopy.tape.validate import Tape
+
+
+class Mode(StrEnum):
+    """How a device reaches host pages."""
+
+    SAME_POINTER = "same-pointer"  # the same pages at the same address
+    MAPPED = "mapped"  # the same pages at another address
+    STAGED = "staged"  # a copy before and after each play; refused unless copies are allowed
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """What a device says of itself.
+
+    `name` is what `--device` takes. `product` is the hardware's own name. `mode` is how it reaches host
+    pages. `memory_bytes` is its own memory; 0 if it has none. `details` are facts worth printing (driver,
+    instruction set, threads).
+    """
+
+    name: str
+    product: str
+    mode: Mode
+    memory_bytes: int
+    details: Mapping[str, str]
+
+
+class Pages(Protocol):
+    """A range of bytes that a device can reach: imported host pages, or memory of its own."""
+
+    @property
+    def address(self) -> int:
+        """Host address of the first byte; 0 if the CPU cannot reach it."""
+        ...
+
+    @property
+    def device_address(self) -> int:
+        """Address of the first byte as kernels see it."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        ...
+
+    @property
+    def mode(self) -> Mode:
+        """How the device reaches them."""
+        ...
+
+    def grow(self, nbytes: int) -> None:
+        """Follow host pages that grew in place; `device_address` may change.
+
+        Call it while nothing plays. Programs compiled before must be compiled again if `device_address`
+        changed. Counts the new bytes as shared.
+
+        Raises:
+            DeviceError: the device cannot import that much; the old range stays imported.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of the pages, after all that plays has ended. Closing twice is allowed."""
+        ...
+
+
+class Program(Protocol):
+    """A tape made ready for a device and its spaces. Keeps nothing alive."""
+
+    @property
+    def tape(self) -> Tape:
+        """What it plays."""
+        ...
+
+    def close(self) -> None:
+        """Free what it holds on the device. Closing twice is allowed."""
+        ...
+
+
+class Device(Protocol):
+    """A thing that plays tapes."""
+
+    @property
+    def info(self) -> DeviceInfo:
+        """What it is."""
+        ...
+
+    def share(self, address: int, nbytes: int, *, ledger: Ledger | None = None) -> Pages:
+        """Make host pages reachable without copying them.
+
+        Args:
+            address: start of the pages, a multiple of the host's page size.
+            nbytes: size, a multiple of the host's page size; more than 0.
+            ledger: counts the bytes as shared now, and as staged whenever they must be copied.
+
+        Raises:
+            UsageError: the address or size is not aligned, or the size is 0.
+            CopyRefusedError: only a copy would do and the device was opened without allow_copy.
+            DeviceError: the driver refuses.
+        """
+        ...
+
+    def allocate(self, nbytes: int) -> Pages:
+        """Allocate zero-filled memory that only kernels need to reach; `address` may be 0.
+
+        Raises:
+            DeviceError: there is not that much; the message names both sizes.
+        """
+        ...
+
+    def compile(self, tape: Tape, spaces: Mapping[Space, Pages]) -> Program:
+        """Make a tape ready to play over these spaces.
+
+        Raises:
+            UsageError: a space that the tape uses is missing or smaller than the tape needs.
+            DeviceError: the device cannot play it.
+        """
+        ...
+
+    def play(self, program: Program, *, timeout: float | None = None) -> None:
+        """Play a program to its end: when this returns, its results are visible to the CPU.
+
+        Raises:
+            DeadlineError: it took longer than `timeout` seconds (on devices that can stop).
+            DeviceLostError: the device failed for good.
+            ClosedError: the device or the program is closed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close pages, programs and the device. Closing twice is allowed."""
+        ...
+
+
+def check_range(address: int, nbytes: int, page: int) -> None:
+    """Refuse a host range that no device could import.
+
+    Raises:
+        UsageError: not aligned to `page` bytes, or empty.
+    """
+    from nocopy.errors import UsageError
+
+    if nbytes <= 0 or address % page or nbytes % page:
+        raise UsageError(
+            f"sharing {nbytes} bytes at {address:#x} was asked for;"
+            f" address and size must be multiples of the page size, {page}, and the size more than 0"
+        )
+
+
+def check_spaces(tape: Tape, spaces: Mapping[Space, Pages]) -> None:
+    """Refuse spaces that are too small for a tape.
+
+    Raises:
+        UsageError: a space is missing or smaller than the tape needs.
+    """
+    from nocopy.errors import UsageError
+
+    for space, needed in tape.sizes.items():
+        have = spaces[space].nbytes if space in spaces else 0
+        if have < needed:
+            raise UsageError(f"the tape needs {needed} bytes of space {space.name.lower()}; {have} are there")

@@ -1,0 +1,113 @@
+"""The reference device: a Python loop over NumPy. Always there; the oracle; the one to read first."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nocopy.device.protocol import DeviceInfo, Mode, Pages, Program, check_range, check_spaces
+from nocopy.errors import ClosedError, DeadlineError
+from nocopy.memory.ledger import Ledger
+from nocopy.tape import reference
+from nocopy.tape.record import Space
+from nocopy.tape.validate import Tape
+
+
+@dataclass
+class HostPages:
+    """Host pages: a pointer is all that the CPU needs. `owner` keeps allocated ones alive."""
+
+    address: int
+    nbytes: int
+    ledger: Ledger | None = None
+    owner: Any = None
+    mode: Mode = Mode.SAME_POINTER
+    closed: bool = field(default=False, init=False)
+
+    @property
+    def device_address(self) -> int:
+        """The same as the host's."""
+        return self.address
+
+    def array(self) -> npt.NDArray[np.uint8]:
+        """The bytes as a writable array."""
+        if self.closed:
+            raise ClosedError("these pages were used after they were closed")
+        return np.ctypeslib.as_array((ctypes.c_uint8 * self.nbytes).from_address(self.address))
+
+    def grow(self, nbytes: int) -> None:
+        """Follow the memory."""
+        if self.ledger:
+            self.ledger.shared += nbytes - self.nbytes
+        self.nbytes = nbytes
+
+    def close(self) -> None:
+        """Forget the pages."""
+        self.closed = True
+        self.owner = None
+
+
+@dataclass
+class HostProgram:
+    """A tape with its spaces."""
+
+    tape: Tape
+    spaces: Mapping[Space, HostPages]
+    closed: bool = False
+
+    def close(self) -> None:
+        """Forget the tape's spaces."""
+        self.closed = True
+
+
+class ReferenceDevice:
+    """Plays tapes with `tape.reference`."""
+
+    def __init__(self) -> None:
+        self._closed = False
+
+    @property
+    def info(self) -> DeviceInfo:
+        """What it is."""
+        return DeviceInfo("reference", f"NumPy {np.__version__}", Mode.SAME_POINTER, 0, {})
+
+    def share(self, address: int, nbytes: int, *, ledger: Ledger | None = None) -> HostPages:
+        """See `Device.share`."""
+        check_range(address, nbytes, mmap.PAGESIZE)
+        if ledger:
+            ledger.shared += nbytes
+        return HostPages(address, nbytes, ledger)
+
+    def allocate(self, nbytes: int) -> HostPages:
+        """See `Device.allocate`."""
+        owner = mmap.mmap(-1, max(nbytes, 1))
+        return HostPages(ctypes.addressof(ctypes.c_char.from_buffer(owner)), nbytes, owner=owner)
+
+    def compile(self, tape: Tape, spaces: Mapping[Space, Pages]) -> HostProgram:
+        """See `Device.compile`."""
+        check_spaces(tape, spaces)
+        return HostProgram(tape, {s: p for s, p in spaces.items() if isinstance(p, HostPages)})
+
+    def play(self, program: Program, *, timeout: float | None = None) -> None:
+        """See `Device.play`. It stops between records."""
+        if self._closed or not isinstance(program, HostProgram) or program.closed:
+            raise ClosedError("playing was asked for; the device or the program is closed")
+        spaces = {s: p.array() for s, p in program.spaces.items()}
+        deadline = None if timeout is None else time.monotonic() + timeout
+        for done, record in enumerate(program.tape.records):
+            if deadline is not None and time.monotonic() > deadline:
+                raise DeadlineError(
+                    f"a tape of {len(program.tape)} records ran longer than {timeout} s; {done} were played"
+                )
+            reference.play_record(record, spaces)
+
+    def close(self) -> None:
+        """See `Device.close`."""
+        self._closed = True

@@ -1,0 +1,156 @@
+"""The op table: the one place that says which ops there are and what their operands look like.
+
+The validator, the builder, the C header, the shader header and docs/tape.md are all derived from `OPS`.
+`tape/reference.py` gives each op its meaning; the players under `kernels/` agree with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import prod
+
+from nocopy.memory.dtype import ALL, FLOATS, DType
+
+Dims = Mapping[str, int]
+I32 = frozenset({DType.I32})
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One operand: its role, its axes as names of dims, the dtypes that it may have."""
+
+    name: str
+    axes: tuple[str, ...]
+    dtypes: frozenset[DType]
+    out: bool = False
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Param:
+    """One scalar parameter. `kind` is "f32" or "u32"; u32 values lie in [low, high]."""
+
+    name: str
+    kind: str = "f32"
+    low: int = 0
+    high: int = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class Op:
+    """One op.
+
+    `formula` is its meaning in one line. `elementwise` ops may write over an input that has the same
+    layout. `work` counts the elements or multiply-adds it touches, which bounds what a tape may cost.
+    `check` returns what is wrong with the dims and params beyond the generic rules, or "".
+    `nonzero` names dims that must not be 0.
+    """
+
+    name: str
+    code: int
+    formula: str
+    dims: tuple[str, ...]
+    operands: tuple[Operand, ...]
+    params: tuple[Param, ...] = ()
+    functions: tuple[str, ...] = ()
+    elementwise: bool = False
+    nonzero: tuple[str, ...] = ()
+    work: Callable[[Dims], int] = field(default=lambda d: prod(d.values()))
+    check: Callable[[Dims, Mapping[str, float]], str] = field(default=lambda _d, _p: "")
+
+    @property
+    def outputs(self) -> tuple[Operand, ...]:
+        """The operands that are written."""
+        return tuple(o for o in self.operands if o.out)
+
+
+GRID = ("d0", "d1", "d2", "d3")
+ROWS = ("d0", "d1", "d2")
+LAST = (*ROWS, "n")
+
+UNARY = (
+    "neg", "abs", "sign", "square", "sqrt", "rsqrt", "reciprocal", "exp", "log", "sin", "cos",
+    "tanh", "sigmoid", "relu", "gelu", "gelu_tanh", "silu", "floor", "ceil", "round",
+)  # fmt: skip
+BINARY = ("add", "sub", "mul", "div", "min", "max", "pow", "eq", "lt", "le")
+REDUCE = ("sum", "mean", "max", "min")
+
+
+def _check_topk(d: Dims, _p: Mapping[str, float]) -> str:
+    return f"k = {d['k']} of n = {d['n']} values; k must be <= n" if d["k"] > d["n"] else ""
+
+
+def _check_reduce(d: Dims, p: Mapping[str, float]) -> str:
+    if d["n"] == 0 and p["function"] != REDUCE.index("sum"):
+        return "only a sum has a value over n = 0 elements"
+    return ""
+
+
+def _check_conv(d: Dims, _p: Mapping[str, float]) -> str:
+    if d["c"] % d["cg"]:
+        return f"c = {d['c']} input channels do not divide into groups of cg = {d['cg']}"
+    groups = d["c"] // d["cg"]
+    if groups == 0 or d["o"] % groups:
+        return f"o = {d['o']} output channels do not divide into {groups} groups"
+    return ""
+
+
+def _conv_work(d: Dims) -> int:
+    return prod(d[k] for k in ("n", "o", "oh", "ow", "cg", "kh", "kw"))
+
+
+OPS: tuple[Op, ...] = (
+    Op("copy", 1, "out = convert(x); to an integer: round half to even, saturate, NaN becomes 0", GRID,
+       (Operand("out", GRID, ALL, out=True), Operand("x", GRID, ALL)), elementwise=True),
+    Op("fill", 2, "out = convert(value)", GRID, (Operand("out", GRID, ALL, out=True),), (Param("value"),)),
+    Op("unary", 3, "out = function(x), computed in f32", GRID,
+       (Operand("out", GRID, FLOATS, out=True), Operand("x", GRID, FLOATS)), functions=UNARY, elementwise=True),
+    Op("clamp", 4, "out = min(max(x, low), high), computed in f32; NaN stays NaN", GRID,
+       (Operand("out", GRID, FLOATS, out=True), Operand("x", GRID, FLOATS)),
+       (Param("low"), Param("high")), elementwise=True),
+    Op("binary", 5, "out = function(a, b), computed in f32; eq, lt, le give 1 or 0; min and max pass NaN on", GRID,
+       (Operand("out", GRID, FLOATS, out=True), Operand("a", GRID, FLOATS), Operand("b", GRID, FLOATS)),
+       functions=BINARY, elementwise=True),
+    Op("matmul", 6, "out[b0,b1,m,n] = scale * sum_k a[b0,b1,m,k] b[b0,b1,k,n], summed in f32",
+       ("b0", "b1", "m", "n", "k"),
+       (Operand("out", ("b0", "b1", "m", "n"), FLOATS, out=True),
+        Operand("a", ("b0", "b1", "m", "k"), FLOATS), Operand("b", ("b0", "b1", "k", "n"), FLOATS)),
+       (Param("scale"),)),
+    Op("reduce", 7, "out[d0,d1,d2] = function over n of x[d0,d1,d2,n], in f32; max and min pass NaN on", LAST,
+       (Operand("out", ROWS, FLOATS, out=True), Operand("x", LAST, FLOATS)),
+       functions=REDUCE, check=_check_reduce),
+    Op("softmax", 8, "out = exp(scale x - max) / sum over n of the same", LAST,
+       (Operand("out", LAST, FLOATS, out=True), Operand("x", LAST, FLOATS)), (Param("scale"),), elementwise=True),
+    Op("rmsnorm", 9, "out = x / sqrt(mean over n of x^2 + eps) * weight", LAST,
+       (Operand("out", LAST, FLOATS, out=True), Operand("x", LAST, FLOATS),
+        Operand("weight", ("n",), FLOATS, optional=True)), (Param("eps"),), elementwise=True),
+    Op("layernorm", 10, "out = (x - mean) / sqrt(variance + eps) * weight + bias, over n", LAST,
+       (Operand("out", LAST, FLOATS, out=True), Operand("x", LAST, FLOATS),
+        Operand("weight", ("n",), FLOATS, optional=True), Operand("bias", ("n",), FLOATS, optional=True)),
+       (Param("eps"),), elementwise=True),
+    Op("gather", 11, "out[r,w] = table[clamp(indices[r], 0, t-1), w]", ("r", "w", "t"),
+       (Operand("out", ("r", "w"), FLOATS, out=True), Operand("table", ("t", "w"), FLOATS),
+        Operand("indices", ("r",), I32)), nonzero=("t",), work=lambda d: d["r"] * d["w"]),
+    Op("argmax", 12, "out[d0,d1,d2] = lowest n where x is largest; NaN counts as -infinity", LAST,
+       (Operand("out", ROWS, I32, out=True), Operand("x", LAST, FLOATS)), nonzero=("n",)),
+    Op("topk", 13, "the k largest over n, in falling order, ties by lowest index; NaN counts as -infinity",
+       (*LAST, "k"),
+       (Operand("values", (*ROWS, "k"), FLOATS, out=True), Operand("indices", (*ROWS, "k"), I32, out=True),
+        Operand("x", LAST, FLOATS)), check=_check_topk),
+    Op("conv2d", 14, "out[n,o,y,x] = bias[o] + sum over cg,kh,kw of weight * input; outside the input is 0",
+       ("n", "c", "h", "w", "o", "cg", "kh", "kw", "oh", "ow"),
+       (Operand("out", ("n", "o", "oh", "ow"), FLOATS, out=True), Operand("x", ("n", "c", "h", "w"), FLOATS),
+        Operand("weight", ("o", "cg", "kh", "kw"), FLOATS), Operand("bias", ("o",), FLOATS, optional=True)),
+       (Param("stride_y", "u32", 1, 65535), Param("stride_x", "u32", 1, 65535),
+        Param("pad_y", "u32", 0, 65535), Param("pad_x", "u32", 0, 65535),
+        Param("dilation_y", "u32", 1, 65535), Param("dilation_x", "u32", 1, 65535)),
+       nonzero=("cg",), work=_conv_work, check=_check_conv),
+    Op("resize", 15, "bilinear, half-pixel centres, edges repeated",
+       ("n", "c", "h", "w", "oh", "ow"),
+       (Operand("out", ("n", "c", "oh", "ow"), FLOATS, out=True), Operand("x", ("n", "c", "h", "w"), FLOATS)),
+       nonzero=("h", "w"), work=lambda d: 4 * prod(d[k] for k in ("n", "c", "oh", "ow"))),
+)  # fmt: skip
+
+BY_CODE: dict[int, Op] = {op.code: op for op in OPS}
+BY_NAME: dict[str, Op] = {op.name: op for op in OPS}
