@@ -31,7 +31,7 @@ class DeviceInfo:
 
     `name` is what `--device` takes. `product` is the hardware's own name. `mode` is how it reaches host
     pages. `memory_bytes` is its own memory; 0 if it has none. `details` are facts worth printing (driver,
-    instruction set, threads).
+    instruction set, threads). `software` is true for a GPU interface that runs on the CPU.
     """
 
     name: str
@@ -39,6 +39,7 @@ class DeviceInfo:
     mode: Mode
     memory_bytes: int
     details: Mapping[str, str]
+    software: bool = False
 
 
 class Pages(Protocol):
