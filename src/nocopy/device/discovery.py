@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from nocopy.device.protocol import Device
-from nocopy.errors import DeviceUnavailableError, UsageError
+from nocopy.errors import CopyRefusedError, DeviceUnavailableError, UsageError
 
 MODULES = {
     "metal": "nocopy.device.metal",
@@ -56,7 +56,7 @@ def open_device(name: str = "auto", *, allow_copy: bool = False) -> Device:
     for candidate in MODULES:
         try:
             device = _open(candidate, allow_copy=False)
-        except DeviceUnavailableError:
+        except (DeviceUnavailableError, CopyRefusedError):
             continue
         if device.info.software:
             device.close()
