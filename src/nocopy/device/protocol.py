@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from nocopy.errors import UsageError
 from nocopy.memory.ledger import Ledger
 from nocopy.tape.record import Space
 from nocopy.tape.validate import Tape
@@ -155,8 +156,6 @@ def check_range(address: int, nbytes: int, page: int) -> None:
     Raises:
         UsageError: not aligned to `page` bytes, or empty.
     """
-    from nocopy.errors import UsageError
-
     if nbytes <= 0 or address % page or nbytes % page:
         raise UsageError(
             f"sharing {nbytes} bytes at {address:#x} was asked for;"
@@ -170,8 +169,6 @@ def check_spaces(tape: Tape, spaces: Mapping[Space, Pages]) -> None:
     Raises:
         UsageError: a space is missing or smaller than the tape needs.
     """
-    from nocopy.errors import UsageError
-
     for space, needed in tape.sizes.items():
         have = spaces[space].nbytes if space in spaces else 0
         if have < needed:

@@ -25,7 +25,7 @@ enum {
     NOCOPY_OP_FILL = 2,  // out = convert(value)
     NOCOPY_OP_UNARY = 3,  // out = function(x), computed in f32
     NOCOPY_OP_CLAMP = 4,  // out = min(max(x, low), high), computed in f32; NaN stays NaN
-    NOCOPY_OP_BINARY = 5,  // out = function(a, b), computed in f32; eq, lt, le give 1 or 0; min and max pass NaN on
+    NOCOPY_OP_BINARY = 5,  // out = function(a, b), in f32; eq, lt, le give 1 or 0; min and max pass NaN on
     NOCOPY_OP_MATMUL = 6,  // out[b0,b1,m,n] = scale * sum_k a[b0,b1,m,k] b[b0,b1,k,n], summed in f32
     NOCOPY_OP_REDUCE = 7,  // out[d0,d1,d2] = function over n of x[d0,d1,d2,n], in f32; max and min pass NaN on
     NOCOPY_OP_SOFTMAX = 8,  // out = exp(scale x - max) / sum over n of the same

@@ -9,6 +9,8 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from nocopy.errors import UsageError
+
 
 class DType(IntEnum):
     """Element type of a tensor, as it is numbered in tape records."""
@@ -42,8 +44,6 @@ class DType(IntEnum):
         Raises:
             UsageError: the type has no counterpart on a tape.
         """
-        from nocopy.errors import UsageError
-
         if isinstance(value, DType):
             return value
         if isinstance(value, str) and value.upper() in cls.__members__:

@@ -10,7 +10,7 @@ import numpy as np
 from nocopy.errors import UsageError
 from nocopy.memory.dtype import DType
 from nocopy.tape.ops import BY_NAME, Op
-from nocopy.tape.record import MAX_AXES, RECORD, VERSION
+from nocopy.tape.record import MAX_AXES, RECORD, VERSION, Space
 from nocopy.tape.validate import DEFAULT_WORK_LIMIT, Records, Tape, validate
 
 
@@ -64,32 +64,30 @@ class TapeBuilder:
         Raises:
             TapeError: a record does not fit; see `validate`.
         """
-        from nocopy.tape.record import Space
-
         return validate(bytes(self), {Space(s): n for s, n in spaces.items()}, work_limit=work_limit)
 
     def copy(self, out: TensorLike, x: TensorLike) -> None:
-        """Out = x, converted to out's dtype and broadcast to its shape."""
+        """Copy x, converted to out's dtype and broadcast to its shape."""
         self._grid("copy", out, {"x": x})
 
     def fill(self, out: TensorLike, value: float) -> None:
-        """Out = value everywhere."""
+        """Set every element to value."""
         self._grid("fill", out, {}, value=value)
 
     def unary(self, function: str, out: TensorLike, x: TensorLike) -> None:
-        """Out = function(x); the functions are listed in `ops.UNARY`."""
+        """Apply function to x: out = function(x); the functions are listed in `ops.UNARY`."""
         self._grid("unary", out, {"x": x}, function=function)
 
     def clamp(self, out: TensorLike, x: TensorLike, low: float, high: float) -> None:
-        """Out = x limited to [low, high]."""
+        """Limit x to [low, high]."""
         self._grid("clamp", out, {"x": x}, low=low, high=high)
 
     def binary(self, function: str, out: TensorLike, a: TensorLike, b: TensorLike) -> None:
-        """Out = function(a, b) with broadcasting; the functions are listed in `ops.BINARY`."""
+        """Combine a and b: out = function(a, b), with broadcasting; the functions are listed in `ops.BINARY`."""
         self._grid("binary", out, {"a": a, "b": b}, function=function)
 
     def matmul(self, out: TensorLike, a: TensorLike, b: TensorLike, scale: float = 1.0) -> None:
-        """out[..., m, n] = scale * a[..., m, k] @ b[..., k, n]; at most two batch axes, broadcast.
+        """Multiply matrices: out[..., m, n] = scale * a[..., m, k] @ b[..., k, n]; at most two batch axes, broadcast.
 
         Transpose an operand by passing its transposed view; no bytes move.
         """
@@ -104,11 +102,11 @@ class TapeBuilder:
         self._emit("matmul", {"out": out, "a": a, "b": b}, shapes, (*batch, m, n, k), scale=scale)
 
     def reduce(self, function: str, out: TensorLike, x: TensorLike) -> None:
-        """Out = function over the last axis of x; reduce another axis by transposing the view."""
+        """Apply function over the last axis of x; reduce another axis by transposing the view."""
         self._rows("reduce", {"out": out}, {"x": x}, drop=("out",), function=function)
 
     def softmax(self, out: TensorLike, x: TensorLike, scale: float = 1.0) -> None:
-        """Out = softmax(scale * x) over the last axis."""
+        """Softmax of scale * x over the last axis."""
         self._rows("softmax", {"out": out}, {"x": x}, scale=scale)
 
     def rmsnorm(self, out: TensorLike, x: TensorLike, weight: TensorLike | None, eps: float = 1e-5) -> None:
@@ -127,7 +125,7 @@ class TapeBuilder:
         self._rows("layernorm", {"out": out}, {"x": x}, {"weight": weight, "bias": bias}, eps=eps)
 
     def gather(self, out: TensorLike, table: TensorLike, indices: TensorLike) -> None:
-        """out[r] = table[indices[r]]; table has two axes, indices are i32 and clamped to the table."""
+        """Pick rows: out[r] = table[indices[r]]; table has two axes, indices are i32 and clamped to the table."""
         if len(table.shape) != 2 or len(indices.shape) != 1:
             raise UsageError(f"gather: table {table.shape} needs two axes and indices {indices.shape} one")
         (t, w), (r,) = table.shape, indices.shape
@@ -135,7 +133,7 @@ class TapeBuilder:
         self._emit("gather", {"out": out, "table": table, "indices": indices}, shapes, (r, w, t))
 
     def argmax(self, out: TensorLike, x: TensorLike) -> None:
-        """Out (i32) = index of the largest value over the last axis."""
+        """Set out (i32) to the index of the largest value over the last axis."""
         self._rows("argmax", {"out": out}, {"x": x}, drop=("out",))
 
     def topk(self, values: TensorLike, indices: TensorLike, x: TensorLike) -> None:
@@ -189,11 +187,16 @@ class TapeBuilder:
     # -- shapes to records ----------------------------------------------------------------------------------
 
     def _grid(
-        self, op: str, out: TensorLike, inputs: Mapping[str, TensorLike], **params: float | str
+        self,
+        op: str,
+        out: TensorLike,
+        inputs: Mapping[str, TensorLike],
+        function: str | None = None,
+        **params: float,
     ) -> None:
         dims, _ = _pad(out.shape, out.strides)
         operands = {"out": out, **inputs}
-        self._emit(op, operands, dict.fromkeys(operands, dims), dims, **params)
+        self._emit(op, operands, dict.fromkeys(operands, dims), dims, function, **params)
 
     def _rows(
         self,
@@ -202,13 +205,14 @@ class TapeBuilder:
         inputs: Mapping[str, TensorLike],
         vectors: Mapping[str, TensorLike | None] | None = None,
         drop: Sequence[str] = (),
-        **params: float | str,
+        function: str | None = None,
+        **params: float,
     ) -> None:
         x = inputs["x"]
         rows, n = _split(x)
         shapes = {name: rows if name in drop else (*rows, n) for name in (*outputs, *inputs)}
         shapes |= dict.fromkeys(vectors or {}, (n,))
-        self._emit(op, {**outputs, **inputs, **(vectors or {})}, shapes, (*rows, n), **params)
+        self._emit(op, {**outputs, **inputs, **(vectors or {})}, shapes, (*rows, n), function, **params)
 
     def _emit(
         self,

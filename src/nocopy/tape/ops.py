@@ -67,6 +67,7 @@ class Op:
 
 GRID = ("d0", "d1", "d2", "d3")
 ROWS = ("d0", "d1", "d2")
+BATCH = ("b0", "b1")
 LAST = (*ROWS, "n")
 
 UNARY = (
@@ -100,55 +101,60 @@ def _conv_work(d: Dims) -> int:
     return prod(d[k] for k in ("n", "o", "oh", "ow", "cg", "kh", "kw"))
 
 
+def _out(name: str, axes: tuple[str, ...], dtypes: frozenset[DType] = FLOATS) -> Operand:
+    return Operand(name, axes, dtypes, out=True)
+
+
+def _in(name: str, axes: tuple[str, ...], dtypes: frozenset[DType] = FLOATS) -> Operand:
+    return Operand(name, axes, dtypes)
+
+
+def _opt(name: str, axes: tuple[str, ...]) -> Operand:
+    return Operand(name, axes, FLOATS, optional=True)
+
+
 OPS: tuple[Op, ...] = (
     Op("copy", 1, "out = convert(x); to an integer: round half to even, saturate, NaN becomes 0", GRID,
-       (Operand("out", GRID, ALL, out=True), Operand("x", GRID, ALL)), elementwise=True),
-    Op("fill", 2, "out = convert(value)", GRID, (Operand("out", GRID, ALL, out=True),), (Param("value"),)),
+       (_out("out", GRID, ALL), _in("x", GRID, ALL)), elementwise=True),
+    Op("fill", 2, "out = convert(value)", GRID, (_out("out", GRID, ALL),), (Param("value"),)),
     Op("unary", 3, "out = function(x), computed in f32", GRID,
-       (Operand("out", GRID, FLOATS, out=True), Operand("x", GRID, FLOATS)), functions=UNARY, elementwise=True),
+       (_out("out", GRID), _in("x", GRID)), functions=UNARY, elementwise=True),
     Op("clamp", 4, "out = min(max(x, low), high), computed in f32; NaN stays NaN", GRID,
-       (Operand("out", GRID, FLOATS, out=True), Operand("x", GRID, FLOATS)),
-       (Param("low"), Param("high")), elementwise=True),
-    Op("binary", 5, "out = function(a, b), computed in f32; eq, lt, le give 1 or 0; min and max pass NaN on", GRID,
-       (Operand("out", GRID, FLOATS, out=True), Operand("a", GRID, FLOATS), Operand("b", GRID, FLOATS)),
-       functions=BINARY, elementwise=True),
+       (_out("out", GRID), _in("x", GRID)), (Param("low"), Param("high")), elementwise=True),
+    Op("binary", 5, "out = function(a, b), in f32; eq, lt, le give 1 or 0; min and max pass NaN on", GRID,
+       (_out("out", GRID), _in("a", GRID), _in("b", GRID)), functions=BINARY, elementwise=True),
     Op("matmul", 6, "out[b0,b1,m,n] = scale * sum_k a[b0,b1,m,k] b[b0,b1,k,n], summed in f32",
-       ("b0", "b1", "m", "n", "k"),
-       (Operand("out", ("b0", "b1", "m", "n"), FLOATS, out=True),
-        Operand("a", ("b0", "b1", "m", "k"), FLOATS), Operand("b", ("b0", "b1", "k", "n"), FLOATS)),
+       (*BATCH, "m", "n", "k"),
+       (_out("out", (*BATCH, "m", "n")), _in("a", (*BATCH, "m", "k")), _in("b", (*BATCH, "k", "n"))),
        (Param("scale"),)),
     Op("reduce", 7, "out[d0,d1,d2] = function over n of x[d0,d1,d2,n], in f32; max and min pass NaN on", LAST,
-       (Operand("out", ROWS, FLOATS, out=True), Operand("x", LAST, FLOATS)),
-       functions=REDUCE, check=_check_reduce),
+       (_out("out", ROWS), _in("x", LAST)), functions=REDUCE, check=_check_reduce),
     Op("softmax", 8, "out = exp(scale x - max) / sum over n of the same", LAST,
-       (Operand("out", LAST, FLOATS, out=True), Operand("x", LAST, FLOATS)), (Param("scale"),), elementwise=True),
+       (_out("out", LAST), _in("x", LAST)), (Param("scale"),), elementwise=True),
     Op("rmsnorm", 9, "out = x / sqrt(mean over n of x^2 + eps) * weight", LAST,
-       (Operand("out", LAST, FLOATS, out=True), Operand("x", LAST, FLOATS),
-        Operand("weight", ("n",), FLOATS, optional=True)), (Param("eps"),), elementwise=True),
+       (_out("out", LAST), _in("x", LAST), _opt("weight", ("n",))), (Param("eps"),), elementwise=True),
     Op("layernorm", 10, "out = (x - mean) / sqrt(variance + eps) * weight + bias, over n", LAST,
-       (Operand("out", LAST, FLOATS, out=True), Operand("x", LAST, FLOATS),
-        Operand("weight", ("n",), FLOATS, optional=True), Operand("bias", ("n",), FLOATS, optional=True)),
+       (_out("out", LAST), _in("x", LAST), _opt("weight", ("n",)), _opt("bias", ("n",))),
        (Param("eps"),), elementwise=True),
     Op("gather", 11, "out[r,w] = table[clamp(indices[r], 0, t-1), w]", ("r", "w", "t"),
-       (Operand("out", ("r", "w"), FLOATS, out=True), Operand("table", ("t", "w"), FLOATS),
-        Operand("indices", ("r",), I32)), nonzero=("t",), work=lambda d: d["r"] * d["w"]),
+       (_out("out", ("r", "w")), _in("table", ("t", "w")), _in("indices", ("r",), I32)),
+       nonzero=("t",), work=lambda d: d["r"] * d["w"]),
     Op("argmax", 12, "out[d0,d1,d2] = lowest n where x is largest; NaN counts as -infinity", LAST,
-       (Operand("out", ROWS, I32, out=True), Operand("x", LAST, FLOATS)), nonzero=("n",)),
+       (_out("out", ROWS, I32), _in("x", LAST)), nonzero=("n",)),
     Op("topk", 13, "the k largest over n, in falling order, ties by lowest index; NaN counts as -infinity",
        (*LAST, "k"),
-       (Operand("values", (*ROWS, "k"), FLOATS, out=True), Operand("indices", (*ROWS, "k"), I32, out=True),
-        Operand("x", LAST, FLOATS)), check=_check_topk),
+       (_out("values", (*ROWS, "k")), _out("indices", (*ROWS, "k"), I32), _in("x", LAST)), check=_check_topk),
     Op("conv2d", 14, "out[n,o,y,x] = bias[o] + sum over cg,kh,kw of weight * input; outside the input is 0",
        ("n", "c", "h", "w", "o", "cg", "kh", "kw", "oh", "ow"),
-       (Operand("out", ("n", "o", "oh", "ow"), FLOATS, out=True), Operand("x", ("n", "c", "h", "w"), FLOATS),
-        Operand("weight", ("o", "cg", "kh", "kw"), FLOATS), Operand("bias", ("o",), FLOATS, optional=True)),
+       (_out("out", ("n", "o", "oh", "ow")), _in("x", ("n", "c", "h", "w")),
+        _in("weight", ("o", "cg", "kh", "kw")), _opt("bias", ("o",))),
        (Param("stride_y", "u32", 1, 65535), Param("stride_x", "u32", 1, 65535),
         Param("pad_y", "u32", 0, 65535), Param("pad_x", "u32", 0, 65535),
         Param("dilation_y", "u32", 1, 65535), Param("dilation_x", "u32", 1, 65535)),
        nonzero=("cg",), work=_conv_work, check=_check_conv),
     Op("resize", 15, "bilinear, half-pixel centres, edges repeated",
        ("n", "c", "h", "w", "oh", "ow"),
-       (Operand("out", ("n", "c", "oh", "ow"), FLOATS, out=True), Operand("x", ("n", "c", "h", "w"), FLOATS)),
+       (_out("out", ("n", "c", "oh", "ow")), _in("x", ("n", "c", "h", "w"))),
        nonzero=("h", "w"), work=lambda d: 4 * prod(d[k] for k in ("n", "c", "oh", "ow"))),
 )  # fmt: skip
 

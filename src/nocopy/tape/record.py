@@ -14,7 +14,7 @@
          8      2  dtype       `DType`; 0 marks an optional operand that is absent
         10      2  space       `Space`
         12      4  reserved    0
-        16     16  strides     4 x u32, in elements, one for each of the operand's dimensions; 0 repeats an input
+        16     16  strides     4 x u32, in elements, one for each of the operand's axes; 0 repeats an input
 
 Strides express transposes, slices and broadcasting, so no op needs a flag for them.
 """
@@ -101,5 +101,5 @@ class Tensor:
             object.__setattr__(self, "strides", contiguous_strides(self.shape))
         if len(self.strides) != len(self.shape):
             raise UsageError(
-                f"shape {self.shape} has {len(self.shape)} axes, strides {self.strides} name {len(self.strides)}"
+                f"strides {self.strides} were given for shape {self.shape}; one for each axis is needed"
             )

@@ -92,7 +92,7 @@ def _erf(x: F32) -> F32:
     return np.vectorize(math.erf, otypes=[np.float32])(x) if x.size else x
 
 
-UNARY_MEANING: dict[str, Callable[[F32], F32]] = {
+UNARY_MEANING: dict[str, Callable[[F32], Any]] = {
     "neg": np.negative,
     "abs": np.abs,
     "sign": np.sign,
@@ -118,7 +118,7 @@ UNARY_MEANING: dict[str, Callable[[F32], F32]] = {
     "ceil": np.ceil,
     "round": np.rint,
 }
-BINARY_MEANING: dict[str, Callable[[F32, F32], Array]] = {
+BINARY_MEANING: dict[str, Callable[[F32, F32], Any]] = {
     "add": np.add,
     "sub": np.subtract,
     "mul": np.multiply,
@@ -130,7 +130,7 @@ BINARY_MEANING: dict[str, Callable[[F32, F32], Array]] = {
     "lt": np.less,
     "le": np.less_equal,
 }
-REDUCE_MEANING: dict[str, Callable[[F32], F32]] = {
+REDUCE_MEANING: dict[str, Callable[[F32], Any]] = {
     "sum": lambda x: x.sum(-1, dtype=np.float32),
     "mean": lambda x: x.mean(-1, dtype=np.float32),
     "max": lambda x: x.max(-1),
@@ -232,23 +232,29 @@ def _conv2d(operands: list[Any], p: Mapping[str, Any]) -> None:
     out, x, weight, bias = operands
     if not out.size:
         return
-    (n, c, h, w), (o, cg, kh, kw), (oh, ow) = x.shape, weight.shape, out.shape[2:]
+    (n, c), (o, cg, kh, kw), (oh, ow) = x.shape[:2], weight.shape, out.shape[2:]
     groups = c // cg
     x, weight = _f32(x), _f32(weight)
     y = np.zeros((n, groups, o // groups, oh, ow), np.float32)
     for ky in range(kh):
-        rows = np.arange(oh) * p["stride_y"] + ky * p["dilation_y"] - p["pad_y"]
         for kx in range(kw):
+            rows = np.arange(oh) * p["stride_y"] + ky * p["dilation_y"] - p["pad_y"]
             columns = np.arange(ow) * p["stride_x"] + kx * p["dilation_x"] - p["pad_x"]
-            inside = ((rows >= 0) & (rows < h))[:, None] & ((columns >= 0) & (columns < w))
-            if not inside.any():
-                continue
-            window = x[:, :, np.clip(rows, 0, h - 1)[:, None], np.clip(columns, 0, w - 1)]
-            window = np.where(inside, window, np.float32(0)).reshape(n, groups, cg, oh, ow)
+            window = _window(x, rows, columns).reshape(n, groups, cg, oh, ow)
             tap = weight[:, :, ky, kx].reshape(groups, o // groups, cg)
             y += np.einsum("ngcyx,goc->ngoyx", window, tap, optimize=True)
     y = y.reshape(n, o, oh, ow)
     _store(out, y if bias is None else y + _f32(bias)[:, None, None])
+
+
+def _window(x: F32, rows: Array, columns: Array) -> F32:
+    """x[:, :, rows, columns], 0 where those lie outside."""
+    h, w = x.shape[2:]
+    if h == 0 or w == 0:
+        return np.zeros((*x.shape[:2], len(rows), len(columns)), np.float32)
+    inside = ((rows >= 0) & (rows < h))[:, None] & ((columns >= 0) & (columns < w))
+    window = x[:, :, np.clip(rows, 0, h - 1)[:, None], np.clip(columns, 0, w - 1)]
+    return np.where(inside, window, np.float32(0))
 
 
 def _axis(size: int, out_size: int) -> tuple[Array, Array, F32]:

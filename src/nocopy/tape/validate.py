@@ -213,9 +213,7 @@ class _Check:
         if stop > limit:
             self.fail(f"{where} ends at byte {stop} of space {Space(space).name.lower()}, which has {limit}")
         if spec.out and not _injective(shape, strides):
-            self.fail(
-                f"{where}: strides {tuple(strides[: len(shape)])} of shape {tuple(shape)} write an element twice"
-            )
+            self.fail(f"{where}: strides {strides[: len(shape)]} of shape {shape} write an element twice")
         return Extent(Space(space), offset, stop, spec.out)
 
     def _unused(self, slot: int) -> None:
