@@ -83,11 +83,13 @@ class TapeBuilder:
         self._grid("clamp", out, {"x": x}, low=low, high=high)
 
     def binary(self, function: str, out: TensorLike, a: TensorLike, b: TensorLike) -> None:
-        """Combine a and b: out = function(a, b), with broadcasting; the functions are listed in `ops.BINARY`."""
+        """Combine a and b, broadcast: out = function(a, b); the functions are listed in `ops.BINARY`."""
         self._grid("binary", out, {"a": a, "b": b}, function=function)
 
     def matmul(self, out: TensorLike, a: TensorLike, b: TensorLike, scale: float = 1.0) -> None:
-        """Multiply matrices: out[..., m, n] = scale * a[..., m, k] @ b[..., k, n]; at most two batch axes, broadcast.
+        """Multiply matrices: out[..., m, n] = scale * a[..., m, k] @ b[..., k, n].
+
+        There are at most two batch axes; they broadcast.
 
         Transpose an operand by passing its transposed view; no bytes move.
         """
@@ -125,7 +127,7 @@ class TapeBuilder:
         self._rows("layernorm", {"out": out}, {"x": x}, {"weight": weight, "bias": bias}, eps=eps)
 
     def gather(self, out: TensorLike, table: TensorLike, indices: TensorLike) -> None:
-        """Pick rows: out[r] = table[indices[r]]; table has two axes, indices are i32 and clamped to the table."""
+        """Pick rows: out[r] = table[indices[r]]; indices are i32 and clamped to the table."""
         if len(table.shape) != 2 or len(indices.shape) != 1:
             raise UsageError(f"gather: table {table.shape} needs two axes and indices {indices.shape} one")
         (t, w), (r,) = table.shape, indices.shape

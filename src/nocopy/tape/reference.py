@@ -238,13 +238,18 @@ def _conv2d(operands: list[Any], p: Mapping[str, Any]) -> None:
     y = np.zeros((n, groups, o // groups, oh, ow), np.float32)
     for ky in range(kh):
         for kx in range(kw):
-            rows = np.arange(oh) * p["stride_y"] + ky * p["dilation_y"] - p["pad_y"]
-            columns = np.arange(ow) * p["stride_x"] + kx * p["dilation_x"] - p["pad_x"]
+            rows = _taps(oh, p["stride_y"], ky * p["dilation_y"] - p["pad_y"])
+            columns = _taps(ow, p["stride_x"], kx * p["dilation_x"] - p["pad_x"])
             window = _window(x, rows, columns).reshape(n, groups, cg, oh, ow)
             tap = weight[:, :, ky, kx].reshape(groups, o // groups, cg)
             y += np.einsum("ngcyx,goc->ngoyx", window, tap, optimize=True)
     y = y.reshape(n, o, oh, ow)
     _store(out, y if bias is None else y + _f32(bias)[:, None, None])
+
+
+def _taps(count: int, stride: int, start: int) -> npt.NDArray[np.int64]:
+    """The input index that each output index looks at."""
+    return np.arange(count, dtype=np.int64) * stride + start
 
 
 def _window(x: F32, rows: Array, columns: Array) -> F32:
