@@ -6,7 +6,6 @@ python tools/generate.py --check   fail if what is committed differs
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,17 +87,13 @@ def slang_header() -> str:
 
 def documentation() -> str:
     """docs/tape.md: the record and every op, for people who write guests."""
-    lines = [f"<!-- {NOTICE} -->", "# The tape", "", (record.__doc__ or "").partition("\n")[0], ""]
-    lines += ["```", inspect.cleandoc((record.__doc__ or "").partition("\n")[2]), "```", ""]
-    lines += [
-        "A tape is an array of records. They run in order; each sees what the ones before it wrote.",
-        "",
-    ]
+    lines = [f"<!-- {NOTICE} -->", "# The tape", "", record.__doc__ or ""]
+    lines += ["A tape is an array of records. They run in order; each sees what the earlier ones wrote.", ""]
     lines += ["## Element types", "", "| number | name | bytes |", "| --- | --- | --- |"]
     lines += [f"| {d.value} | {d.name.lower()} | {d.itemsize} |" for d in DType if d]
     lines += [
         "",
-        "Arithmetic is f32 whatever the operands are; results are rounded to the output's type at the end.",
+        "Arithmetic is f32; results are rounded to the output's type at the end.",
     ]
     lines += ["", "## Ops", ""]
     for op in OPS:
