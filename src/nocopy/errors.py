@@ -51,7 +51,7 @@ class StaleViewError(Error):
     code = -5
 
 
-class CopyRefusedError(Error):
+class CopyRefusedError(Error, BufferError):
     """The request would need a copy, and copies were not allowed."""
 
     code = -6

@@ -1,0 +1,100 @@
+"""Address ranges from the operating system: reserve with mmap, commit with mprotect, release once nobody
+refers to them.
+
+A reservation costs address space only. Committed pages read as zero and become resident when they are
+first written.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import weakref
+from typing import Final
+
+from nocopy.errors import MemoryLimitError
+
+PAGE: Final = mmap.PAGESIZE
+"""The host's page size in bytes: 4 KiB on x86-64, 16 KiB on Apple silicon, 4 to 64 KiB on other ARM."""
+
+PROT_NONE: Final = 0
+PROT_READ_WRITE: Final = mmap.PROT_READ | mmap.PROT_WRITE
+# A reservation must not count against the commit limit: 4 GiB for every guest would exhaust it at once.
+MAP_FLAGS: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+MAP_FAILED: Final = ctypes.c_void_p(-1).value
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_mmap = _libc.mmap
+_mmap.restype = ctypes.c_void_p
+_mmap.argtypes = [
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_longlong,  # off_t is 64 bits wide on every platform that Wasmtime has a wheel for
+]
+_mprotect = _libc.mprotect
+_mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_munmap = _libc.munmap
+_munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+
+
+def round_up(size: int, to: int = PAGE) -> int:
+    """Round `size` bytes up to a multiple of `to` bytes."""
+    return -(-size // to) * to
+
+
+class State(ctypes.Structure):
+    """What native code reads fresh on every call: the size in bytes and the number of growths so far."""
+
+    _fields_ = [("size", ctypes.c_size_t), ("generation", ctypes.c_size_t)]
+    size: int
+    generation: int
+
+
+class Pages:
+    """A reserved address range, unmapped when the last reference to this object goes away.
+
+    Whoever hands out a pointer into the range (an array, a capsule, a device import) keeps a reference:
+    this is what makes a dangling pointer impossible, whatever the order in which things are closed.
+    """
+
+    def __init__(self, reserve: int, guard: int) -> None:
+        self.reserve = round_up(reserve)
+        self.state = State()
+        length = self.reserve + round_up(guard)
+        address = _mmap(None, max(length, PAGE), PROT_NONE, MAP_FLAGS, -1, 0)
+        if address is None or address == MAP_FAILED:
+            reason = os.strerror(ctypes.get_errno())
+            raise MemoryLimitError(
+                f"{length} bytes of address space were asked for (reservation plus guard); the system says: "
+                f"{reason}. Ask for a smaller `reserve`, or raise the limit (`ulimit -v unlimited`)."
+            )
+        self.address: int = address
+        # At exit the system takes the range back; unmapping it earlier could pull it from under a device
+        # or a guest.
+        weakref.finalize(self, _munmap, address, max(length, PAGE)).atexit = False
+
+    def commit(self, old: int, new: int) -> None:
+        """Make the bytes from `old` to `new` readable and writable; whole pages.
+
+        Raises:
+            MemoryLimitError: the system refuses; nothing has changed.
+        """
+        self._protect(round_up(old), round_up(new), PROT_READ_WRITE, "commit")
+
+    def decommit(self, old: int, new: int) -> None:
+        """Undo a commit that nobody has written to: the pages become inaccessible again and stay zero."""
+        self._protect(round_up(old), round_up(new), PROT_NONE, "give back")
+
+    def _protect(self, start: int, end: int, protection: int, verb: str) -> None:
+        if start == end:
+            return
+        if _mprotect(self.address + start, end - start, protection) != 0:
+            reason = os.strerror(ctypes.get_errno())
+            raise MemoryLimitError(
+                f"{end - start} bytes were to be made accessible or inaccessible ({verb}); the system says: "
+                f"{reason}. Free memory, or ask for less."
+            )
