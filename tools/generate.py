@@ -13,6 +13,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
+from sdk_header import fill_template  # noqa: E402
+
 from nocopy.memory.dtype import DType  # noqa: E402
 from nocopy.tape import record  # noqa: E402
 from nocopy.tape.ops import OPS, Op, Operand, Param  # noqa: E402
@@ -46,16 +48,9 @@ def layout(op: Op) -> str:
     return f"{op.name}: operands {operands}; dims {', '.join(op.dims)}; params {params}"
 
 
-def c_header() -> str:
-    """kernels/tape.h: for the CPU player and, through NVRTC, for CUDA."""
-    lines = [f"// {NOTICE}", "#pragma once", ""]
-    lines += ["#ifndef __CUDACC_RTC__", "#include <stdint.h>", "#endif", ""]
-    lines += ["enum {"]
-    lines += [f"    {n} = {v}," + (f"  // {c}" if c else "") for n, v, c in constants()]
-    lines += ["};", "", "// What lies where in a record; '?' marks an optional operand."]
-    lines += [f"//   {layout(op)}" for op in OPS]
-    lines += [
-        "",
+def structs() -> list[str]:
+    """C declarations of an operand and a record."""
+    return [
         "typedef struct nocopy_operand {",
         "    uint64_t offset;  // bytes from the start of the space",
         "    uint16_t dtype;",
@@ -73,9 +68,23 @@ def c_header() -> str:
         "    uint32_t dims[NOCOPY_MAX_DIMS];",
         "    uint32_t params[NOCOPY_MAX_PARAMS];  // u32, or the bits of an f32",
         "} nocopy_record;",
-        "",
     ]
-    return "\n".join(lines)
+
+
+def c_header() -> str:
+    """kernels/tape.h: for the CPU player and, through NVRTC, for CUDA."""
+    lines = [f"// {NOTICE}", "#pragma once", ""]
+    lines += ["#ifndef __CUDACC_RTC__", "#include <stdint.h>", "#endif", ""]
+    lines += ["enum {"]
+    lines += [f"    {n} = {v}," + (f"  // {c}" if c else "") for n, v, c in constants()]
+    lines += ["};", "", "// What lies where in a record; '?' marks an optional operand."]
+    lines += [f"//   {layout(op)}" for op in OPS]
+    return "\n".join([*lines, "", *structs(), ""])
+
+
+def sdk_header() -> str:
+    """sdk/c/nocopy.h: for guests."""
+    return fill_template(NOTICE, list(constants()), structs(), [layout(op) for op in OPS])
 
 
 def slang_header() -> str:
@@ -124,6 +133,7 @@ OUTPUTS = {
     ROOT / "docs/tape.md": documentation,
     ROOT / "src/nocopy/kernels/tape.h": c_header,
     ROOT / "src/nocopy/kernels/gpu/tape.slang": slang_header,
+    ROOT / "sdk/c/nocopy.h": sdk_header,
 }
 
 
