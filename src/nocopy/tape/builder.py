@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from nocopy.errors import UsageError
 from nocopy.memory.dtype import DType
-from nocopy.tape.ops import BY_NAME, Op
+from nocopy.tape.ops import BY_NAME, Op, Param
 from nocopy.tape.record import MAX_AXES, RECORD, VERSION, Space
 from nocopy.tape.validate import DEFAULT_WORK_LIMIT, Records, Tape, validate
 
@@ -226,8 +227,8 @@ class TapeBuilder:
         **params: float,
     ) -> None:
         op = BY_NAME[name]
-        if any(d >= 2**32 for d in dims):
-            raise UsageError(f"{name}: dims {dims} were asked for; each must be below 2**31")
+        if not all(0 <= d < 2**31 for d in dims):
+            raise UsageError(f"{name}: dims {dims} were asked for; each must lie in 0 to 2**31 - 1")
         record = np.zeros((), RECORD)
         record["version"], record["opcode"] = VERSION, op.code
         record["function"] = _function(op, function)
@@ -235,17 +236,17 @@ class TapeBuilder:
         for slot, spec in enumerate(op.operands):
             tensor = operands[spec.name]
             if tensor is not None:
-                strides = _broadcast(f"{name}: {spec.name}", tensor, shapes[spec.name])
-                record["operands"][slot] = (
-                    tensor.offset,
-                    tensor.dtype,
-                    tensor.space,
-                    0,
-                    _four(strides),
-                )
+                what = f"{name}: {spec.name}"
+                strides = _broadcast(what, tensor, shapes[spec.name], repeat=not spec.out)
+                if not 0 <= tensor.offset < 2**64 or not all(0 <= s < 2**32 for s in strides):
+                    raise UsageError(
+                        f"{what} starts at byte {tensor.offset} and has strides {tensor.strides};"
+                        " a record holds no negative ones and strides below 2**32 elements"
+                    )
+                four = (*strides, *(0,) * (MAX_AXES - len(strides)))
+                record["operands"][slot] = (tensor.offset, tensor.dtype, tensor.space, 0, four)
         for i, spec in enumerate(op.params):
-            kind = np.float32 if spec.kind == "f32" else np.uint32
-            record["params"][i] = np.array(params[spec.name], kind).view(np.uint32)
+            record["params"][i] = _word(f"{name}: {spec.name}", spec, params[spec.name])
         self._records.append(record)
 
 
@@ -262,6 +263,8 @@ def _function(op: Op, function: str | None) -> int:
 def _pad(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Left-pad to four axes: size 1, stride 0."""
     missing = MAX_AXES - len(shape)
+    if missing < 0:
+        raise UsageError(f"a tensor of shape {shape} was given; at most {MAX_AXES} axes fit a record")
     return (1,) * missing + tuple(shape), (0,) * missing + tuple(strides)
 
 
@@ -273,8 +276,8 @@ def _split(x: TensorLike) -> tuple[tuple[int, ...], int]:
     return shape[:3], shape[3]
 
 
-def _broadcast(what: str, tensor: TensorLike, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Strides that make `tensor` look like `shape`: NumPy's rules, 0 where it repeats."""
+def _broadcast(what: str, tensor: TensorLike, shape: tuple[int, ...], *, repeat: bool) -> tuple[int, ...]:
+    """Strides that make `tensor` look like `shape`: NumPy's rules, 0 where it repeats. Outputs must not."""
     missing = len(shape) - len(tensor.shape)
     if missing < 0:
         extra, tail = tensor.shape[:-missing], tensor.shape[-missing:]
@@ -285,10 +288,19 @@ def _broadcast(what: str, tensor: TensorLike, shape: tuple[int, ...]) -> tuple[i
         sizes = (1,) * missing + tuple(tensor.shape)
         steps = (0,) * missing + tuple(tensor.strides)
     for have, want in zip(sizes, shape, strict=True):
-        if have not in (1, want):
-            raise UsageError(f"{what} has shape {tensor.shape}, which does not broadcast to {shape}")
+        if have != want and not (repeat and have == 1):
+            needed = f"it does not broadcast to {shape}" if repeat else f"{shape} is needed"
+            raise UsageError(f"{what} has shape {tensor.shape}; {needed}")
     return tuple(0 if have == 1 else step for have, step in zip(sizes, steps, strict=True))
 
 
-def _four(strides: tuple[int, ...]) -> tuple[int, ...]:
-    return (*strides, *(0,) * (MAX_AXES - len(strides)))
+def _word(what: str, spec: Param, value: float) -> int:
+    """The 32 bits that hold a parameter; f32 is rounded to, never overflowed to infinity."""
+    if spec.kind == "u32":
+        if value != int(value) or not spec.low <= value <= spec.high:
+            raise UsageError(f"{what} = {value} was asked for; {spec.low} to {spec.high} is allowed")
+        return int(value)
+    try:
+        return struct.unpack("<I", struct.pack("<f", value))[0]
+    except OverflowError:
+        raise UsageError(f"{what} = {value} was asked for; it does not fit an f32") from None

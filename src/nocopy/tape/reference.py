@@ -1,17 +1,23 @@
 """What every op means, in NumPy: the oracle that each player must agree with.
 
 Clear before fast. Arithmetic is f32 whatever the operands' dtypes, results are converted at the end.
+A player may treat f32 subnormals as zero in arithmetic; `copy` and `gather` keep every bit that fits.
+
+Strides can name far more elements than there are bytes. Temporaries here stay within a small multiple of the
+bytes that the operands span, so that a hostile tape costs time (which the work limit bounds), not memory.
 """
 
 from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import product
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import as_strided
 
 from nocopy.memory.dtype import DType
 from nocopy.tape.ops import BINARY, BY_CODE, REDUCE, UNARY, Op
@@ -20,6 +26,9 @@ from nocopy.tape.validate import Tape
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
+
+BLOCK = 2**24
+"""Elements of a temporary that repeats its input: 64 MiB of f32."""
 
 
 def play(tape: Tape, spaces: Mapping[Space, Array]) -> None:
@@ -67,7 +76,20 @@ def _params(record: Any, op: Op) -> dict[str, Any]:
 
 
 def _f32(x: Array) -> F32:
-    return x.astype(np.float32)
+    """X as f32. What overlaps in memory is converted once and overlaps again in the result."""
+    if x.dtype == np.float32:
+        return x
+    span = 1 + sum((size - 1) * step for size, step in zip(x.shape, x.strides, strict=True)) // x.itemsize
+    if x.size <= span:
+        return x.astype(np.float32)
+    flat = as_strided(x, (span,), (x.itemsize,)).astype(np.float32)
+    return as_strided(flat, x.shape, [step // x.itemsize * 4 for step in x.strides])
+
+
+def _blocks(size: int, rows: int) -> Iterator[slice]:
+    """Slices of an axis that is `size` long, each naming about BLOCK elements over `rows` rows."""
+    step = max(1, BLOCK // max(1, rows))
+    return (slice(start, min(start + step, size)) for start in range(0, size, step))
 
 
 def convert(x: Array, dtype: np.dtype[Any]) -> Array:
@@ -167,7 +189,12 @@ def _binary(operands: list[Any], p: Mapping[str, Any]) -> None:
 
 def _matmul(operands: list[Any], p: Mapping[str, Any]) -> None:
     out, a, b = operands
-    _store(out, np.float32(p["scale"]) * np.matmul(_f32(a), _f32(b)))
+    if not out.size:
+        return
+    y = np.zeros(out.shape, np.float32)
+    for some in _blocks(a.shape[-1], max(a[..., :1].size, b[..., :1, :].size)):
+        y += np.matmul(_f32(a[..., some]), _f32(b[..., some, :]))
+    _store(out, np.float32(p["scale"]) * y)
 
 
 def _reduce(operands: list[Any], p: Mapping[str, Any]) -> None:
@@ -213,19 +240,32 @@ def _no_nan(x: Array) -> F32:
     return np.where(np.isnan(x), np.float32(-np.inf), x)
 
 
+def _largest(x: Array, k: int) -> tuple[F32, Array]:
+    """The k largest values over the last axis and their indices, ties by lowest index."""
+    rows = x.shape[:-1]
+    values: Array = np.zeros((*rows, 0), np.float32)
+    indices: Array = np.zeros((*rows, 0), np.int64)
+    for some in _blocks(x.shape[-1], x[..., :1].size):
+        block = _no_nan(x[..., some])
+        places = np.broadcast_to(np.arange(some.start, some.stop, dtype=np.int64), block.shape)
+        values, indices = np.append(values, block, -1), np.append(indices, places, -1)
+        order = np.argsort(-values, -1, kind="stable")[..., :k]  # stable: earlier blocks win ties
+        values, indices = np.take_along_axis(values, order, -1), np.take_along_axis(indices, order, -1)
+    return values, indices
+
+
 def _argmax(operands: list[Any], _p: Mapping[str, Any]) -> None:
     out, x = operands
     if out.size:
-        out[...] = np.argmax(_no_nan(x), -1)
+        out[...] = _largest(x, 1)[1][..., 0]
 
 
 def _topk(operands: list[Any], _p: Mapping[str, Any]) -> None:
     values, indices, x = operands
     if values.size:
-        x = _no_nan(x)
-        order = np.argsort(-x, -1, kind="stable")[..., : values.shape[-1]]
-        _store(values, np.take_along_axis(x, order, -1))
-        indices[...] = order
+        best, places = _largest(x, values.shape[-1])
+        _store(values, best)
+        indices[...] = places
 
 
 def _conv2d(operands: list[Any], p: Mapping[str, Any]) -> None:
@@ -233,17 +273,17 @@ def _conv2d(operands: list[Any], p: Mapping[str, Any]) -> None:
     if not out.size:
         return
     (n, c), (o, cg, kh, kw), (oh, ow) = x.shape[:2], weight.shape, out.shape[2:]
-    groups = c // cg
-    x, weight = _f32(x), _f32(weight)
-    y = np.zeros((n, groups, o // groups, oh, ow), np.float32)
-    for ky in range(kh):
-        for kx in range(kw):
-            rows = _taps(oh, p["stride_y"], ky * p["dilation_y"] - p["pad_y"])
-            columns = _taps(ow, p["stride_x"], kx * p["dilation_x"] - p["pad_x"])
-            window = _window(x, rows, columns).reshape(n, groups, cg, oh, ow)
-            tap = weight[:, :, ky, kx].reshape(groups, o // groups, cg)
+    first = np.arange(0, int(c), int(cg), dtype=np.int64)[:, None]  # channel of each group
+    y: Array = np.zeros((n, len(first), o // len(first), oh, ow), np.float32)
+    for ky, kx in product(range(kh), range(kw)):
+        rows = _taps(oh, p["stride_y"], ky * p["dilation_y"] - p["pad_y"])
+        columns = _taps(ow, p["stride_x"], kx * p["dilation_x"] - p["pad_x"])
+        for some in _blocks(cg, out.size):
+            channels = first + np.arange(some.start, some.stop, dtype=np.int64)
+            tap = _f32(weight[:, some, ky, kx]).reshape(*y.shape[1:3], channels.shape[1])
+            window = _window(x, channels, rows, columns)
             y += np.einsum("ngcyx,goc->ngoyx", window, tap, optimize=True)
-    y = y.reshape(n, o, oh, ow)
+    y = y.reshape(out.shape)
     _store(out, y if bias is None else y + _f32(bias)[:, None, None])
 
 
@@ -252,14 +292,14 @@ def _taps(count: int, stride: int, start: int) -> npt.NDArray[np.int64]:
     return np.arange(count, dtype=np.int64) * stride + start
 
 
-def _window(x: F32, rows: Array, columns: Array) -> F32:
-    """x[:, :, rows, columns], 0 where those lie outside."""
+def _window(x: Array, channels: Array, rows: Array, columns: Array) -> F32:
+    """x[:, channels, rows, columns], an axis for each axis of those; 0 where rows or columns lie outside."""
     h, w = x.shape[2:]
-    if h == 0 or w == 0:
-        return np.zeros((*x.shape[:2], len(rows), len(columns)), np.float32)
     inside = ((rows >= 0) & (rows < h))[:, None] & ((columns >= 0) & (columns < w))
-    window = x[:, :, np.clip(rows, 0, h - 1)[:, None], np.clip(columns, 0, w - 1)]
-    return np.where(inside, window, np.float32(0))
+    if not inside.any():
+        return np.zeros((len(x), *channels.shape, *inside.shape), np.float32)
+    near = x[:, channels[..., None, None], np.clip(rows, 0, h - 1)[:, None], np.clip(columns, 0, w - 1)]
+    return np.where(inside, _f32(near), np.float32(0))
 
 
 def _axis(size: int, out_size: int) -> tuple[Array, Array, F32]:
@@ -278,9 +318,10 @@ def _resize(operands: list[Any], _p: Mapping[str, Any]) -> None:
         return
     y0, y1, fy = _axis(x.shape[2], out.shape[2])
     x0, x1, fx = _axis(x.shape[3], out.shape[3])
-    x, fy = _f32(x), fy[:, None]
-    top = x[:, :, y0][..., x0] * (1 - fx) + x[:, :, y0][..., x1] * fx
-    bottom = x[:, :, y1][..., x0] * (1 - fx) + x[:, :, y1][..., x1] * fx
+    fy = fy[:, None]
+    y0, y1 = y0[:, None], y1[:, None]
+    top = _f32(x[:, :, y0, x0]) * (1 - fx) + _f32(x[:, :, y0, x1]) * fx
+    bottom = _f32(x[:, :, y1, x0]) * (1 - fx) + _f32(x[:, :, y1, x1]) * fx
     _store(out, top * (1 - fy) + bottom * fy)
 
 

@@ -2,9 +2,13 @@
 
 The caller hands in bytes that nobody else can change (a copy of what a guest wrote). All arithmetic is on
 Python integers, so nothing can overflow. What is checked, for every record: version, opcode, function,
-unused fields are zero, dims, parameters; and for every operand: dtype, space, alignment, that its furthest
-element lies inside its space, that no output element is written twice, and that an output overlaps no other
-operand (except an element-wise op that writes exactly over its input).
+unused fields are zero, dims, parameters; and for every operand: dtype, space, alignment, its number of
+elements, that its furthest element lies inside its space, that no output element is written twice, and that
+an output overlaps no other operand (except an element-wise op that writes exactly over its input).
+
+Two rules refuse more than they must, because the exact answer costs too much to compute:
+    - an output's axes, sorted by stride, must each step past everything that the smaller ones span;
+    - operands overlap when the ranges from their first to their last byte do, even if they interleave.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import NoReturn
 
 import numpy as np
@@ -36,6 +41,9 @@ _FIELDS = struct.Struct("<4H" + _OPERAND * MAX_OPERANDS + f"{MAX_DIMS}I{MAX_PARA
 assert _FIELDS.size == RECORD_BYTES
 
 MAX_RECORDS = 65536
+MAX_ELEMENTS = 2**48
+"""Elements of one operand, repeated ones included and an empty axis counted as one: a player may multiply
+any of an operand's dims in 64 bits."""
 DEFAULT_WORK_LIMIT = 2**40
 """Elements or multiply-adds that one tape may cost: some seconds on a CPU."""
 
@@ -58,7 +66,7 @@ class Tape:
 
     `records` is a read-only array of dtype `RECORD`. `extents` lists what each record touches, one tuple per
     record. `sizes` is the number of bytes that the tape needs of each space. `work` is its cost in elements
-    or multiply-adds.
+    written or multiply-adds, whichever is more for each record.
     """
 
     records: Records
@@ -147,7 +155,9 @@ class _Check:
         for slot in range(len(op.operands), len(self.operands)):
             self._unused(slot)
         self._aliasing(op, extents)
-        return op.work(dims), tuple(e for _, _, e in extents)
+        # An op over an empty axis still writes its output: a sum over nothing is 0.
+        written = (prod(dims[a] for a in spec.axes) for spec in op.outputs)
+        return max(op.work(dims), *written), tuple(e for _, _, e in extents)
 
     def _header(self) -> Op:
         if self.version != VERSION:
@@ -208,6 +218,8 @@ class _Check:
                 f"{where} starts at byte {offset}, which is not a multiple of its element size {itemsize}"
             )
         shape = [dims[a] for a in spec.axes]
+        if prod(max(1, size) for size in shape) > MAX_ELEMENTS:
+            self.fail(f"{where} has shape {tuple(shape)}; at most {MAX_ELEMENTS} elements are allowed")
         stop = offset + _span(shape, strides) * itemsize
         limit = self.spaces[Space(space)]
         if stop > limit:
@@ -228,8 +240,8 @@ class _Check:
             for other_spec, other_slot, other in extents:
                 if slot == other_slot or out.space != other.space:
                     continue
-                if out.start >= other.stop or other.start >= out.stop:
-                    continue
+                if max(out.start, other.start) >= min(out.stop, other.stop):
+                    continue  # apart, or one of them is empty
                 same = self.operands[slot] == self.operands[other_slot]
                 if op.elementwise and same and len(spec.axes) == len(other_spec.axes):
                     continue
