@@ -1,4 +1,4 @@
-"""Makes records: mostly right ones of every op and layout, and mutations of them at the edges of every field."""
+"""Makes records: mostly right ones of every op and layout, and mutations at the edges of every field."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def layout(choices: Choices, shape: list[int], *, repeat: bool) -> list[int]:
     return strides
 
 
-# -- mutations ------------------------------------------------------------------------------------------------
+# -- mutations ----------------------------------------------------------------------------------------
 
 
 def mutate(choices: Choices, raw: bytearray) -> None:

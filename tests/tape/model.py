@@ -86,7 +86,9 @@ def conservative(record: Any) -> bool:
         if not op.operands[slot].out or not starts(record, slot):
             continue
         strides = fields["operands"][slot][4]
-        axes = sorted((t, dims[a]) for a, t in zip(op.operands[slot].axes, strides, strict=False) if dims[a] > 1)
+        axes = sorted(
+            (t, dims[a]) for a, t in zip(op.operands[slot].axes, strides, strict=False) if dims[a] > 1
+        )
         if any(t <= sum((n - 1) * s for s, n in axes[:i]) for i, (t, _) in enumerate(axes)):
             return True
         for other in present:

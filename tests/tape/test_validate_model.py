@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from nocopy.errors import TapeError
-from nocopy.tape import RECORD, Space, validate
+from nocopy.tape import RECORD, Space, Tape, validate
 from tests.tape import generator, model
 from tests.tape.choices import Drawn, Seeded
 
@@ -29,14 +29,20 @@ def spoiled_records(draw):
     return np.frombuffer(bytes(raw), RECORD)[0]
 
 
+def verdict(record) -> Tape | TapeError:
+    try:
+        return validate(record.tobytes(), SIZES)
+    except TapeError as refusal:
+        return refusal
+
+
 def judge(record) -> bool:
     """True if the record is accepted; fails if that disagrees with the model."""
     wrong = model.faults(record, SIZES)
-    try:
-        tape = validate(record.tobytes(), SIZES)
-    except TapeError as refusal:
-        assert refusal.record == 0
-        assert wrong or model.conservative(record), f"refused without a fault: {refusal}"
+    tape = verdict(record)
+    if isinstance(tape, TapeError):
+        assert tape.record == 0
+        assert wrong or model.conservative(record), f"refused without a fault: {tape}"
         return False
     assert not wrong, f"accepted in spite of {wrong}"
     assert not model.conservative(record)
