@@ -243,6 +243,15 @@ class Guest:
         return self._memory
 
     @property
+    def wasm_address(self) -> int:
+        """Where Wasmtime itself says that the memory begins: evidence, always the same as `memory.address`."""
+        assert self.memory is not None  # refuses a closed guest
+        names = [n for n, kind in self.module.exports.items() if isinstance(kind, wasmtime.MemoryType)]
+        exported = self._exports[MEMORY if MEMORY in names else names[0]]
+        assert isinstance(exported, wasmtime.Memory)
+        return capi.address(exported.data_ptr(self._store))
+
+    @property
     def exports(self) -> tuple[str, ...]:
         """Names of what the module exports."""
         return tuple(self.module.exports)
