@@ -35,7 +35,7 @@ def test_binary_broadcasts_as_numpy_does(a, b):
     except ValueError:
         # No output fits both: each candidate is refused, and nothing is recorded.
         for shape in (a, b):
-            with pytest.raises(UsageError, match="binary: [ab] has shape"):
+            with pytest.raises(UsageError, match=r"binary: [ab] has shape"):
                 builder.binary("add", tensor(shape), tensor(a, 4096), tensor(b, 8192))
         assert len(builder) == 0
         return
