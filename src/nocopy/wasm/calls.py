@@ -6,6 +6,7 @@ One record per guest, shared by all its functions.
 from __future__ import annotations
 
 import threading
+import time
 
 from nocopy.wasm import capi
 
@@ -28,6 +29,10 @@ class Calls:
     def inside(self) -> bool:
         """True if this thread is inside the guest."""
         return self.lock._is_owned()  # pyright: ignore
+
+    def time_left(self) -> float | None:
+        """Seconds until the deadline of the outermost call, negative past it; None without a deadline."""
+        return None if self.deadline_at == float("inf") else self.deadline_at - time.monotonic()
 
     def fail(self, error: BaseException) -> int:
         """Keep the exception and return a trap that ends the guest."""

@@ -89,8 +89,18 @@ def _source(types: Signature) -> str:
     return "\n".join(lines)
 
 
-def _python_callback(host: HostFunction, types: Signature, name: str, calls: Calls) -> Any:
-    """The C callback that runs a Python function."""
+def python_callback(host: HostFunction, name: str, calls: Calls) -> Any:
+    """The C callback that runs a Python function; native host functions can fall back to one.
+
+    Args:
+        host: what to run.
+        name: for messages.
+        calls: of the guest that will call it.
+
+    Raises:
+        UsageError: a type name that does not exist.
+    """
+    types = signature(host.params, host.results)
 
     def refuse(result: Any) -> UsageError:
         values = cast("tuple[Any, ...]", result) if isinstance(result, tuple) else (result,)
@@ -118,7 +128,7 @@ def define(
     if isinstance(host, NativeFunction):
         callback, env, keep = host.address, host.env, host.keep
     else:
-        keep = _python_callback(host, types, f"{module}.{name}", calls)
+        keep = python_callback(host, f"{module}.{name}", calls)
         callback, env = capi.address(keep), 0
     encoded = (module.encode(), name.encode())
     kind = types.wasm()
