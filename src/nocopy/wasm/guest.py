@@ -244,8 +244,9 @@ class Guest:
 
     @property
     def wasm_address(self) -> int:
-        """Where Wasmtime itself says that the memory begins: evidence, always the same as `memory.address`."""
-        assert self.memory is not None  # refuses a closed guest
+        """Where Wasmtime itself says that the memory begins: evidence, the same as `memory.address`."""
+        if self._closed:
+            raise ClosedError("the memory of a closed guest was asked for; start the guest again")
         names = [n for n, kind in self.module.exports.items() if isinstance(kind, wasmtime.MemoryType)]
         exported = self._exports[MEMORY if MEMORY in names else names[0]]
         assert isinstance(exported, wasmtime.Memory)
