@@ -21,6 +21,7 @@ from nocopy.wasm import capi, memory_creator
 from nocopy.wasm.call import bind, disable
 from nocopy.wasm.calls import Calls
 from nocopy.wasm.engine import Engine, default_engine
+from nocopy.wasm.guard import leave_room
 from nocopy.wasm.hostcall import HostFunction, NativeFunction, define
 from nocopy.wasm.limits import Clock, Limits
 from nocopy.wasm.module import START, Module, shared_memory
@@ -111,6 +112,7 @@ class Guest:
         return store
 
     def _instantiate(self, imports: Imports) -> wasmtime.Instance:
+        leave_room()
         linker = wasmtime.Linker(self.engine.wasmtime)
         linker.define_wasi()
         linker.allow_shadowing = True  # a host function of the caller's may stand in for one of WASI
@@ -210,6 +212,7 @@ class Guest:
                 f"growing a guest's memory from {memory.size} to {size} bytes was asked for; it grows by "
                 f"whole pages of {page} bytes and never shrinks"
             )
+        leave_room()
         try:
             exported.grow(self._store, delta)
         except wasmtime.WasmtimeError as error:
