@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import ceil, floor, log10
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ def draw_lines(lines: Mapping[str, Mapping[int, float]], title: str, what: str, 
     for (name, points), color in zip(lines.items(), (OURS, *PEERS), strict=False):
         _line(axes, name, sorted(points.items()), color)
     _dress(axes, sorted(next(iter(lines.values()))), what)
+    times = [t for points in lines.values() for t in points.values()]
+    axes.set_ylim(10 ** floor(log10(min(times))), 10 ** ceil(log10(max(times))))
     axes.set_title(title, loc="left", fontsize=11, color=INK)
     figure.savefig(path)
 

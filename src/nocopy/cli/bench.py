@@ -21,10 +21,7 @@ def bench(
     json: Json = False,
     plot: Plot = None,
 ) -> int:
-    """Measure one thing beside its peer.
-
-    A ratio above 1 always means that nocopy is better. Both sides take turns, and medians are compared.
-    """
+    """See `app.VERBS`."""
     from nocopy.bench import BENCHMARKS, run
     from nocopy.cli.choices import check_choice, check_plot
     from nocopy.cli.output import console, print_json
