@@ -7,7 +7,7 @@ import mmap
 import os
 import platform
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from nocopy import native
@@ -60,6 +60,7 @@ class CpuDevice:
         self._player: int | None = player
         self._finalizer = weakref.finalize(self, lib.nocopy_player_destroy, player)
         self._threads, self._level = threads, level or names[-1]
+        self._on_close: list[weakref.WeakMethod[Callable[[], None]]] = []
 
     @property
     def info(self) -> DeviceInfo:
@@ -113,8 +114,20 @@ class CpuDevice:
         if status != native.OK:
             raise _failure(status, program.tape, timeout)
 
+    def on_close(self, callback: Callable[[], None]) -> None:
+        """Have a bound method called before the player goes away, unless its object has gone before.
+
+        For native code that has the player's address.
+        """
+        self._on_close.append(weakref.WeakMethod(callback))
+
     def close(self) -> None:
         """See `Device.close`."""
+        callbacks, self._on_close = self._on_close, []
+        for reference in callbacks:
+            callback = reference()
+            if callback is not None:
+                callback()
         self._player = None
         self._finalizer()
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from nocopy.device.protocol import Device, Pages, Program
-from nocopy.errors import ClosedError, DeadlineError, Error, MemoryLimitError, UsageError
+from nocopy.errors import ClosedError, DeadlineError, DeviceLostError, Error, MemoryLimitError, UsageError
 from nocopy.interfaces.programs import Programs
 from nocopy.interfaces.scratch import Scratch
 from nocopy.memory.ledger import Ledger
@@ -75,7 +76,7 @@ class Attachment:
         """The import; None while the memory has no bytes."""
         self._lock = _lock_of(device)
         self._on_refusal = on_refusal
-        self._playing = False
+        self._playing = self._lost = False
         self._hold: Hold | None = memory.hold(f"the {device.info.name} device")
         try:
             with self._turn(None):
@@ -107,6 +108,9 @@ class Attachment:
             self._playing = True
             try:
                 self.device.play(program, timeout=_rest(until))
+            except DeviceLostError:
+                self._lost = True
+                raise
             finally:
                 self._playing = False
         return program
@@ -198,6 +202,14 @@ class Attachment:
             except BaseException:
                 hold.leak()  # the device may still write there
                 raise
+        if self._lost:  # what it was playing may still run
+            hold.leak()
+            warnings.warn(
+                f"the {self.device.info.name} device was lost while it played on this guest's memory;"
+                f" {self.memory.size} bytes stay mapped until the process ends",
+                ResourceWarning,
+                stacklevel=2,
+            )
         hold.release()
 
 

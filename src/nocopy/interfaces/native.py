@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 from nocopy import native
@@ -27,6 +28,10 @@ class NativeDevice(Protocol):
         """Address of its `nocopy_player`."""
         ...
 
+    def on_close(self, callback: Callable[[], None]) -> None:
+        """Have a bound method called before the player goes away."""
+        ...
+
 
 class NativeSubmit:
     """The native side of one guest's `submit`, and what it falls back to.
@@ -35,16 +40,16 @@ class NativeSubmit:
         compute: of the guest; gets every call that the native side cannot answer.
         submit: the same function in Python.
         calls: of the guest.
-        player: address of the device's `nocopy_player`.
+        device: of the guest.
     """
 
-    def __init__(self, compute: Compute, submit: HostFunction, calls: Calls, player: int) -> None:
+    def __init__(self, compute: Compute, submit: HostFunction, calls: Calls, device: NativeDevice) -> None:
         self._compute = compute
         self._library = native.library()
         fallback = HostFunction(self._fall_back, submit.params, submit.results)
         self._callback = python_callback(fallback, f"{MODULE}.submit", calls)
         config = native.HostConfig(
-            player=player,
+            player=device.player,
             timeout_s=NO_TIMEOUT,
             memory64=submit.params[0] == "u64",
             capacity=MAX_PROGRAMS,
@@ -57,6 +62,7 @@ class NativeSubmit:
         self._settings = self._library.nocopy_host_settings(self.host).contents
         self._scratch = 0
         compute.on_accepted, compute.on_detach = self._remember, self.forget
+        device.on_close(self._give_up)
 
     def _fall_back(self, pointer: int, count: int) -> int:
         """Answer a call that the native side could not."""
@@ -87,6 +93,11 @@ class NativeSubmit:
         """Have every call go to Python until a tape is played there again."""
         self._library.nocopy_host_forget(self.host)
 
+    def _give_up(self) -> None:
+        """Have every call go to Python for good: the player is going away."""
+        self._settings.player = None
+        self.forget()
+
     def __del__(self) -> None:
         if getattr(self, "host", 0):
             self._library.nocopy_host_destroy(self.host)
@@ -97,7 +108,7 @@ def native_submit(compute: Compute, submit: HostFunction, calls: Calls) -> Nativ
     device: Any = compute.device
     if not isinstance(device, NativeDevice):
         return None
-    side = NativeSubmit(compute, submit, calls, device.player)
+    side = NativeSubmit(compute, submit, calls, device)
     return NativeFunction(
         native.address("nocopy_host_submit"), side.host, submit.params, submit.results, keep=side
     )
