@@ -42,7 +42,8 @@ def test_an_imported_memory_lies_in_our_pages(python):
     program = (
         "from nocopy.wasm import Guest\n"
         'with Guest(\'(module (import "env" "memory" (memory 1 3)) (export "memory" (memory 0)) '
-        '(data (i32.const 0) "mine") (func (export "grow") (result i32) (memory.grow (i32.const 2))))\') as g:\n'
+        '(data (i32.const 0) "mine") '
+        '(func (export "grow") (result i32) (memory.grow (i32.const 2))))\') as g:\n'
         "    print(g.memory.read(0, 4), g.call('grow'), g.memory.size)"
     )
     done = python(program)

@@ -25,7 +25,8 @@ def signature_of(name: str, kind: wasmtime.FuncType) -> Signature:
     Raises:
         UsageError: it takes or returns a vector or a reference, which do not cross.
     """
-    params, results = [str(t) for t in kind.params], [str(t) for t in kind.results]
+    params = [capi.type_name(t) for t in kind.params]
+    results = [capi.type_name(t) for t in kind.results]
     try:
         return signature(params, results)
     except UsageError:

@@ -13,15 +13,14 @@ InternalDocs/exception_handling.md and is the same since 3.11.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from types import FunctionType
 from typing import Any, Final, NamedTuple, ParamSpec, TypeVar, cast
 
 ROOM: Final = 8
 """Levels of recursion that a callback and its `except` block need to return a value."""
-_NESTED: Any = ()
-for _ in range(ROOM):
-    _NESTED = (_NESTED,)
+_NESTED: Any = functools.reduce(lambda inner, _: (inner,), range(ROOM), ())
 
 P = ParamSpec("P")
 R = TypeVar("R")
