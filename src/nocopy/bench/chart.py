@@ -78,7 +78,7 @@ def _dress(axes: Any, sizes: Sequence[int], what: str) -> None:
     axes.set_xlim(sizes[0] / 1.4, sizes[-1] * 2 ** (0.15 * len(sizes) + 0.6))
     axes.minorticks_off()
     axes.set_ylabel(what, color=INK)
-    axes.set_xlabel("bytes", color=INK)
+    axes.set_xlabel("tensor, bytes", color=INK)
     axes.yaxis.set_major_formatter("{x:,.10g}")
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)

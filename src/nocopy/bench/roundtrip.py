@@ -2,7 +2,8 @@
 
 Both run the same program, `guest.c`, which negates a tensor of f32 on the device. A round trip is: the host
 calls the guest, the guest writes two elements and submits, the device plays, the guest reads the answer and
-returns.
+returns. The copying host's three functions are Python, some 0.4 us each: below about 64 KiB that, and not the
+copies, is what it loses.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def prepare(guest: Guest, nbytes: int) -> int:
     """
     offset: int = guest.call("prepare", nbytes)
     if offset < 0:
-        raise DeviceError(f"a tensor of {nbytes} bytes was asked for; the guest answered {offset}")
+        raise DeviceError(f"a tensor of {nbytes} bytes was asked for; {said(guest, offset)}")
     return offset
 
 
@@ -115,10 +116,16 @@ def trip(guest: Guest) -> Callable[[], None]:
     def round_trip() -> None:
         answer = call()
         if answer:
-            what = "its answer is wrong" if answer > 0 else f"it answered {answer}"
-            raise DeviceError(f"a round trip was asked for; {what}")
+            why = "its answer is wrong" if answer > 0 else said(guest, answer)
+            raise DeviceError(f"a round trip was asked for; {why}")
 
     return round_trip
+
+
+def said(guest: Guest, answer: int) -> str:
+    """What the guest's last failed call was about, or at least its code."""
+    why = guest.last_error if isinstance(guest, DeviceGuest) else ""
+    return why or f"the guest answered {answer}"
 
 
 def check(name: str, guest: Guest, nbytes: int) -> None:
