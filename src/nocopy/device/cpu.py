@@ -59,6 +59,7 @@ class CpuDevice:
         self._play = lib.nocopy_play
         self._player: int | None = player
         self._finalizer = weakref.finalize(self, lib.nocopy_player_destroy, player)
+        self._closing: list[weakref.WeakMethod[Callable[[], None]]] = []
         self._threads, self._level = threads, level or names[-1]
         self._on_close: list[weakref.WeakMethod[Callable[[], None]]] = []
 
@@ -78,6 +79,10 @@ class CpuDevice:
         if self._player is None:
             raise ClosedError("the cpu device was used after it was closed")
         return self._player
+
+    def on_close(self, callback: Callable[[], None]) -> None:
+        """Have a bound method called, once, before the player goes away. It is held weakly."""
+        self._closing.append(weakref.WeakMethod(callback))
 
     def share(self, address: int, nbytes: int, *, ledger: Ledger | None = None) -> HostPages:
         """See `Device.share`."""
@@ -127,6 +132,10 @@ class CpuDevice:
         for reference in callbacks:
             callback = reference()
             if callback is not None:
+                callback()
+        closing, self._closing = self._closing, []
+        for reference in closing:
+            if callback := reference():
                 callback()
         self._player = None
         self._finalizer()

@@ -199,10 +199,6 @@ void load_tile_0(uint tile_0, ulong address_5, uint dtype_3, ulong start_0, uint
     return;
 }
 
-constant uint fc_DTYPE_1_0 [[function_constant(2)]];
-constant uint DTYPE_1_0 = is_function_constant_defined(fc_DTYPE_1_0) ? fc_DTYPE_1_0 : 1U;
-constant uint fc_DTYPE_2_0 [[function_constant(3)]];
-constant uint DTYPE_2_0 = is_function_constant_defined(fc_DTYPE_2_0) ? fc_DTYPE_2_0 : 1U;
 bool is_nan_0(float x_0)
 {
     return ((as_type<uint>((x_0))) & 2147483647U) > 2139095040U;
@@ -360,8 +356,6 @@ void store_0(ulong address_8, uint dtype_6, ulong i_6, float x_4)
     return;
 }
 
-constant uint fc_DTYPE_0_0 [[function_constant(1)]];
-constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_0_0 : 1U;
 [[kernel]] void matmul_kernel(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_0 [[threadgroup_position_in_grid]], Args_0 constant* args_1 [[buffer(0)]])
 {
     thread KernelContext_0 kernelContext_3;
@@ -424,8 +418,8 @@ constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_
             {
                 break;
             }
-            load_tile_0(0U, _S21.address_0, DTYPE_1_0, _S30, _S21.strides_0.z, _S21.strides_0.w, m_0 - m0_0, k0_1, _S23, sv_groupindex_0, &kernelContext_3);
-            load_tile_0(1040U, _S22.address_0, DTYPE_2_0, _S32, _S31, _S22.strides_0.z, n_0 - n0_0, k0_1, _S23, sv_groupindex_0, &kernelContext_3);
+            load_tile_0(0U, _S21.address_0, NOCOPY_CONSTANT_2, _S30, _S21.strides_0.z, _S21.strides_0.w, m_0 - m0_0, k0_1, _S23, sv_groupindex_0, &kernelContext_3);
+            load_tile_0(1040U, _S22.address_0, NOCOPY_CONSTANT_3, _S32, _S31, _S22.strides_0.z, n_0 - n0_0, k0_1, _S23, sv_groupindex_0, &kernelContext_3);
             threadgroup_barrier(mem_flags::mem_threadgroup);
             uint kk_1 = 0U;
             for(;;)
@@ -496,7 +490,7 @@ constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_
         }
         if(_S49)
         {
-            store_0(_S20.address_0, DTYPE_0_0, offset_of_0(_S20.strides_0, at_0), _S26 * sums_0[0U]);
+            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_0), _S26 * sums_0[0U]);
         }
         uint _S50 = _S47 + 16U;
         uint4 at_1 = uint4(_S44, _S45, _S46, _S50);
@@ -511,7 +505,7 @@ constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_
         }
         if(_S51)
         {
-            store_0(_S20.address_0, DTYPE_0_0, offset_of_0(_S20.strides_0, at_1), _S26 * sums_0[1U]);
+            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_1), _S26 * sums_0[1U]);
         }
         uint _S52 = _S47 + 32U;
         uint4 at_2 = uint4(_S44, _S45, _S46, _S52);
@@ -526,7 +520,7 @@ constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_
         }
         if(_S53)
         {
-            store_0(_S20.address_0, DTYPE_0_0, offset_of_0(_S20.strides_0, at_2), _S26 * sums_0[2U]);
+            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_2), _S26 * sums_0[2U]);
         }
         uint _S54 = _S47 + 48U;
         uint4 at_3 = uint4(_S44, _S45, _S46, _S54);
@@ -541,7 +535,7 @@ constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_
         }
         if(_S55)
         {
-            store_0(_S20.address_0, DTYPE_0_0, offset_of_0(_S20.strides_0, at_3), _S26 * sums_0[3U]);
+            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_3), _S26 * sums_0[3U]);
         }
         uint _S56 = _S46 + 16U;
         uint4 at_4 = uint4(_S44, _S45, _S56, _S47);
@@ -557,7 +551,7 @@ constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_
         }
         if(_S58)
         {
-            store_0(_S20.address_0, DTYPE_0_0, offset_of_0(_S20.strides_0, at_4), _S26 * sums_0[4U]);
+            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_4), _S26 * sums_0[4U]);
         }
         uint4 at_5 = uint4(_S44, _S45, _S56, _S50);
         bool _S59;
@@ -571,7 +565,7 @@ constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_
         }
         if(_S59)
         {
-            store_0(_S20.address_0, DTYPE_0_0, offset_of_0(_S20.strides_0, at_5), _S26 * sums_0[5U]);
+            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_5), _S26 * sums_0[5U]);
         }
         uint4 at_6 = uint4(_S44, _S45, _S56, _S52);
         bool _S60;
@@ -585,7 +579,7 @@ constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_
         }
         if(_S60)
         {
-            store_0(_S20.address_0, DTYPE_0_0, offset_of_0(_S20.strides_0, at_6), _S26 * sums_0[6U]);
+            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_6), _S26 * sums_0[6U]);
         }
         uint4 at_7 = uint4(_S44, _S45, _S56, _S54);
         bool _S61;
@@ -599,7 +593,7 @@ constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_
         }
         if(_S61)
         {
-            store_0(_S20.address_0, DTYPE_0_0, offset_of_0(_S20.strides_0, at_7), _S26 * sums_0[7U]);
+            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_7), _S26 * sums_0[7U]);
         }
         uint _S62 = _S46 + 32U;
         uint4 at_8 = uint4(_S44, _S45, _S62, _S47);
@@ -615,7 +609,7 @@ constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_
         }
         if(_S64)
         {
-            store_0(_S20.address_0, DTYPE_0_0, offset_of_0(_S20.strides_0, at_8), _S26 * sums_0[8U]);
+            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_8), _S26 * sums_0[8U]);
         }
         uint4 at_9 = uint4(_S44, _S45, _S62, _S50);
         bool _S65;
@@ -629,7 +623,7 @@ constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_
         }
         if(_S65)
         {
-            store_0(_S20.address_0, DTYPE_0_0, offset_of_0(_S20.strides_0, at_9), _S26 * sums_0[9U]);
+            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_9), _S26 * sums_0[9U]);
         }
         uint4 at_10 = uint4(_S44, _S45, _S62, _S52);
         bool _S66;
@@ -643,7 +637,7 @@ constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_
         }
         if(_S66)
         {
-            store_0(_S20.address_0, DTYPE_0_0, offset_of_0(_S20.strides_0, at_10), _S26 * sums_0[10U]);
+            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_10), _S26 * sums_0[10U]);
         }
         uint4 at_11 = uint4(_S44, _S45, _S62, _S54);
         bool _S67;
@@ -657,7 +651,7 @@ constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_
         }
         if(_S67)
         {
-            store_0(_S20.address_0, DTYPE_0_0, offset_of_0(_S20.strides_0, at_11), _S26 * sums_0[11U]);
+            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_11), _S26 * sums_0[11U]);
         }
         uint _S68 = _S46 + 48U;
         uint4 at_12 = uint4(_S44, _S45, _S68, _S47);
@@ -673,7 +667,7 @@ constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_
         }
         if(_S70)
         {
-            store_0(_S20.address_0, DTYPE_0_0, offset_of_0(_S20.strides_0, at_12), _S26 * sums_0[12U]);
+            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_12), _S26 * sums_0[12U]);
         }
         uint4 at_13 = uint4(_S44, _S45, _S68, _S50);
         bool _S71;
@@ -687,7 +681,7 @@ constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_
         }
         if(_S71)
         {
-            store_0(_S20.address_0, DTYPE_0_0, offset_of_0(_S20.strides_0, at_13), _S26 * sums_0[13U]);
+            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_13), _S26 * sums_0[13U]);
         }
         uint4 at_14 = uint4(_S44, _S45, _S68, _S52);
         bool _S72;
@@ -701,7 +695,7 @@ constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_
         }
         if(_S72)
         {
-            store_0(_S20.address_0, DTYPE_0_0, offset_of_0(_S20.strides_0, at_14), _S26 * sums_0[14U]);
+            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_14), _S26 * sums_0[14U]);
         }
         uint4 at_15 = uint4(_S44, _S45, _S68, _S54);
         bool _S73;
@@ -715,7 +709,7 @@ constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_
         }
         if(_S73)
         {
-            store_0(_S20.address_0, DTYPE_0_0, offset_of_0(_S20.strides_0, at_15), _S26 * sums_0[15U]);
+            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_15), _S26 * sums_0[15U]);
         }
         item_0 = item_0 + ulong((&kernelContext_3)->args_0->groups_0);
     }
