@@ -59,7 +59,6 @@ class CpuDevice:
         self._play = lib.nocopy_play
         self._player: int | None = player
         self._finalizer = weakref.finalize(self, lib.nocopy_player_destroy, player)
-        self._closing: list[weakref.WeakMethod[Callable[[], None]]] = []
         self._threads, self._level = threads, level or names[-1]
         self._on_close: list[weakref.WeakMethod[Callable[[], None]]] = []
 
@@ -79,10 +78,6 @@ class CpuDevice:
         if self._player is None:
             raise ClosedError("the cpu device was used after it was closed")
         return self._player
-
-    def on_close(self, callback: Callable[[], None]) -> None:
-        """Have a bound method called, once, before the player goes away. It is held weakly."""
-        self._closing.append(weakref.WeakMethod(callback))
 
     def share(self, address: int, nbytes: int, *, ledger: Ledger | None = None) -> HostPages:
         """See `Device.share`."""
@@ -133,10 +128,6 @@ class CpuDevice:
             callback = reference()
             if callback is not None:
                 callback()
-        closing, self._closing = self._closing, []
-        for reference in closing:
-            if callback := reference():
-                callback()
         self._player = None
         self._finalizer()
 
@@ -184,7 +175,7 @@ def open_device(
     Args:
         allow_copy: as every device has it.
         threads: threads that play, the caller's included; `default_threads()` when left out.
-        level: instruction-set level, one of `native.levels()`; the environment's `NOCOPY_SIMD`, else the best.
+        level: instruction-set level, one of `native.levels()`; else `NOCOPY_SIMD`, else the best.
 
     Raises:
         DeviceUnavailableError: the native library is not there; the message says how to get it.
