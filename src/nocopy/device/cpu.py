@@ -75,12 +75,13 @@ class CpuDevice:
         Raises:
             ClosedError: the device is closed.
         """
-        if self._player is None:
-            raise ClosedError("the cpu device was used after it was closed")
+        self._check_open()
+        assert self._player is not None
         return self._player
 
     def share(self, address: int, nbytes: int, *, ledger: Ledger | None = None) -> HostPages:
         """See `Device.share`."""
+        self._check_open()
         check_range(address, nbytes, mmap.PAGESIZE)
         if ledger:
             ledger.shared += nbytes
@@ -88,6 +89,7 @@ class CpuDevice:
 
     def allocate(self, nbytes: int) -> HostPages:
         """See `Device.allocate`."""
+        self._check_open()
         try:
             owner = mmap.mmap(-1, max(nbytes, 1))
         except (OSError, OverflowError) as e:
@@ -96,21 +98,25 @@ class CpuDevice:
 
     def compile(self, tape: Tape, spaces: Mapping[Space, Pages]) -> CpuProgram:
         """See `Device.compile`."""
+        self._check_open()
         check_spaces(tape, spaces)
         mine = {space: pages for space, pages in spaces.items() if isinstance(pages, HostPages)}
         if len(mine) != len(spaces):
             raise UsageError("pages of another device were given; share them with this one first")
+        if any(pages.closed for pages in mine.values()):
+            raise ClosedError("compiling was asked for; pages that the tape would use are closed")
         return CpuProgram(tape, mine)
 
     def play(self, program: Program, *, timeout: float | None = None) -> None:
         """See `Device.play`. It stops between chunks of a record, so within some milliseconds."""
-        if self._player is None or not isinstance(program, CpuProgram) or program.closed:
-            raise ClosedError("playing was asked for; the device or the program is closed")
+        self._check_open()
+        if not isinstance(program, CpuProgram) or program.closed:
+            raise ClosedError("playing was asked for; the program is closed")
         for pages in program.pages:
             if pages.closed:
                 raise ClosedError("playing was asked for; pages that the program uses are closed")
         limit = _NO_TIMEOUT if timeout is None else max(timeout, 0.0)
-        status = self._play(self._player, program.records, program.count, program.base_pointer, limit)
+        status = self._play(self.player, program.records, program.count, program.base_pointer, limit)
         if status != native.OK:
             raise _failure(status, program.tape, timeout)
 
@@ -130,6 +136,10 @@ class CpuDevice:
                 callback()
         self._player = None
         self._finalizer()
+
+    def _check_open(self) -> None:
+        if self._player is None:
+            raise ClosedError("the cpu device was used after it was closed; open it again")
 
 
 def _failure(status: int, tape: Tape, timeout: float | None) -> Exception:
