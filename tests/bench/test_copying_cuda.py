@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
 from nocopy.bench.copying import CopyingHost, carriers
 from nocopy.bench.roundtrip import check, open_copying, open_sharing, prepare, trip
 from nocopy.device.cuda import CudaDevice
-from tests.device.cuda_emulation import EmulatedDriver, NamingCompiler, build_kernels, compiler
+from tests.device.cuda_emulation import EmulatedDriver, device, driver, library  # noqa: F401
 
 NBYTES = 8192
 
 
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> EmulatedDriver:
-    if compiler() is None:
-        pytest.skip("the emulator needs a C++ compiler")
-    return EmulatedDriver(build_kernels(Path(tmp_path_factory.mktemp("kernels"))))
-
-
-@pytest.fixture
-def device(driver: EmulatedDriver) -> Iterator[CudaDevice]:
-    driver.closed = False
-    with closing(CudaDevice(driver, NamingCompiler())) as opened:
-        yield opened
-
-
 @pytest.mark.parametrize("way", ["pageable copy", "pinned copy"])
-def test_a_tensor_goes_to_the_gpu_and_back(device: CudaDevice, driver: EmulatedDriver, way: str) -> None:
+def test_a_tensor_goes_to_the_gpu_and_back(
+    device: CudaDevice,  # noqa: F811
+    driver: EmulatedDriver,  # noqa: F811
+    way: str,
+) -> None:
     with closing(CopyingHost(device)) as host, open_copying(host) as guest:
         ways = carriers(device, NBYTES)
         for other in set(ways) - {way}:
@@ -47,7 +35,7 @@ def test_a_tensor_goes_to_the_gpu_and_back(device: CudaDevice, driver: EmulatedD
     assert not driver.allocated
 
 
-def test_the_sharing_guest_computes_the_same_without_a_copy(device: CudaDevice) -> None:
+def test_the_sharing_guest_computes_the_same_without_a_copy(device: CudaDevice) -> None:  # noqa: F811
     with open_sharing(device) as guest:
         prepare(guest, NBYTES)
         trip(guest)()
