@@ -74,6 +74,18 @@ def test_sharing_16_mib_costs_less_than_a_tenth_of_a_mebibyte_and_copying_costs_
     assert abs(found["rss_growth_copied"] - TENSOR_BYTES) < 0.5 * MEBIBYTE
 
 
+@pytest.mark.parametrize("device", ["cuda", "metal", "vulkan", "reference"])
+def test_the_other_devices_here_hold_too(device: str) -> None:
+    (status,) = probe_all((device,))
+    if not status.available or status.mode == Mode.STAGED:
+        pytest.skip(status.reason or "it could only copy")
+    done = nocopy_cli("prove", "--device", device, "--size", "1KiB", "--json")
+    assert (done.status, done.err) == (0, "")
+    assert done.json["mode"] == status.mode
+    assert done.json["same_pointer"] is (status.mode == Mode.SAME_POINTER)
+    assert done.json["copied_bytes"] == 0
+
+
 def test_resident_memory_is_measured_in_a_process_whose_failure_is_said() -> None:
     from nocopy.errors import DeviceError
 
