@@ -54,13 +54,14 @@ def test_an_unknown_benchmark_names_the_known_ones() -> None:
         run("nothing")
 
 
-def test_every_case_of_a_chart_is_a_size(tmp_path: Path) -> None:
-    rows = [row(case, 1, "us", "copy", 2) for case in ("1 KiB", "1 MiB", "1024 MiB")]
+@pytest.mark.parametrize("cases", [("1 KiB", "1 MiB", "1024 MiB"), ("1 KiB",)])
+def test_every_case_of_a_chart_is_a_size(tmp_path: Path, cases: tuple[str, ...]) -> None:
+    rows = [row(case, 1, "us", peer, 1) for case in cases for peer in ("copy", "pinned copy")]
     path = tmp_path / "chart.svg"
     draw(Result("share", "cpu", describe(), rows), "µs", path)
     drawn = path.read_text()
     assert drawn.startswith("<?xml")
-    assert [parse_size(r["case"]) for r in rows] == [2**10, 2**20, 2**30]
+    assert [parse_size(case) for case in ("1 KiB", "1 MiB", "1024 MiB")] == [2**10, 2**20, 2**30]
 
 
 def test_what_a_picture_would_show_nothing_of_has_no_chart() -> None:
