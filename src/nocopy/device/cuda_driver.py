@@ -69,7 +69,7 @@ class Driver:
         (self.version,) = self._ask("cuDriverGetVersion")
         (gpu,) = self._ask("cuDeviceGet", 0)
         (name,) = self._ask("cuDeviceGetName", 256, gpu)
-        self.product: str = name.decode(errors="replace").rstrip("\0")
+        self.product: str = name.decode(errors="replace").split("\0")[0]
         (self.memory_bytes,) = self._ask("cuDeviceTotalMem", gpu)
         self.capability = (self._attribute(75, gpu), self._attribute(76, gpu))
         self.multiprocessors = self._attribute(_ATTRIBUTES["multiprocessors"], gpu)

@@ -9,7 +9,9 @@ struct Place {
     uint64_t i0, i1, i2, i3;
 };
 
-__device__ inline uint64_t at(const Tensor& t, const Place& p) { return t.at(p.i0, p.i1, p.i2, p.i3); }
+__device__ inline uint64_t at(const Tensor& t, const Place& p) {
+    return t.at(p.i0, p.i1, p.i2, p.i3);
+}
 
 // 64-bit division is slow only when an operand needs more than 32 bits: the compiler tests for that.
 __device__ inline Place place_of(uint64_t linear, const uint32_t* dims) {
