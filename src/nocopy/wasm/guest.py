@@ -26,7 +26,10 @@ from nocopy.wasm.hostcall import HostFunction, NativeFunction, define
 from nocopy.wasm.limits import Clock, Limits
 from nocopy.wasm.module import START, Module, shared_memory
 from nocopy.wasm.traps import convert
+from nocopy.wasm.wasi import MODULE as WASI_MODULE
 from nocopy.wasm.wasi import Wasi, configure
+from nocopy.wasm.wasi_poll import NAME as POLL
+from nocopy.wasm.wasi_poll import poll_oneoff
 
 Imports: TypeAlias = Mapping[tuple[str, str], HostFunction | NativeFunction]
 
@@ -90,9 +93,11 @@ class Guest:
         self._closed = False
         self._store = self._make_store()
         self._clock = Clock(self._store, self.engine.ticker, self.limits, self._calls)
-        self._streams = configure(self._store, wasi or Wasi(), self._calls)
+        self._wasi = wasi or Wasi()
+        self._streams = configure(self._store, self._wasi, self._calls)
         try:
-            self._instance = self._instantiate(imports(self) if callable(imports) else imports or {})
+            given = imports(self) if callable(imports) else imports or {}
+            self._instance = self._instantiate({**self._own_imports(), **given})
             self._memory = self._find_memory()
             if on_memory is not None:
                 on_memory(self._memory)
@@ -130,6 +135,13 @@ class Guest:
                 self._fail_to_start(error)
         self._exports = instance.exports(self._store)
         return instance
+
+    def _own_imports(self) -> Imports:
+        """What stands in for functions of Wasmtime's WASI."""
+        if not any(i[:2] == (WASI_MODULE, POLL) for i in self.module.imports):
+            return {}
+        stdin = self._wasi.stdin == "inherit"
+        return {(WASI_MODULE, POLL): poll_oneoff(lambda: self.memory, self._clock, stdin=stdin)}
 
     def _provide(self, kind: wasmtime.MemoryType) -> wasmtime.Memory:
         """A memory for a guest that imports one.
