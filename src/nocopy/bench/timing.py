@@ -17,8 +17,8 @@ def interleaved(contenders: Mapping[str, Callable[[], Any]], *, seconds: float) 
     Args:
         contenders: what to call, by name. What a call returns, if it can be called, undoes it: that is called
             after the clock has stopped.
-        seconds: for all of them together. Each runs at least `LEAST_SAMPLES` times, whatever that takes, after
-            at least one untimed round; two rounds if they fit that time.
+        seconds: for all of them together. Each runs at least `LEAST_SAMPLES` times, whatever that takes,
+            after one untimed round, or two if they fit that time.
     """
     start = perf_counter()
     for _ in range(2):
