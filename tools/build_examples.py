@@ -3,7 +3,7 @@
 python tools/build_examples.py           write src/nocopy/examples/*.wasm
 python tools/build_examples.py --check   fail if what is committed differs from what the sources give
 
-The compiler is pinned and its output does not depend on the machine or the path, so the check is byte by byte.
+The compiler is pinned and its output depends on neither machine nor path: the check is byte by byte.
 """
 
 from __future__ import annotations

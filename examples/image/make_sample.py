@@ -15,7 +15,7 @@ from PIL import Image
 
 OUT = Path(__file__).with_name("sample.png")
 WIDTH, HEIGHT, RAYS = 960, 600, 2
-F32 = npt.NDArray[np.float64]
+Array = npt.NDArray[np.float64]
 
 SUN = np.array([-0.55, 0.62, -0.56])
 # centre, radius, colour, share of light that is reflected
@@ -26,18 +26,19 @@ SPHERES = (
 )
 
 
-def unit(v: F32) -> F32:
+def unit(v: Array) -> Array:
+    """Vectors of length 1."""
     return v / np.linalg.norm(v, axis=-1, keepdims=True)
 
 
-def sky(d: F32) -> F32:
+def sky(d: Array) -> Array:
     """Dusk: warm at the horizon, blue above, a soft sun."""
     height = np.clip(d[:, 1:2], 0, 1) ** 0.5
     colour = (1 - height) * np.array([1.0, 0.72, 0.5]) + height * np.array([0.22, 0.36, 0.68])
     return colour + 0.6 * np.clip(d @ unit(SUN), 0, 1)[:, None] ** 60
 
 
-def nearest(o: F32, d: F32) -> tuple[F32, npt.NDArray[np.int64]]:
+def nearest(o: Array, d: Array) -> tuple[Array, npt.NDArray[np.int64]]:
     """Distance to the first thing that each ray meets, and which: -1 sky, 3 floor, else a sphere."""
     floor = np.where(d[:, 1] < -1e-6, -o[:, 1] / np.minimum(d[:, 1], -1e-6), np.inf)
     best, which = np.where(floor > 1e-4, floor, np.inf), np.where(np.isfinite(floor), 3, -1)
@@ -50,7 +51,17 @@ def nearest(o: F32, d: F32) -> tuple[F32, npt.NDArray[np.int64]]:
     return best, which
 
 
-def trace(o: F32, d: F32, depth: int) -> F32:
+def trace(o: Array, d: Array, depth: int) -> Array:
+    """The light that comes back along each ray.
+
+    Args:
+        o: origins, [rays, 3].
+        d: directions of length 1, [rays, 3].
+        depth: reflections to follow.
+
+    Returns:
+        RGB, [rays, 3].
+    """
     t, which = nearest(o, d)
     colour = sky(d)
     hit = np.flatnonzero(which >= 0)
@@ -66,18 +77,23 @@ def trace(o: F32, d: F32, depth: int) -> F32:
         normal[mine] = (p[mine] - centre) / radius
     above = p + 1e-4 * normal
     sun = np.tile(unit(SUN), (len(hit), 1))
-    lit = np.clip(np.sum(normal * sun, -1), 0, 1) * ((nearest(above, sun)[1] == -1) | (nearest(above, sun)[1] == 3))
+    lit = np.clip(np.sum(normal * sun, -1), 0, 1) * (
+        (nearest(above, sun)[1] == -1) | (nearest(above, sun)[1] == 3)
+    )
     shaded = base * (0.28 + 0.85 * lit[:, None])
     bounced = d[hit] - 2 * np.sum(d[hit] * normal, -1, keepdims=True) * normal
     if depth:
         shaded = (1 - shine[:, None]) * shaded + shine[:, None] * trace(above, bounced, depth - 1)
-    shaded += 0.7 * (lit > 0)[:, None] * (w < 3)[:, None] * np.clip(np.sum(bounced * sun, -1), 0, 1)[:, None] ** 80
+    shaded += (
+        0.7 * (lit > 0)[:, None] * (w < 3)[:, None] * np.clip(np.sum(bounced * sun, -1), 0, 1)[:, None] ** 80
+    )
     haze = np.exp(-0.06 * t[hit])[:, None]
     colour[hit] = haze * shaded + (1 - haze) * sky(np.abs(d[hit]) * [1, 0, 1] + [0, 0.02, 0])
     return colour
 
 
 def main() -> None:
+    """Paint the picture."""
     side = np.mgrid[0 : HEIGHT * RAYS, 0 : WIDTH * RAYS].reshape(2, -1).T + 0.5
     x = (side[:, 1] / RAYS - WIDTH / 2) / HEIGHT
     y = (HEIGHT / 2 - side[:, 0] / RAYS) / HEIGHT

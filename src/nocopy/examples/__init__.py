@@ -1,4 +1,4 @@
-"""The prebuilt examples: guests that ship with the package. Their sources lie in `examples/` of the repository.
+"""The prebuilt examples: guests that ship with the package; the sources are in the repository's `examples/`.
 
 The command line finds guests here; nothing else imports this package. The invariant: each module is what
 `tools/build_examples.py` makes of the committed source.
@@ -17,7 +17,7 @@ EXAMPLES = {
 
 
 def find(guest: str) -> Path | None:
-    """The module of an example, named as in the repository: "examples/matmul", with or without a path before it.
+    """The module of an example, named as in the repository: "examples/matmul", a path before it or not.
 
     Returns None if `guest` names no example.
     """

@@ -1,6 +1,6 @@
 """Draw a picture: Pillow decodes, the guest owns the pixels, the device filters them.
 
-    python -m nocopy.examples.image photo.jpg drawing.png [--width 640] [--device cpu]
+python -m nocopy.examples.image photo.jpg drawing.png [--width 640] [--device cpu]
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+
+import numpy as np
 
 from nocopy.errors import Error, GuestError, UsageError
 from nocopy.interfaces.host import DeviceGuest
@@ -32,18 +34,22 @@ def draw(source: Path, target: Path, *, width: int | None = None, device: str = 
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError:
-        raise UsageError("decoding a picture was asked for; Pillow is not installed. pip install pillow") from None
+        raise UsageError(
+            "decoding a picture was asked for; Pillow is not installed. pip install pillow"
+        ) from None
     try:
         picture = Image.open(source).convert("RGB")
     except (OSError, UnidentifiedImageError) as error:
         raise UsageError(f"the picture {str(source)!r} was to be read: {error}") from None
     out_width = width or (picture.width + 1) // 2
-    out_height = max(1, round(picture.height * out_width / picture.width))
+    out_height = max(1, int(picture.height * out_width / picture.width + 0.5))
     with DeviceGuest(Path(__file__).with_name("image.wasm"), device=device) as guest:
         at = guest.call("image_open", picture.width, picture.height, out_width, out_height)
         if not at:
-            raise GuestError(f"a picture of {picture.width} x {picture.height} was given; it does not fit the guest")
-        guest.memory.view((picture.height, picture.width, 3), "u8", at)[:] = picture
+            raise GuestError(
+                f"a picture of {picture.width} x {picture.height} was given; it does not fit the guest"
+            )
+        guest.memory.view((picture.height, picture.width, 3), "u8", at)[:] = np.asarray(picture)
         result = guest.call("image_filter")
         if not result:
             raise GuestError(f"filtering {str(source)!r} was asked for; {guest.last_error}")
@@ -63,7 +69,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m nocopy.examples.image", description="Draw a picture.")
     parser.add_argument("source", type=Path, metavar="IN", help="a picture that Pillow can read")
     parser.add_argument("target", type=Path, metavar="OUT", help="the drawing; .png, .jpg, ...")
-    parser.add_argument("--width", type=int, help="of the drawing in pixels; half of the picture's unless given")
+    parser.add_argument(
+        "--width", type=int, help="of the drawing in pixels; half of the picture's unless given"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, vulkan, cuda, metal or reference")
     options = parser.parse_args(arguments)
     if options.width is not None and not 1 <= options.width <= 32768:
