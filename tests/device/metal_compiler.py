@@ -71,7 +71,7 @@ def compile_for_cpu(source: str) -> ctypes.CDLL:
     values = {"thread_position_in_threadgroup": "thread_position", "threadgroup_position_in_grid": "group",
               "buffer(0)": "arguments"}  # fmt: skip
     call = ", ".join(
-        f"({kind.replace('constant', '')}){values[attribute]}" if attribute == "buffer(0)" else values[attribute]
+        f"({kind}){values[attribute]}" if "buffer" in attribute else values[attribute]
         for kind, attribute in parameters(source)[1]
     )
     text = re.sub(r"#include <metal_\w+>\n", "", source)

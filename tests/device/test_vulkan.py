@@ -305,7 +305,7 @@ def test_an_operand_larger_than_a_buffer_is_refused(small_buffers: VulkanDevice)
         small_buffers.compile(doubled(count=32768), {Space.GUEST: pages})
 
 
-# -- staged ---------------------------------------------------------------------------------------------------
+# -- staged ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -359,7 +359,7 @@ def test_staged_pages_keep_the_bytes_between_strided_results() -> None:
     assert messages == []
 
 
-# -- errors ---------------------------------------------------------------------------------------------------
+# -- errors ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("address", "nbytes"), [(1, SIZE), (0, 100), (0, 0)])
@@ -465,7 +465,7 @@ def test_out_of_memory_names_the_size(own_device: VulkanDevice, result: int, nam
     api.vk = real
 
 
-# -- finding a device -----------------------------------------------------------------------------------------
+# -- finding a device ------------------------------------------------------------------------------------
 
 
 def candidate(name: str, kind: int, *lacks: str, imports: bool = True) -> Candidate:
