@@ -33,13 +33,17 @@ GRACE = 120
 
 @dataclass
 class Outcome:
-    """What one process did. `failure` is empty if it ended by itself after its time."""
+    """What one process did: tapes tried, those accepted, those that a guest submitted.
+
+    `failure` is empty if it ended by itself after its time.
+    """
 
     device: str
     engine: str
     seconds: float
     executions: int
     accepted: int
+    from_guest: int
     failure: str
 
     @property
@@ -113,6 +117,7 @@ def finish(device: str, process: subprocess.Popen[bytes], folder: Path, deadline
         counts.get("seconds", 0.0),
         counts.get("executions", 0),
         counts.get("accepted", 0),
+        counts.get("from_guest", 0),
         failure,
     )
 
@@ -147,7 +152,8 @@ def main() -> int:
     for o in outcomes:
         print(
             f"{o.device:10} {o.engine:8} {o.seconds:7.0f} s  {o.executions:9} tapes"
-            f"  {o.share:6.1%} accepted  {o.failure or 'no failure'}"
+            f"  {o.share:6.1%} accepted"
+            f"  {o.from_guest:9} from a guest  {o.failure or 'no failure'}"
         )
         if o.engine == "random":
             print(f"{'':10} atheris is not there (it has no wheel for this Python), so not coverage-guided")

@@ -12,10 +12,11 @@ import json
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from inspect import isclass, isfunction
 from pathlib import Path
 from types import FunctionType, ModuleType
+from typing import Protocol
 
 from nocopy.device.discovery import open_device
 from nocopy.tape import reference
@@ -51,15 +52,25 @@ def main() -> None:
             last.write(struct.pack("<I", len(tape)) + tape)
             last.flush()
 
-        target = Target(open_device(args.device, allow_copy=True), note)
-        run = reporting(target, args.folder / PROGRESS, "atheris" if guided else "random")
+        device = open_device(args.device, allow_copy=True)
+        targets: list[Runner] = [Target(device, note)]
+        if importlib.util.find_spec("wasmtime"):
+            from tests.fuzz.guest import GuestTarget
+
+            targets.append(GuestTarget(device, note))
+        run = reporting(targets, args.folder / PROGRESS, "atheris" if guided else "random")
         if guided:
             import atheris
 
             # Not by its import hook: that loses the code of packages installed editable.
             for function in functions(validator, reference, generator):
                 atheris.instrument_func(function)
-            options = [f"-max_total_time={int(args.seconds)}", f"-seed={args.seed + 1}", "-timeout=60"]
+            options = [
+                f"-max_total_time={int(args.seconds)}",
+                f"-seed={args.seed + 1}",
+                "-timeout=60",
+                "-handle_segv=0",
+            ]
             options += ["-max_len=1024", "-len_control=0", "-rss_limit_mb=8192", "-print_final_stats=0"]
             options += [f"-artifact_prefix={args.folder}/", str(args.folder / "corpus")]
             atheris.Setup([sys.argv[0], *options], run, enable_python_coverage=True)
@@ -78,19 +89,34 @@ def functions(*modules: ModuleType) -> Iterator[FunctionType]:
             yield from (f for f in owner if isfunction(f) and f.__module__ == module.__name__)
 
 
-def reporting(target: Target, path: Path, engine: str) -> Callable[[bytes], None]:
-    """The target, writing its counts down once a second."""
+class Runner(Protocol):
+    """A target: what it has run, and how to run more."""
+
+    executions: int
+    accepted: int
+
+    def from_bytes(self, data: bytes) -> None: ...
+
+
+def reporting(targets: Sequence[Runner], path: Path, engine: str) -> Callable[[bytes], None]:
+    """Give each input to the target that its first byte chooses; write the counts down once a second."""
     start = time.monotonic()
     due = 0.0
 
     def run(data: bytes) -> None:
         nonlocal due
-        target.from_bytes(data)
+        targets[data[0] % len(targets) if data else 0].from_bytes(data[1:])
         now = time.monotonic()
         if now >= due:
             due = now + 1
-            counts = {"engine": engine, "executions": target.executions, "accepted": target.accepted}
-            path.write_text(json.dumps(counts | {"seconds": round(now - start, 1)}))
+            counts = {
+                "engine": engine,
+                "seconds": round(now - start, 1),
+                "executions": sum(t.executions for t in targets),
+                "accepted": sum(t.accepted for t in targets),
+                "from_guest": sum(t.executions for t in targets[1:]),
+            }
+            path.write_text(json.dumps(counts))
 
     return run
 
