@@ -40,6 +40,9 @@ _SYMBOLS: Final = r"| ?[^\s\p{L}\p{N}]+[\r\n]*"
 GPT2: Final = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3: Final = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _SYMBOLS + _TAIL
 QWEN2: Final = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _SYMBOLS + _TAIL
+QWEN35: Final = (
+    _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*" + _TAIL
+)
 
 _UPPER: Final = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
 _LOWER: Final = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
@@ -115,13 +118,15 @@ PRE_TOKENIZERS: Final[dict[str, PreTokenizer]] = {
     "trillion": _gpt2, "granite-docling": _gpt2, "exaone4": _gpt2,
     "mpt": _gpt2_nfc, "olmo": _gpt2_nfc, "modern-bert": _gpt2_nfc,
     "roberta-bpe": _roberta, "jina-v1-en": _roberta, "jina-v2-code": _roberta,
-    "starcoder": _digits, "refact": _digits, "command-r": _digits, "smollm": _digits, "codeshell": _digits,
+    "command-r": PreTokenizer((r"\p{N}", GPT2), nfc=True),
+    "starcoder": _digits, "refact": _digits, "smollm": _digits, "codeshell": _digits,
     "exaone": _digits, "minerva-7b": _digits,
     "llama-bpe": _llama3, "llama3": _llama3, "llama-v3": _llama3, "falcon3": _llama3, "falcon-h1": _llama3,
     "pixtral": _llama3, "midm-2.0": _llama3, "lfm2": _llama3,
     "dbrx": _llama3_merging, "smaug-bpe": _llama3_merging, "glm4": _llama3_merging,
     "chatglm-bpe": _llama3_merging,
     "qwen2": _qwen2, "deepseek-r1-qwen": _qwen2, "kormo": _qwen2, "megrez": _qwen2, "stablelm2": _qwen2,
+    "qwen35": PreTokenizer((QWEN35,), nfc=True),
     "hunyuan": _qwen2_raw, "solar-open": _qwen2_raw, "grok-2": _qwen2_raw,
     "gpt-4o": _gpt4o, "llama4": _gpt4o, "minimax-m2": _gpt4o,
     "tekken": PreTokenizer((TEKKEN,), ignore_merges=True, add_bos=True),
