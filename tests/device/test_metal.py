@@ -99,6 +99,41 @@ def test_every_record_means_what_the_tape_says(spaces: Spaces, data: st.DataObje
     assert not spaces.judge(record, seed)
 
 
+@pytest.mark.parametrize("order", range(3))
+def test_tiles_long_rows_and_large_k(device: MetalDevice, order: int) -> None:
+    """More than one tile, all 256 lanes, and more than one batch of topk; for each order of threads."""
+    host, rng = Host(), np.random.default_rng(order)
+    pages = device.share(host.address, SIZE)
+    x = host.f32(0, 30000)
+    x[:] = rng.standard_normal(30000)
+    builder, at = TapeBuilder(), 1 << 18
+    builder.matmul(tensor(at, 130, 70), tensor(0, 130, 100), tensor(52000, 100, 70))
+    builder.matmul(tensor(at + 40000, 2, 70), tensor(0, 2, 300), tensor(2400, 300, 70))
+    builder.softmax(tensor(at + 50000, 3, 5000), tensor(0, 3, 5000))
+    builder.layernorm(tensor(at + 120000, 3, 5000), tensor(0, 3, 5000))
+    indices = Tensor(Space.GUEST, at + 200000, (2, 600), DType.I32)
+    builder.topk(tensor(at + 190000, 2, 600), indices, tensor(0, 2, 5000))
+    builder.argmax(Tensor(Space.GUEST, at + 240000, (3,), DType.I32), tensor(0, 3, 5000))
+    device.play(device.compile(builder.build({Space.GUEST: SIZE}), {Space.GUEST: pages}))
+    a, b = x[:13000].reshape(130, 100), x[13000:20000].reshape(100, 70)
+    np.testing.assert_allclose(host.f32(at, 9100).reshape(130, 70), a @ b, rtol=1e-4, atol=1e-4)
+    a, b = x[:600].reshape(2, 300), x[600:21600].reshape(300, 70)
+    np.testing.assert_allclose(host.f32(at + 40000, 140).reshape(2, 70), a @ b, rtol=1e-4, atol=1e-4)
+    rows = x[:15000].reshape(3, 5000)
+    e = np.exp(rows - rows.max(-1, keepdims=True))
+    np.testing.assert_allclose(
+        host.f32(at + 50000, 15000).reshape(3, 5000), e / e.sum(-1, keepdims=True), rtol=1e-5
+    )
+    y = (rows - rows.mean(-1, keepdims=True)) / np.sqrt(rows.var(-1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(host.f32(at + 120000, 15000).reshape(3, 5000), y, rtol=1e-4, atol=1e-5)
+    best = np.argsort(-rows[:2], -1, kind="stable")[:, :600]
+    found = host.f32(at + 200000, 1200).view(np.int32).reshape(2, 600)
+    assert (found == best).all()
+    values = host.f32(at + 190000, 1200).reshape(2, 600)
+    assert (values == np.take_along_axis(rows[:2], best, -1)).all()
+    assert (host.f32(at + 240000, 3).view(np.int32) == rows.argmax(-1)).all()
+
+
 def test_pages_are_mapped_and_counted_as_shared(device: MetalDevice) -> None:
     host, ledger = Host(), Ledger()
     pages = device.share(host.address, SIZE, ledger=ledger)
