@@ -70,6 +70,28 @@ def test_what_is_missing_is_named_with_its_fix(
     assert fix in e.value.fix
 
 
+def test_a_compiler_that_is_newer_than_the_driver_is_refused(
+    monkeypatch: pytest.MonkeyPatch, driver: EmulatedDriver
+) -> None:
+    class Newer:
+        version = (14, 0)
+
+    monkeypatch.setattr(cuda, "Driver", lambda: driver)
+    monkeypatch.setattr(cuda, "Compiler", lambda capability, directory: Newer())
+    with pytest.raises(DeviceUnavailableError, match=r"NVRTC 14\.0 .* CUDA 13\.0.*Update"):
+        cuda.open_device()
+    assert driver.closed
+
+
+def test_a_gpu_that_fails_while_it_is_opened_is_not_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise DeviceError("cuStreamCreate failed: CUDA_ERROR_OUT_OF_MEMORY")
+
+    monkeypatch.setattr(cuda, "Driver", fail)
+    with pytest.raises(DeviceUnavailableError, match="cuStreamCreate failed"):
+        cuda.open_device()
+
+
 @pytest.mark.parametrize("failure", [ImportError("no module"), RuntimeError("no libnvrtc")])
 def test_a_missing_compiler_is_named_with_its_fix(
     monkeypatch: pytest.MonkeyPatch, failure: Exception

@@ -42,6 +42,7 @@ NOCOPY_KERNEL(conv2d_direct, 256, 4) {
     Convolution v(launch);
     const uint64_t outputs = v.n * v.o * v.oh * v.ow, per_group = v.o / v.groups();
     const uint64_t step = (uint64_t)gridDim.x * blockDim.y;
+    if (block_stopped(launch)) return;
     TeamStopSign stop{launch};
     for (uint64_t i = (uint64_t)blockIdx.x * blockDim.y + threadIdx.y; i < outputs; i += step) {
         if (stop.reached()) return;
@@ -67,7 +68,7 @@ NOCOPY_KERNEL(conv2d_tiles, 256, 3) {
     const uint64_t per_group = v.o / v.groups(), pixels = v.oh * v.ow;
     const uint64_t tiles = tile_count<MediumTile>(v.n * v.groups(), per_group, pixels);
     for (uint64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-        if (__syncthreads_or(stopped(launch))) return;
+        if (block_stopped(launch)) return;
         TilePlace p = tile_place<MediumTile>(tile, per_group, pixels);
         uint64_t image = p.batch / v.groups(), group = p.batch % v.groups();
         auto weight = [&](uint64_t r, uint64_t t) {

@@ -30,6 +30,7 @@ __device__ inline void each_place(const nocopy_launch& launch, const uint32_t (&
     uint64_t total = (uint64_t)dims[0] * dims[1] * dims[2] * dims[3];
     uint64_t step = (uint64_t)gridDim.x * blockDim.x;
     uint64_t first = (uint64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (block_stopped(launch)) return;
     StopSign stop{launch, 16};
     for (; first < total; first += IN_FLIGHT * step) {
         if (stop.reached()) return;

@@ -16,7 +16,7 @@ __device__ inline void matmul_tiles(const nocopy_launch& launch) {
     const float scale = param_f32(launch, 0);
     const uint64_t tiles = tile_count<S>((uint64_t)d[0] * d[1], m, n);
     for (uint64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-        if (__syncthreads_or(stopped(launch))) return;
+        if (block_stopped(launch)) return;
         TilePlace p = tile_place<S>(tile, m, n);
         uint64_t b0 = p.batch / d[1], b1 = p.batch % d[1];
         uint64_t out_at = out.at(b0, b1), a_at = a.at(b0, b1), b_at = b.at(b0, b1);
@@ -89,7 +89,7 @@ NOCOPY_KERNEL(matmul_narrow, 256, 4) {
     const uint64_t bands = (m + NARROW - 1) / NARROW, groups = (n + width - 1) / width;
     const uint64_t jobs = (uint64_t)d[0] * d[1] * bands * groups;
     for (uint64_t job = blockIdx.x; job < jobs; job += gridDim.x) {
-        if (__syncthreads_or(stopped(launch))) return;
+        if (block_stopped(launch)) return;
         uint64_t batch = job / (bands * groups), rest = job % (bands * groups);
         uint64_t row = rest / groups * NARROW, column = rest % groups * width + (along_k ? warp : lane);
         uint64_t b0 = batch / d[1], b1 = batch % d[1];
@@ -115,5 +115,6 @@ NOCOPY_KERNEL(matmul_narrow, 256, 4) {
             for (uint32_t w = 0; w < WARPS; ++w) sum += partial[warp][w][lane];
             store(out, out_at + warp * (uint64_t)out.strides[2], scale * sum);
         }
+        __syncthreads();  // all have read; the next job may write
     }
 }

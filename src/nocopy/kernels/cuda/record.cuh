@@ -33,6 +33,11 @@ __device__ inline bool stopped(const nocopy_launch& launch) {
     return launch.stop && *launch.stop;
 }
 
+// The same for a block whose threads all call it: one of them looks.
+__device__ inline bool block_stopped(const nocopy_launch& launch) {
+    return launch.stop && __syncthreads_or(threadIdx.x + threadIdx.y == 0 && *launch.stop);
+}
+
 // Asks every `period` calls (a power of two): a read of host memory takes a microsecond.
 struct StopSign {
     const nocopy_launch& launch;

@@ -30,6 +30,7 @@ __device__ inline void each_row(const nocopy_launch& launch, Body body) {
     const uint32_t* d = launch.record.dims;
     uint64_t rows = (uint64_t)d[0] * d[1] * d[2];
     uint64_t step = (uint64_t)gridDim.x * blockDim.y;
+    if (block_stopped(launch)) return;
     TeamStopSign stop{launch};
     for (uint64_t r = (uint64_t)blockIdx.x * blockDim.y + threadIdx.y; r < rows; r += step) {
         if (stop.reached()) return;

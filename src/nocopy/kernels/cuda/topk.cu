@@ -109,7 +109,7 @@ NOCOPY_KERNEL(topk, 1024, 1) {
         auto key = [&](uint64_t i) { return rank_key(value(i), i); };
         uint64_t upper = ~(uint64_t)0;
         for (uint64_t done = 0; done < k; done += CHUNK) {
-            if (__syncthreads_or(stopped(launch))) return;
+            if (block_stopped(launch)) return;
             uint32_t wanted = (uint32_t)min(k - done, (uint64_t)CHUNK);
             uint64_t lowest = n <= CHUNK ? 0 : select_key(s, n, key, upper, wanted);
             if (threadIdx.x == 0) s.found = 0;
