@@ -1,1 +1,75 @@
-"""WebAssembly guests whose linear memory is the GPU's memory."""
+"""WebAssembly guests whose linear memory is the GPU's memory.
+
+    with nocopy.Guest("matmul.wasm", device="auto", stdout="inherit") as guest:
+        guest.run()
+        print(guest.ledger.copied)  # 0
+
+Names load when they are first used, so that `import nocopy` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nocopy import errors
+    from nocopy.device.discovery import open_device
+    from nocopy.device.protocol import Device
+    from nocopy.errors import Error
+    from nocopy.interfaces.attachment import ComputeLimits
+    from nocopy.interfaces.host import DeviceGuest as Guest
+    from nocopy.memory import Ledger, LinearMemory, TensorView
+    from nocopy.tape import Space, TapeBuilder
+    from nocopy.wasm import Dir, HostFunction, Limits, Module
+
+_PLACES = {
+    "ComputeLimits": ("interfaces.attachment", "ComputeLimits"),
+    "Device": ("device.protocol", "Device"),
+    "Dir": ("wasm", "Dir"),
+    "Error": ("errors", "Error"),
+    "Guest": ("interfaces.host", "DeviceGuest"),
+    "HostFunction": ("wasm", "HostFunction"),
+    "Ledger": ("memory", "Ledger"),
+    "Limits": ("wasm", "Limits"),
+    "LinearMemory": ("memory", "LinearMemory"),
+    "Module": ("wasm", "Module"),
+    "Space": ("tape", "Space"),
+    "TapeBuilder": ("tape", "TapeBuilder"),
+    "TensorView": ("memory", "TensorView"),
+    "open_device": ("device.discovery", "open_device"),
+}
+"""Public name: the module under `nocopy`, and what it is called there."""
+
+__all__ = [
+    "ComputeLimits",
+    "Device",
+    "Dir",
+    "Error",
+    "Guest",
+    "HostFunction",
+    "Ledger",
+    "Limits",
+    "LinearMemory",
+    "Module",
+    "Space",
+    "TapeBuilder",
+    "TensorView",
+    "errors",
+    "open_device",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return import_module("nocopy.errors")
+    if name not in _PLACES:
+        raise AttributeError(f"module 'nocopy' has no attribute {name!r}")
+    module, attribute = _PLACES[name]
+    value = getattr(import_module(f"nocopy.{module}"), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
