@@ -20,7 +20,8 @@ import numpy.typing as npt
 from numpy.lib.stride_tricks import as_strided
 
 from nocopy.memory.dtype import DType
-from nocopy.tape.ops import BINARY, BY_CODE, REDUCE, UNARY, Op
+from nocopy.tape import blocks
+from nocopy.tape.ops import BINARY, BY_CODE, GLU, REDUCE, UNARY, Op, Operand
 from nocopy.tape.record import Space
 from nocopy.tape.validate import Tape
 
@@ -46,25 +47,33 @@ def play_record(record: Any, spaces: Mapping[Space, Array]) -> None:
     """Play one validated record."""
     op = BY_CODE[int(record["opcode"])]
     dims = {name: int(d) for name, d in zip(op.dims, record["dims"], strict=False)}
-    operands = [_operand(record, slot, spec.axes, dims, spaces) for slot, spec in enumerate(op.operands)]
+    operands = [_operand(record, slot, spec, dims, spaces) for slot, spec in enumerate(op.operands)]
     with np.errstate(all="ignore"):
         MEANING[op.name](operands, _params(record, op))
 
 
 def _operand(
-    record: Any, slot: int, axes: tuple[str, ...], dims: Mapping[str, int], spaces: Mapping[Space, Array]
+    record: Any, slot: int, spec: Operand, dims: Mapping[str, int], spaces: Mapping[Space, Array]
 ) -> Any:
-    """The operand as a strided view of its space; None if it is absent."""
+    """The operand as a strided view of its space; None if it is absent. Input blocks come decoded."""
     operand = record["operands"][slot]
     dtype = DType(int(operand["dtype"]))
     if dtype is DType.NONE:
         return None
-    shape = tuple(dims[a] for a in axes)
-    strides = tuple(int(s) * dtype.itemsize for s in operand["strides"][: len(axes)])
+    kind = dtype.numpy if dtype.block == 1 else blocks.LAYOUTS[dtype]
+    shape = tuple(dims[a] // (dtype.block if a == spec.blocks else 1) for a in spec.axes)
+    strides = tuple(
+        dtype.itemsize * (int(s) if a == spec.blocks else int(s) // dtype.block)
+        for a, s in zip(spec.axes, operand["strides"], strict=False)
+    )
     if 0 in shape:
-        return np.zeros(shape, dtype.numpy)
-    space = spaces[Space(int(operand["space"]))]
-    return np.ndarray(shape, dtype.numpy, space, int(operand["offset"]), strides)
+        view = np.zeros(shape, kind)
+    else:
+        view = np.ndarray(shape, kind, spaces[Space(int(operand["space"]))], int(operand["offset"]), strides)
+    if dtype not in blocks.LAYOUTS or spec.out:
+        return view
+    along = spec.axes.index(spec.blocks)
+    return np.moveaxis(blocks.decode(np.moveaxis(view, along, -1), dtype), -1, along)
 
 
 def _params(record: Any, op: Op) -> dict[str, Any]:
@@ -161,6 +170,7 @@ REDUCE_MEANING: dict[str, Callable[[F32], Any]] = {
 assert tuple(UNARY_MEANING) == UNARY
 assert tuple(BINARY_MEANING) == BINARY
 assert tuple(REDUCE_MEANING) == REDUCE
+assert set(GLU) <= set(UNARY)
 
 
 def _copy(operands: list[Any], _p: Mapping[str, Any]) -> None:
@@ -325,6 +335,55 @@ def _resize(operands: list[Any], _p: Mapping[str, Any]) -> None:
     _store(out, top * (1 - fy) + bottom * fy)
 
 
+def _rope(operands: list[Any], p: Mapping[str, Any]) -> None:
+    out, x, frequencies, positions = operands
+    if not out.size:
+        return
+    x, f = _f32(x), len(frequencies)
+    angle = (positions.astype(np.float32)[:, None] * frequencies)[:, None, :]
+    cos, sin = np.float32(p["scale"]) * np.cos(angle), np.float32(p["scale"]) * np.sin(angle)
+    interleaved = p["function"] == "interleaved"
+    first, second = (slice(0, 2 * f, 2), slice(1, 2 * f, 2)) if interleaved else (slice(f), slice(f, 2 * f))
+    a, b = x[..., first], x[..., second]
+    y = x.copy()
+    y[..., first] = a * cos - b * sin
+    y[..., second] = a * sin + b * cos
+    _store(out, y)
+
+
+def _scatter(operands: list[Any], _p: Mapping[str, Any]) -> None:
+    out, x, indices = operands
+    inside = (indices >= 0) & (indices < len(out))
+    if not inside.any() or not x.size:
+        return
+    rows = x[inside]
+    if out.dtype == blocks.LAYOUTS[DType.Q8_0]:
+        out[indices[inside]] = blocks.encode(_f32(rows), DType.Q8_0)
+    else:
+        out[indices[inside]] = convert(rows, out.dtype)
+
+
+def _attention(operands: list[Any], p: Mapping[str, Any]) -> None:
+    out, q, k, v, last = operands
+    group = q.shape[1] // k.shape[1]
+    for r, h in product(range(out.shape[0]), range(out.shape[1])):
+        stop = min(int(last[r]) + 1, len(k))
+        start = max(0, stop - p["window"]) if p["window"] else 0
+        if stop <= start:
+            out[r, h] = 0
+            continue
+        scores = np.float32(p["scale"]) * (_f32(k[start:stop, h // group]) @ _f32(q[r, h]))
+        if p["softcap"]:
+            scores = np.float32(p["softcap"]) * np.tanh(scores / np.float32(p["softcap"]))
+        e = np.exp(scores - scores.max())
+        _store(out[r, h], (e / e.sum()) @ _f32(v[start:stop, h // group]))
+
+
+def _glu(operands: list[Any], p: Mapping[str, Any]) -> None:
+    out, a, b = operands
+    _store(out, UNARY_MEANING[p["function"]](_f32(a)) * _f32(b))
+
+
 MEANING: dict[str, Callable[[list[Any], Mapping[str, Any]], None]] = {
     "copy": _copy,
     "fill": _fill,
@@ -341,5 +400,9 @@ MEANING: dict[str, Callable[[list[Any], Mapping[str, Any]], None]] = {
     "topk": _topk,
     "conv2d": _conv2d,
     "resize": _resize,
+    "rope": _rope,
+    "scatter": _scatter,
+    "attention": _attention,
+    "glu": _glu,
 }
 assert set(MEANING) == {op.name for op in BY_CODE.values()}
