@@ -156,7 +156,7 @@ def builder(op: Op) -> str:
     for i, param in enumerate(op.params):
         value = f"nocopy_bits_({param.name})" if param.kind == "f32" else param.name
         body.append(f"r->params[{i}] = {value};")
-    body.append("return nocopy_end_(tape);")
+    body.append(f"return nocopy_end_(tape, r, {text(op, 'a size is over 2^31 - 1')});")
     return "\n".join([documentation(op), head, *(f"    {line}" for line in body), "}", ""])
 
 
@@ -206,7 +206,7 @@ def checks_before(op: Op) -> Iterator[str]:
     for name, (least, most) in AXES.get(op.name, {}).items():
         needed = f"{least}" if least == most else f"{least} to {most}"
         what = text(op, f"{name} needs {needed} {'axis' if most == 1 else 'axes'}")
-        yield f"nocopy_axes_(tape, &{name}, {least}, {most}, {what});"
+        yield f"nocopy_between_(tape, {name}.axes, {least}, {most}, {what});"
 
 
 def dims(op: Op) -> Iterator[str]:
@@ -216,12 +216,17 @@ def dims(op: Op) -> Iterator[str]:
 
 
 def checks_after(op: Op) -> Iterator[str]:
-    """Refuse sizes of 1 where nothing may repeat."""
+    """Refuse sizes of 1 where nothing may repeat, and parameters outside their range."""
     for dim in NO_BROADCAST.get(op.name, ()):
         for o in op.operands:
             if dim in o.axes and o is not source(op, dim):
                 what = text(op, f"{o.name} has another {dim} than {source(op, dim).name}")
                 yield f"nocopy_equal_(tape, {size(o, dim)}, r->dims[{op.dims.index(dim)}], {what});"
+
+    for p in op.params:
+        if p.kind == "u32":
+            what = text(op, f"{p.name} lies outside {p.low} to {p.high}")
+            yield f"nocopy_between_(tape, {p.name}, {p.low}, {p.high}, {what});"
 
 
 def bind(op: Op, slot: int, operand: Operand) -> str:
@@ -230,4 +235,5 @@ def bind(op: Op, slot: int, operand: Operand) -> str:
     indices += [0] * (4 - len(indices))
     what = text(op, f"{operand.name} does not fit [{', '.join(operand.axes)}]")
     listed = ", ".join(map(str, indices))
-    return f"nocopy_bind_(tape, r, {slot}, &{operand.name}, {what}, {len(operand.axes)}, {listed});"
+    shape = f"{int(not operand.out)}, {len(operand.axes)}, {listed}"
+    return f"nocopy_bind_(tape, r, {slot}, &{operand.name}, {what}, {shape});"

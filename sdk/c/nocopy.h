@@ -120,6 +120,12 @@ enum {
     NOCOPY_ERROR_DEADLINE = -14, /* The guest ran longer than it may */
     NOCOPY_ERROR_FUEL = -15, /* The guest used more fuel than it has */
     NOCOPY_ERROR_EXIT = -16, /* The guest ended with an exit status that is not 0 */
+    NOCOPY_ERROR_MODEL = -17, /* Something about a model */
+    NOCOPY_ERROR_MODEL_FILE = -18, /* A model file breaks its format */
+    NOCOPY_ERROR_UNSUPPORTED_MODEL = -19, /* The model is sound, but nothing here can play it */
+    NOCOPY_ERROR_METADATA = -20, /* A metadata key is missing or has another type than the model needs */
+    NOCOPY_ERROR_TOKENIZER = -21, /* A text, a token id or a vocabulary cannot be used */
+    NOCOPY_ERROR_TEMPLATE = -22, /* A chat template is wrong, refuses the conversation, or exceeds its limits */
 };
 
 /* ---- records: the bytes that the host reads; docs/tape.md has every field ----------------------------- */
@@ -191,25 +197,25 @@ NOCOPY_ASSERT_(float, sizeof(float) == 4);
 #define NOCOPY_IMPORT_(name) /* a native build, for unit tests: define these functions yourself */
 #endif
 
-/* The version of this interface: 1. */
+/* The version of this interface and of its records: 1. */
 NOCOPY_IMPORT_(version) int32_t nocopy_version(void);
 
 /* Write what the device is: at most `len` bytes of a nocopy_device_info. Returns the bytes of the
  * whole struct, so a guest built for an older, shorter one keeps working. With `len` 0 nothing is
  * written. */
-NOCOPY_IMPORT_(describe) int32_t nocopy_describe(nocopy_device_info *info, size_t len);
+NOCOPY_IMPORT_(describe) int32_t nocopy_describe(nocopy_device_info *info, uint32_t len);
 
 /* Play `count` records in order and return when their results are in memory. The host copies the
  * records first: what is written to them meanwhile changes nothing. Nothing is played if any record
  * is refused. */
-NOCOPY_IMPORT_(submit) int32_t nocopy_submit(const nocopy_record *records, size_t count);
+NOCOPY_IMPORT_(submit) int32_t nocopy_submit(const nocopy_record *records, uint32_t count);
 
 /* Write what the last failed call was about: at most `len` bytes of UTF-8, the last of them a NUL.
  * Returns the bytes of the whole message without its NUL; 0 if no call has failed yet. */
-NOCOPY_IMPORT_(last_error) int32_t nocopy_last_error(char *text, size_t len);
+NOCOPY_IMPORT_(last_error) int32_t nocopy_last_error(char *text, uint32_t len);
 
 /* Hand a line of UTF-8 to the host's log. `level` is one of NOCOPY_LOG_*. */
-NOCOPY_IMPORT_(log) int32_t nocopy_log(int32_t level, const char *text, size_t len);
+NOCOPY_IMPORT_(log) int32_t nocopy_log(int32_t level, const char *text, uint32_t len);
 
 /* ---- tensors ----------------------------------------------------------------------------------------------
  * A tensor names bytes; it owns none. Strides count elements. At most four axes. An impossible request (an
@@ -383,13 +389,13 @@ static inline nocopy_tensor nocopy_reshaped(nocopy_tensor t, uint32_t axes, cons
 
 typedef struct nocopy_tape {
     nocopy_record *records;
-    size_t capacity;  /* records that fit */
-    size_t count;     /* records that are there */
-    int32_t error;    /* 0, or the first builder's error */
-    const char *what; /* what the builder refused, or NULL */
+    uint32_t capacity; /* records that fit */
+    uint32_t count;    /* records that are there */
+    int32_t error;     /* 0, or the first builder's error */
+    const char *what;  /* what the builder refused, or NULL */
 } nocopy_tape;
 
-static inline nocopy_tape nocopy_tape_over(nocopy_record *records, size_t capacity) {
+static inline nocopy_tape nocopy_tape_over(nocopy_record *records, uint32_t capacity) {
     nocopy_tape tape;
     tape.records = records;
     tape.capacity = capacity;
@@ -405,8 +411,8 @@ static inline int32_t nocopy_submit_tape(const nocopy_tape *tape) {
 }
 
 /* Write why the last call failed, as at most `len` bytes with a NUL. Returns the whole text's length. */
-static inline int32_t nocopy_error_text(const nocopy_tape *tape, char *text, size_t len) {
-    size_t n = 0;
+static inline int32_t nocopy_error_text(const nocopy_tape *tape, char *text, uint32_t len) {
+    uint32_t n = 0;
     if (!tape || !tape->what) return nocopy_last_error(text, len);
     for (; tape->what[n]; n++)
         if (n + 1 < len) text[n] = tape->what[n];
@@ -442,7 +448,9 @@ static inline nocopy_record *nocopy_begin_(nocopy_tape *tape, uint32_t opcode, u
     return r;
 }
 
-static inline int32_t nocopy_end_(nocopy_tape *tape) {
+static inline int32_t nocopy_end_(nocopy_tape *tape, const nocopy_record *r, const char *what) {
+    for (uint32_t i = 0; i < NOCOPY_MAX_DIMS; i++)
+        if (r->dims[i] > INT32_MAX) nocopy_refuse_(tape, NOCOPY_ERROR_USAGE, what);
     if (!tape->error) tape->count++;
     return tape->error;
 }
@@ -452,13 +460,13 @@ static inline uint32_t nocopy_size_(const nocopy_tensor *t, uint32_t from_last) 
     return t->axes <= NOCOPY_MAX_AXES && from_last <= t->axes ? t->shape[t->axes - from_last] : 1;
 }
 
-static inline void nocopy_axes_(nocopy_tape *tape, const nocopy_tensor *t, uint32_t least, uint32_t most,
-                                const char *what) {
-    if (t->axes < least || t->axes > most) nocopy_refuse_(tape, NOCOPY_ERROR_USAGE, what);
-}
-
 static inline void nocopy_equal_(nocopy_tape *tape, uint32_t have, uint32_t want, const char *what) {
     if (have != want) nocopy_refuse_(tape, NOCOPY_ERROR_USAGE, what);
+}
+
+static inline void nocopy_between_(nocopy_tape *tape, uint32_t have, uint32_t low, uint32_t high,
+                                   const char *what) {
+    if (have < low || have > high) nocopy_refuse_(tape, NOCOPY_ERROR_USAGE, what);
 }
 
 static inline uint32_t nocopy_bits_(float value) {
@@ -467,10 +475,10 @@ static inline uint32_t nocopy_bits_(float value) {
     return bits;
 }
 
-/* Fill one operand: the tensor broadcast to `axes` dims of the record, whose indices are i0 to i3. */
+/* Fill one operand: `axes` dims of the record, whose indices are i0 to i3. An input may repeat to fit. */
 static inline void nocopy_bind_(nocopy_tape *tape, nocopy_record *r, uint32_t slot, const nocopy_tensor *t,
-                                const char *what, uint32_t axes, uint32_t i0, uint32_t i1, uint32_t i2,
-                                uint32_t i3) {
+                                const char *what, int repeat, uint32_t axes, uint32_t i0, uint32_t i1,
+                                uint32_t i2, uint32_t i3) {
     const uint32_t index[4] = {i0, i1, i2, i3};
     nocopy_operand *operand = &r->operands[slot];
     if (t->dtype == NOCOPY_NONE && t->axes == 0) return;
@@ -482,9 +490,8 @@ static inline void nocopy_bind_(nocopy_tape *tape, nocopy_record *r, uint32_t sl
         nocopy_equal_(tape, nocopy_size_(t, from_last), 1, what);
     for (uint32_t i = 0; i < axes; i++) {
         uint32_t from_last = axes - i, have = nocopy_size_(t, from_last);
-        if (have == 1) continue; /* repeats: stride 0 */
-        nocopy_equal_(tape, have, r->dims[index[i]], what);
-        operand->strides[i] = t->strides[t->axes - from_last];
+        if (have != 1 || !repeat) nocopy_equal_(tape, have, r->dims[index[i]], what);
+        if (have != 1) operand->strides[i] = t->strides[t->axes - from_last];
     }
     operand->offset = t->offset;
     operand->dtype = (uint16_t)t->dtype;
@@ -505,9 +512,9 @@ static inline int32_t nocopy_copy(nocopy_tape *tape, nocopy_tensor out, nocopy_t
     r->dims[1] = nocopy_size_(&out, 3);
     r->dims[2] = nocopy_size_(&out, 2);
     r->dims[3] = nocopy_size_(&out, 1);
-    nocopy_bind_(tape, r, 0, &out, "copy: out does not fit [d0, d1, d2, d3]", 4, 0, 1, 2, 3);
-    nocopy_bind_(tape, r, 1, &x, "copy: x does not fit [d0, d1, d2, d3]", 4, 0, 1, 2, 3);
-    return nocopy_end_(tape);
+    nocopy_bind_(tape, r, 0, &out, "copy: out does not fit [d0, d1, d2, d3]", 0, 4, 0, 1, 2, 3);
+    nocopy_bind_(tape, r, 1, &x, "copy: x does not fit [d0, d1, d2, d3]", 1, 4, 0, 1, 2, 3);
+    return nocopy_end_(tape, r, "copy: a size is over 2^31 - 1");
 }
 
 /* out = convert(value).
@@ -519,9 +526,9 @@ static inline int32_t nocopy_fill(nocopy_tape *tape, nocopy_tensor out, float va
     r->dims[1] = nocopy_size_(&out, 3);
     r->dims[2] = nocopy_size_(&out, 2);
     r->dims[3] = nocopy_size_(&out, 1);
-    nocopy_bind_(tape, r, 0, &out, "fill: out does not fit [d0, d1, d2, d3]", 4, 0, 1, 2, 3);
+    nocopy_bind_(tape, r, 0, &out, "fill: out does not fit [d0, d1, d2, d3]", 0, 4, 0, 1, 2, 3);
     r->params[0] = nocopy_bits_(value);
-    return nocopy_end_(tape);
+    return nocopy_end_(tape, r, "fill: a size is over 2^31 - 1");
 }
 
 /* out = function(x), computed in f32.
@@ -536,9 +543,9 @@ static inline int32_t nocopy_unary(nocopy_tape *tape, uint32_t function, nocopy_
     r->dims[1] = nocopy_size_(&out, 3);
     r->dims[2] = nocopy_size_(&out, 2);
     r->dims[3] = nocopy_size_(&out, 1);
-    nocopy_bind_(tape, r, 0, &out, "unary: out does not fit [d0, d1, d2, d3]", 4, 0, 1, 2, 3);
-    nocopy_bind_(tape, r, 1, &x, "unary: x does not fit [d0, d1, d2, d3]", 4, 0, 1, 2, 3);
-    return nocopy_end_(tape);
+    nocopy_bind_(tape, r, 0, &out, "unary: out does not fit [d0, d1, d2, d3]", 0, 4, 0, 1, 2, 3);
+    nocopy_bind_(tape, r, 1, &x, "unary: x does not fit [d0, d1, d2, d3]", 1, 4, 0, 1, 2, 3);
+    return nocopy_end_(tape, r, "unary: a size is over 2^31 - 1");
 }
 
 /* out = min(max(x, low), high), computed in f32; NaN stays NaN.
@@ -552,11 +559,11 @@ static inline int32_t nocopy_clamp(nocopy_tape *tape, nocopy_tensor out, nocopy_
     r->dims[1] = nocopy_size_(&out, 3);
     r->dims[2] = nocopy_size_(&out, 2);
     r->dims[3] = nocopy_size_(&out, 1);
-    nocopy_bind_(tape, r, 0, &out, "clamp: out does not fit [d0, d1, d2, d3]", 4, 0, 1, 2, 3);
-    nocopy_bind_(tape, r, 1, &x, "clamp: x does not fit [d0, d1, d2, d3]", 4, 0, 1, 2, 3);
+    nocopy_bind_(tape, r, 0, &out, "clamp: out does not fit [d0, d1, d2, d3]", 0, 4, 0, 1, 2, 3);
+    nocopy_bind_(tape, r, 1, &x, "clamp: x does not fit [d0, d1, d2, d3]", 1, 4, 0, 1, 2, 3);
     r->params[0] = nocopy_bits_(low);
     r->params[1] = nocopy_bits_(high);
-    return nocopy_end_(tape);
+    return nocopy_end_(tape, r, "clamp: a size is over 2^31 - 1");
 }
 
 /* out = function(a, b), in f32; eq, lt, le give 1 or 0; min and max pass NaN on.
@@ -572,10 +579,10 @@ static inline int32_t nocopy_binary(nocopy_tape *tape, uint32_t function, nocopy
     r->dims[1] = nocopy_size_(&out, 3);
     r->dims[2] = nocopy_size_(&out, 2);
     r->dims[3] = nocopy_size_(&out, 1);
-    nocopy_bind_(tape, r, 0, &out, "binary: out does not fit [d0, d1, d2, d3]", 4, 0, 1, 2, 3);
-    nocopy_bind_(tape, r, 1, &a, "binary: a does not fit [d0, d1, d2, d3]", 4, 0, 1, 2, 3);
-    nocopy_bind_(tape, r, 2, &b, "binary: b does not fit [d0, d1, d2, d3]", 4, 0, 1, 2, 3);
-    return nocopy_end_(tape);
+    nocopy_bind_(tape, r, 0, &out, "binary: out does not fit [d0, d1, d2, d3]", 0, 4, 0, 1, 2, 3);
+    nocopy_bind_(tape, r, 1, &a, "binary: a does not fit [d0, d1, d2, d3]", 1, 4, 0, 1, 2, 3);
+    nocopy_bind_(tape, r, 2, &b, "binary: b does not fit [d0, d1, d2, d3]", 1, 4, 0, 1, 2, 3);
+    return nocopy_end_(tape, r, "binary: a size is over 2^31 - 1");
 }
 
 /* out[b0,b1,m,n] = scale * sum_k a[b0,b1,m,k] b[b0,b1,k,n], summed in f32.
@@ -584,9 +591,9 @@ static inline int32_t nocopy_matmul(nocopy_tape *tape, nocopy_tensor out, nocopy
                                     float scale) {
     nocopy_record *r = nocopy_begin_(tape, NOCOPY_OP_MATMUL, 0);
     if (!r) return tape->error;
-    nocopy_axes_(tape, &out, 2, 4, "matmul: out needs 2 to 4 axes");
-    nocopy_axes_(tape, &a, 2, 4, "matmul: a needs 2 to 4 axes");
-    nocopy_axes_(tape, &b, 2, 4, "matmul: b needs 2 to 4 axes");
+    nocopy_between_(tape, out.axes, 2, 4, "matmul: out needs 2 to 4 axes");
+    nocopy_between_(tape, a.axes, 2, 4, "matmul: a needs 2 to 4 axes");
+    nocopy_between_(tape, b.axes, 2, 4, "matmul: b needs 2 to 4 axes");
     r->dims[0] = nocopy_size_(&out, 4);
     r->dims[1] = nocopy_size_(&out, 3);
     r->dims[2] = nocopy_size_(&a, 2);
@@ -595,11 +602,11 @@ static inline int32_t nocopy_matmul(nocopy_tape *tape, nocopy_tensor out, nocopy
     nocopy_equal_(tape, nocopy_size_(&out, 2), r->dims[2], "matmul: out has another m than a");
     nocopy_equal_(tape, nocopy_size_(&out, 1), r->dims[3], "matmul: out has another n than b");
     nocopy_equal_(tape, nocopy_size_(&b, 2), r->dims[4], "matmul: b has another k than a");
-    nocopy_bind_(tape, r, 0, &out, "matmul: out does not fit [b0, b1, m, n]", 4, 0, 1, 2, 3);
-    nocopy_bind_(tape, r, 1, &a, "matmul: a does not fit [b0, b1, m, k]", 4, 0, 1, 2, 4);
-    nocopy_bind_(tape, r, 2, &b, "matmul: b does not fit [b0, b1, k, n]", 4, 0, 1, 4, 3);
+    nocopy_bind_(tape, r, 0, &out, "matmul: out does not fit [b0, b1, m, n]", 0, 4, 0, 1, 2, 3);
+    nocopy_bind_(tape, r, 1, &a, "matmul: a does not fit [b0, b1, m, k]", 1, 4, 0, 1, 2, 4);
+    nocopy_bind_(tape, r, 2, &b, "matmul: b does not fit [b0, b1, k, n]", 1, 4, 0, 1, 4, 3);
     r->params[0] = nocopy_bits_(scale);
-    return nocopy_end_(tape);
+    return nocopy_end_(tape, r, "matmul: a size is over 2^31 - 1");
 }
 
 /* out[d0,d1,d2] = function over n of x[d0,d1,d2,n], in f32; max and min pass NaN on.
@@ -610,14 +617,14 @@ static inline int32_t nocopy_reduce(nocopy_tape *tape, uint32_t function, nocopy
     nocopy_record *r = nocopy_begin_(tape, NOCOPY_OP_REDUCE, function);
     if (!r) return tape->error;
     if (function >= 4) return nocopy_refuse_(tape, NOCOPY_ERROR_USAGE, "reduce: unknown function");
-    nocopy_axes_(tape, &x, 1, 4, "reduce: x needs 1 to 4 axes");
+    nocopy_between_(tape, x.axes, 1, 4, "reduce: x needs 1 to 4 axes");
     r->dims[0] = nocopy_size_(&x, 4);
     r->dims[1] = nocopy_size_(&x, 3);
     r->dims[2] = nocopy_size_(&x, 2);
     r->dims[3] = nocopy_size_(&x, 1);
-    nocopy_bind_(tape, r, 0, &out, "reduce: out does not fit [d0, d1, d2]", 3, 0, 1, 2, 0);
-    nocopy_bind_(tape, r, 1, &x, "reduce: x does not fit [d0, d1, d2, n]", 4, 0, 1, 2, 3);
-    return nocopy_end_(tape);
+    nocopy_bind_(tape, r, 0, &out, "reduce: out does not fit [d0, d1, d2]", 0, 3, 0, 1, 2, 0);
+    nocopy_bind_(tape, r, 1, &x, "reduce: x does not fit [d0, d1, d2, n]", 1, 4, 0, 1, 2, 3);
+    return nocopy_end_(tape, r, "reduce: a size is over 2^31 - 1");
 }
 
 /* out = exp(scale x - max) / sum over n of the same.
@@ -626,15 +633,15 @@ static inline int32_t nocopy_reduce(nocopy_tape *tape, uint32_t function, nocopy
 static inline int32_t nocopy_softmax(nocopy_tape *tape, nocopy_tensor out, nocopy_tensor x, float scale) {
     nocopy_record *r = nocopy_begin_(tape, NOCOPY_OP_SOFTMAX, 0);
     if (!r) return tape->error;
-    nocopy_axes_(tape, &x, 1, 4, "softmax: x needs 1 to 4 axes");
+    nocopy_between_(tape, x.axes, 1, 4, "softmax: x needs 1 to 4 axes");
     r->dims[0] = nocopy_size_(&x, 4);
     r->dims[1] = nocopy_size_(&x, 3);
     r->dims[2] = nocopy_size_(&x, 2);
     r->dims[3] = nocopy_size_(&x, 1);
-    nocopy_bind_(tape, r, 0, &out, "softmax: out does not fit [d0, d1, d2, n]", 4, 0, 1, 2, 3);
-    nocopy_bind_(tape, r, 1, &x, "softmax: x does not fit [d0, d1, d2, n]", 4, 0, 1, 2, 3);
+    nocopy_bind_(tape, r, 0, &out, "softmax: out does not fit [d0, d1, d2, n]", 0, 4, 0, 1, 2, 3);
+    nocopy_bind_(tape, r, 1, &x, "softmax: x does not fit [d0, d1, d2, n]", 1, 4, 0, 1, 2, 3);
     r->params[0] = nocopy_bits_(scale);
-    return nocopy_end_(tape);
+    return nocopy_end_(tape, r, "softmax: a size is over 2^31 - 1");
 }
 
 /* out = x / sqrt(mean over n of x^2 + eps) * weight.
@@ -644,16 +651,16 @@ static inline int32_t nocopy_rmsnorm(nocopy_tape *tape, nocopy_tensor out, nocop
                                      nocopy_tensor weight, float eps) {
     nocopy_record *r = nocopy_begin_(tape, NOCOPY_OP_RMSNORM, 0);
     if (!r) return tape->error;
-    nocopy_axes_(tape, &x, 1, 4, "rmsnorm: x needs 1 to 4 axes");
+    nocopy_between_(tape, x.axes, 1, 4, "rmsnorm: x needs 1 to 4 axes");
     r->dims[0] = nocopy_size_(&x, 4);
     r->dims[1] = nocopy_size_(&x, 3);
     r->dims[2] = nocopy_size_(&x, 2);
     r->dims[3] = nocopy_size_(&x, 1);
-    nocopy_bind_(tape, r, 0, &out, "rmsnorm: out does not fit [d0, d1, d2, n]", 4, 0, 1, 2, 3);
-    nocopy_bind_(tape, r, 1, &x, "rmsnorm: x does not fit [d0, d1, d2, n]", 4, 0, 1, 2, 3);
-    nocopy_bind_(tape, r, 2, &weight, "rmsnorm: weight does not fit [n]", 1, 3, 0, 0, 0);
+    nocopy_bind_(tape, r, 0, &out, "rmsnorm: out does not fit [d0, d1, d2, n]", 0, 4, 0, 1, 2, 3);
+    nocopy_bind_(tape, r, 1, &x, "rmsnorm: x does not fit [d0, d1, d2, n]", 1, 4, 0, 1, 2, 3);
+    nocopy_bind_(tape, r, 2, &weight, "rmsnorm: weight does not fit [n]", 1, 1, 3, 0, 0, 0);
     r->params[0] = nocopy_bits_(eps);
-    return nocopy_end_(tape);
+    return nocopy_end_(tape, r, "rmsnorm: a size is over 2^31 - 1");
 }
 
 /* out = (x - mean) / sqrt(variance + eps) * weight + bias, over n.
@@ -663,17 +670,17 @@ static inline int32_t nocopy_layernorm(nocopy_tape *tape, nocopy_tensor out, noc
                                        nocopy_tensor weight, nocopy_tensor bias, float eps) {
     nocopy_record *r = nocopy_begin_(tape, NOCOPY_OP_LAYERNORM, 0);
     if (!r) return tape->error;
-    nocopy_axes_(tape, &x, 1, 4, "layernorm: x needs 1 to 4 axes");
+    nocopy_between_(tape, x.axes, 1, 4, "layernorm: x needs 1 to 4 axes");
     r->dims[0] = nocopy_size_(&x, 4);
     r->dims[1] = nocopy_size_(&x, 3);
     r->dims[2] = nocopy_size_(&x, 2);
     r->dims[3] = nocopy_size_(&x, 1);
-    nocopy_bind_(tape, r, 0, &out, "layernorm: out does not fit [d0, d1, d2, n]", 4, 0, 1, 2, 3);
-    nocopy_bind_(tape, r, 1, &x, "layernorm: x does not fit [d0, d1, d2, n]", 4, 0, 1, 2, 3);
-    nocopy_bind_(tape, r, 2, &weight, "layernorm: weight does not fit [n]", 1, 3, 0, 0, 0);
-    nocopy_bind_(tape, r, 3, &bias, "layernorm: bias does not fit [n]", 1, 3, 0, 0, 0);
+    nocopy_bind_(tape, r, 0, &out, "layernorm: out does not fit [d0, d1, d2, n]", 0, 4, 0, 1, 2, 3);
+    nocopy_bind_(tape, r, 1, &x, "layernorm: x does not fit [d0, d1, d2, n]", 1, 4, 0, 1, 2, 3);
+    nocopy_bind_(tape, r, 2, &weight, "layernorm: weight does not fit [n]", 1, 1, 3, 0, 0, 0);
+    nocopy_bind_(tape, r, 3, &bias, "layernorm: bias does not fit [n]", 1, 1, 3, 0, 0, 0);
     r->params[0] = nocopy_bits_(eps);
-    return nocopy_end_(tape);
+    return nocopy_end_(tape, r, "layernorm: a size is over 2^31 - 1");
 }
 
 /* out[r,w] = table[clamp(indices[r], 0, t-1), w].
@@ -683,15 +690,15 @@ static inline int32_t nocopy_gather(nocopy_tape *tape, nocopy_tensor out, nocopy
                                     nocopy_tensor indices) {
     nocopy_record *r = nocopy_begin_(tape, NOCOPY_OP_GATHER, 0);
     if (!r) return tape->error;
-    nocopy_axes_(tape, &table, 2, 2, "gather: table needs 2 axes");
-    nocopy_axes_(tape, &indices, 1, 1, "gather: indices needs 1 axis");
+    nocopy_between_(tape, table.axes, 2, 2, "gather: table needs 2 axes");
+    nocopy_between_(tape, indices.axes, 1, 1, "gather: indices needs 1 axis");
     r->dims[0] = nocopy_size_(&indices, 1);
     r->dims[1] = nocopy_size_(&table, 1);
     r->dims[2] = nocopy_size_(&table, 2);
-    nocopy_bind_(tape, r, 0, &out, "gather: out does not fit [r, w]", 2, 0, 1, 0, 0);
-    nocopy_bind_(tape, r, 1, &table, "gather: table does not fit [t, w]", 2, 2, 1, 0, 0);
-    nocopy_bind_(tape, r, 2, &indices, "gather: indices does not fit [r]", 1, 0, 0, 0, 0);
-    return nocopy_end_(tape);
+    nocopy_bind_(tape, r, 0, &out, "gather: out does not fit [r, w]", 0, 2, 0, 1, 0, 0);
+    nocopy_bind_(tape, r, 1, &table, "gather: table does not fit [t, w]", 1, 2, 2, 1, 0, 0);
+    nocopy_bind_(tape, r, 2, &indices, "gather: indices does not fit [r]", 1, 1, 0, 0, 0, 0);
+    return nocopy_end_(tape, r, "gather: a size is over 2^31 - 1");
 }
 
 /* out[d0,d1,d2] = lowest n where x is largest; NaN counts as -infinity.
@@ -700,14 +707,14 @@ static inline int32_t nocopy_gather(nocopy_tape *tape, nocopy_tensor out, nocopy
 static inline int32_t nocopy_argmax(nocopy_tape *tape, nocopy_tensor out, nocopy_tensor x) {
     nocopy_record *r = nocopy_begin_(tape, NOCOPY_OP_ARGMAX, 0);
     if (!r) return tape->error;
-    nocopy_axes_(tape, &x, 1, 4, "argmax: x needs 1 to 4 axes");
+    nocopy_between_(tape, x.axes, 1, 4, "argmax: x needs 1 to 4 axes");
     r->dims[0] = nocopy_size_(&x, 4);
     r->dims[1] = nocopy_size_(&x, 3);
     r->dims[2] = nocopy_size_(&x, 2);
     r->dims[3] = nocopy_size_(&x, 1);
-    nocopy_bind_(tape, r, 0, &out, "argmax: out does not fit [d0, d1, d2]", 3, 0, 1, 2, 0);
-    nocopy_bind_(tape, r, 1, &x, "argmax: x does not fit [d0, d1, d2, n]", 4, 0, 1, 2, 3);
-    return nocopy_end_(tape);
+    nocopy_bind_(tape, r, 0, &out, "argmax: out does not fit [d0, d1, d2]", 0, 3, 0, 1, 2, 0);
+    nocopy_bind_(tape, r, 1, &x, "argmax: x does not fit [d0, d1, d2, n]", 1, 4, 0, 1, 2, 3);
+    return nocopy_end_(tape, r, "argmax: a size is over 2^31 - 1");
 }
 
 /* the k largest over n, in falling order, ties by lowest index; NaN counts as -infinity.
@@ -717,17 +724,17 @@ static inline int32_t nocopy_topk(nocopy_tape *tape, nocopy_tensor values, nocop
                                   nocopy_tensor x) {
     nocopy_record *r = nocopy_begin_(tape, NOCOPY_OP_TOPK, 0);
     if (!r) return tape->error;
-    nocopy_axes_(tape, &values, 1, 4, "topk: values needs 1 to 4 axes");
-    nocopy_axes_(tape, &x, 1, 4, "topk: x needs 1 to 4 axes");
+    nocopy_between_(tape, values.axes, 1, 4, "topk: values needs 1 to 4 axes");
+    nocopy_between_(tape, x.axes, 1, 4, "topk: x needs 1 to 4 axes");
     r->dims[0] = nocopy_size_(&x, 4);
     r->dims[1] = nocopy_size_(&x, 3);
     r->dims[2] = nocopy_size_(&x, 2);
     r->dims[3] = nocopy_size_(&x, 1);
     r->dims[4] = nocopy_size_(&values, 1);
-    nocopy_bind_(tape, r, 0, &values, "topk: values does not fit [d0, d1, d2, k]", 4, 0, 1, 2, 4);
-    nocopy_bind_(tape, r, 1, &indices, "topk: indices does not fit [d0, d1, d2, k]", 4, 0, 1, 2, 4);
-    nocopy_bind_(tape, r, 2, &x, "topk: x does not fit [d0, d1, d2, n]", 4, 0, 1, 2, 3);
-    return nocopy_end_(tape);
+    nocopy_bind_(tape, r, 0, &values, "topk: values does not fit [d0, d1, d2, k]", 0, 4, 0, 1, 2, 4);
+    nocopy_bind_(tape, r, 1, &indices, "topk: indices does not fit [d0, d1, d2, k]", 0, 4, 0, 1, 2, 4);
+    nocopy_bind_(tape, r, 2, &x, "topk: x does not fit [d0, d1, d2, n]", 1, 4, 0, 1, 2, 3);
+    return nocopy_end_(tape, r, "topk: a size is over 2^31 - 1");
 }
 
 /* out[n,o,y,x] = bias[o] + sum over cg,kh,kw of weight * input; outside the input is 0.
@@ -738,9 +745,9 @@ static inline int32_t nocopy_conv2d(nocopy_tape *tape, nocopy_tensor out, nocopy
                                     uint32_t dilation_x) {
     nocopy_record *r = nocopy_begin_(tape, NOCOPY_OP_CONV2D, 0);
     if (!r) return tape->error;
-    nocopy_axes_(tape, &out, 4, 4, "conv2d: out needs 4 axes");
-    nocopy_axes_(tape, &x, 4, 4, "conv2d: x needs 4 axes");
-    nocopy_axes_(tape, &weight, 4, 4, "conv2d: weight needs 4 axes");
+    nocopy_between_(tape, out.axes, 4, 4, "conv2d: out needs 4 axes");
+    nocopy_between_(tape, x.axes, 4, 4, "conv2d: x needs 4 axes");
+    nocopy_between_(tape, weight.axes, 4, 4, "conv2d: weight needs 4 axes");
     r->dims[0] = nocopy_size_(&x, 4);
     r->dims[1] = nocopy_size_(&x, 3);
     r->dims[2] = nocopy_size_(&x, 2);
@@ -751,17 +758,23 @@ static inline int32_t nocopy_conv2d(nocopy_tape *tape, nocopy_tensor out, nocopy
     r->dims[7] = nocopy_size_(&weight, 1);
     r->dims[8] = nocopy_size_(&out, 2);
     r->dims[9] = nocopy_size_(&out, 1);
-    nocopy_bind_(tape, r, 0, &out, "conv2d: out does not fit [n, o, oh, ow]", 4, 0, 4, 8, 9);
-    nocopy_bind_(tape, r, 1, &x, "conv2d: x does not fit [n, c, h, w]", 4, 0, 1, 2, 3);
-    nocopy_bind_(tape, r, 2, &weight, "conv2d: weight does not fit [o, cg, kh, kw]", 4, 4, 5, 6, 7);
-    nocopy_bind_(tape, r, 3, &bias, "conv2d: bias does not fit [o]", 1, 4, 0, 0, 0);
+    nocopy_between_(tape, stride_y, 1, 65535, "conv2d: stride_y lies outside 1 to 65535");
+    nocopy_between_(tape, stride_x, 1, 65535, "conv2d: stride_x lies outside 1 to 65535");
+    nocopy_between_(tape, pad_y, 0, 65535, "conv2d: pad_y lies outside 0 to 65535");
+    nocopy_between_(tape, pad_x, 0, 65535, "conv2d: pad_x lies outside 0 to 65535");
+    nocopy_between_(tape, dilation_y, 1, 65535, "conv2d: dilation_y lies outside 1 to 65535");
+    nocopy_between_(tape, dilation_x, 1, 65535, "conv2d: dilation_x lies outside 1 to 65535");
+    nocopy_bind_(tape, r, 0, &out, "conv2d: out does not fit [n, o, oh, ow]", 0, 4, 0, 4, 8, 9);
+    nocopy_bind_(tape, r, 1, &x, "conv2d: x does not fit [n, c, h, w]", 1, 4, 0, 1, 2, 3);
+    nocopy_bind_(tape, r, 2, &weight, "conv2d: weight does not fit [o, cg, kh, kw]", 1, 4, 4, 5, 6, 7);
+    nocopy_bind_(tape, r, 3, &bias, "conv2d: bias does not fit [o]", 1, 1, 4, 0, 0, 0);
     r->params[0] = stride_y;
     r->params[1] = stride_x;
     r->params[2] = pad_y;
     r->params[3] = pad_x;
     r->params[4] = dilation_y;
     r->params[5] = dilation_x;
-    return nocopy_end_(tape);
+    return nocopy_end_(tape, r, "conv2d: a size is over 2^31 - 1");
 }
 
 /* bilinear, half-pixel centres, edges repeated.
@@ -769,17 +782,17 @@ static inline int32_t nocopy_conv2d(nocopy_tape *tape, nocopy_tensor out, nocopy
 static inline int32_t nocopy_resize(nocopy_tape *tape, nocopy_tensor out, nocopy_tensor x) {
     nocopy_record *r = nocopy_begin_(tape, NOCOPY_OP_RESIZE, 0);
     if (!r) return tape->error;
-    nocopy_axes_(tape, &out, 4, 4, "resize: out needs 4 axes");
-    nocopy_axes_(tape, &x, 4, 4, "resize: x needs 4 axes");
+    nocopy_between_(tape, out.axes, 4, 4, "resize: out needs 4 axes");
+    nocopy_between_(tape, x.axes, 4, 4, "resize: x needs 4 axes");
     r->dims[0] = nocopy_size_(&x, 4);
     r->dims[1] = nocopy_size_(&x, 3);
     r->dims[2] = nocopy_size_(&x, 2);
     r->dims[3] = nocopy_size_(&x, 1);
     r->dims[4] = nocopy_size_(&out, 2);
     r->dims[5] = nocopy_size_(&out, 1);
-    nocopy_bind_(tape, r, 0, &out, "resize: out does not fit [n, c, oh, ow]", 4, 0, 1, 4, 5);
-    nocopy_bind_(tape, r, 1, &x, "resize: x does not fit [n, c, h, w]", 4, 0, 1, 2, 3);
-    return nocopy_end_(tape);
+    nocopy_bind_(tape, r, 0, &out, "resize: out does not fit [n, c, oh, ow]", 0, 4, 0, 1, 4, 5);
+    nocopy_bind_(tape, r, 1, &x, "resize: x does not fit [n, c, h, w]", 1, 4, 0, 1, 2, 3);
+    return nocopy_end_(tape, r, "resize: a size is over 2^31 - 1");
 }
 
 #ifdef __cplusplus

@@ -10,6 +10,12 @@ Error:
     |-- DeviceError           a device that failed
     |   |-- DeviceUnavailableError    not on this machine; carries the reason and the fix
     |   `-- DeviceLostError           failed for good; open it again
+    |-- ModelError            something about a model
+    |   |-- ModelFileError            a file that breaks its format; carries the kind of defect
+    |   |-- UnsupportedModelError     a sound model that nothing here can play
+    |   |-- MetadataError             a metadata key that is missing or has another type
+    |   |-- TokenizerError            a text, an id or a vocabulary that cannot be used
+    |   `-- TemplateError             a chat template that is wrong or exceeds its limits
     `-- GuestError            something about a guest
         |-- InvalidModuleError        not WebAssembly, or no memory, or an unknown import
         |-- TrapError                 the guest trapped; carries the Wasm backtrace
@@ -131,3 +137,47 @@ class ExitError(GuestError):
     def __init__(self, status: int) -> None:
         super().__init__(f"the guest exited with status {status}")
         self.status = status
+
+
+class ModelError(Error):
+    """Something about a model."""
+
+    code = -17
+
+
+class ModelFileError(ModelError):
+    """A model file breaks its format. `kind` names the defect, as docs/gguf.md lists them; `path` is the file."""
+
+    code = -18
+
+    def __init__(self, path: str, kind: str, message: str) -> None:
+        super().__init__(f"cannot read the model file '{path}': {message} [{kind}]")
+        self.path, self.kind = path, kind
+
+
+class UnsupportedModelError(ModelError):
+    """The model is sound, but nothing here can play it."""
+
+    code = -19
+
+
+class MetadataError(ModelError):
+    """A metadata key is missing or has another type than the model needs. `key` is its name."""
+
+    code = -20
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+class TokenizerError(ModelError):
+    """A text, a token id or a vocabulary cannot be used."""
+
+    code = -21
+
+
+class TemplateError(ModelError):
+    """A chat template is wrong, refuses the conversation, or exceeds its limits."""
+
+    code = -22

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nocopy.tape.record import VERSION
+
 MODULE = "nocopy"
-INTERFACE_VERSION = 1
-"""What `version()` returns. It changes when a function of this table changes its meaning, never otherwise."""
+INTERFACE_VERSION = VERSION
+"""What `version()` returns: the version of the records, which the functions of this table share."""
 
 MAX_TEXT = 4096
 """Bytes of one log line or error message that are kept; a longer one is cut there and says so."""
@@ -16,7 +18,7 @@ MAX_TEXT = 4096
 
 @dataclass(frozen=True)
 class Param:
-    """One parameter. `kind` is "ptr" or "size" (i32; i64 in a memory64 guest), or "i32"."""
+    """One parameter. `kind` is "i32", or "ptr": i32, or i64 in a memory64 guest."""
 
     name: str
     kind: str
@@ -33,29 +35,28 @@ class Import:
 
     def kinds(self, *, memory64: bool) -> tuple[str, ...]:
         """The Wasm types of the parameters."""
-        word = "i64" if memory64 else "i32"
-        return tuple("i32" if p.kind == "i32" else word for p in self.params)
+        return tuple("i64" if p.kind == "ptr" and memory64 else "i32" for p in self.params)
 
 
 IMPORTS: tuple[Import, ...] = (
-    Import("version", (), "The version of this interface: 1."),
+    Import("version", (), "The version of this interface and of its records: 1."),
     Import(
         "describe",
-        (Param("info", "ptr", "nocopy_device_info *"), Param("len", "size", "size_t")),
+        (Param("info", "ptr", "nocopy_device_info *"), Param("len", "i32", "uint32_t")),
         "Write what the device is: at most `len` bytes of a nocopy_device_info. Returns the bytes of the\n"
         "whole struct, so a guest built for an older, shorter one keeps working. With `len` 0 nothing is\n"
         "written.",
     ),
     Import(
         "submit",
-        (Param("records", "ptr", "const nocopy_record *"), Param("count", "size", "size_t")),
+        (Param("records", "ptr", "const nocopy_record *"), Param("count", "i32", "uint32_t")),
         "Play `count` records in order and return when their results are in memory. The host copies the\n"
         "records first: what is written to them meanwhile changes nothing. Nothing is played if any record\n"
         "is refused.",
     ),
     Import(
         "last_error",
-        (Param("text", "ptr", "char *"), Param("len", "size", "size_t")),
+        (Param("text", "ptr", "char *"), Param("len", "i32", "uint32_t")),
         "Write what the last failed call was about: at most `len` bytes of UTF-8, the last of them a NUL.\n"
         "Returns the bytes of the whole message without its NUL; 0 if no call has failed yet.",
     ),
@@ -64,7 +65,7 @@ IMPORTS: tuple[Import, ...] = (
         (
             Param("level", "i32", "int32_t"),
             Param("text", "ptr", "const char *"),
-            Param("len", "size", "size_t"),
+            Param("len", "i32", "uint32_t"),
         ),
         "Hand a line of UTF-8 to the host's log. `level` is one of NOCOPY_LOG_*.",
     ),

@@ -1,0 +1,90 @@
+"""Pictures of results. Needs matplotlib: `pip install 'nocopy[plot]'`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nocopy.bench.result import Result
+
+OURS = "#0b7a75"
+PEERS = ("#c8553d", "#8a8d91", "#b08ea2")
+INK = "#2b2d2f"
+UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def draw(result: Result, what: str, path: Path) -> None:
+    """Draw a result whose cases are sizes ("4 KiB"): time over size, both on logarithmic axes.
+
+    Args:
+        result: rows in µs.
+        what: the y axis, such as "one round trip, µs".
+        path: where to write it; the suffix says which format.
+    """
+    sizes: list[int] = []
+    ours: dict[int, float] = {}
+    peers: dict[str, dict[int, float]] = {}
+    for row in result.rows:
+        size = parse_size(row["case"])
+        sizes.append(size)
+        ours[size] = row["value"]
+        peers.setdefault(row["peer"], {})[size] = row["peer_value"]
+    machine = result.machine.get("device") or result.machine["cpu"]
+    draw_lines({"nocopy": ours, **peers}, f"{result.name} on {result.device} ({machine})", what, path)
+
+
+def parse_size(case: str) -> int:
+    """Bytes of a case such as "4 KiB"."""
+    number, unit = case.split()
+    return int(number) * UNITS[unit]
+
+
+def draw_lines(lines: Mapping[str, Mapping[int, float]], title: str, what: str, path: Path) -> None:
+    """One line for each name, labelled at its end; the first is ours."""
+    from matplotlib.figure import Figure
+
+    figure: Any = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    for (name, points), color in zip(lines.items(), (OURS, *PEERS), strict=False):
+        _line(axes, name, sorted(points.items()), color)
+    _dress(axes, sorted(next(iter(lines.values()))), what)
+    axes.set_title(title, loc="left", fontsize=11, color=INK)
+    figure.savefig(path)
+
+
+def _line(axes: Any, name: str, points: Sequence[tuple[int, float]], color: str) -> None:
+    x, y = zip(*points, strict=True)
+    axes.plot(x, y, color=color, marker="o", markersize=3.5, linewidth=2 if color == OURS else 1.5)
+    axes.annotate(
+        name,
+        (x[-1], y[-1]),
+        xytext=(8, 0),
+        textcoords="offset points",
+        va="center",
+        color=color,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+        fontweight="bold" if color == OURS else "normal",
+    )
+
+
+def _dress(axes: Any, sizes: Sequence[int], what: str) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(sizes, [label(n) for n in sizes], fontsize=8, color=INK)
+    axes.set_xlim(sizes[0] / 1.4, sizes[-1] * 2 ** (0.15 * len(sizes) + 0.6))
+    axes.minorticks_off()
+    axes.set_ylabel(what, color=INK)
+    axes.set_xlabel("bytes", color=INK)
+    axes.yaxis.set_major_formatter("{x:,.10g}")
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=INK)
+
+
+def label(nbytes: int) -> str:
+    """A tick: 1K, 64K, 4M, 1G."""
+    for unit, letter in ((2**30, "G"), (2**20, "M"), (2**10, "K")):
+        if nbytes >= unit:
+            return f"{nbytes // unit}{letter}"
+    return str(nbytes)

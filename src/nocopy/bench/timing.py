@@ -1,0 +1,44 @@
+"""Timing that is fair to both sides: they take turns, so that whatever else the machine does hits both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+MOST_SAMPLES = 200
+LEAST_SAMPLES = 5
+
+
+def interleaved(
+    contenders: Mapping[str, Callable[[], Any]], *, seconds: float, warmup: int = 2
+) -> dict[str, float]:
+    """Time each contender, in turns, and return its median in seconds.
+
+    Args:
+        contenders: what to call, by name. What a call returns, if it can be called, undoes it: that is called
+            after the clock has stopped.
+        seconds: for all of them together; each runs at least `LEAST_SAMPLES` times whatever that takes.
+        warmup: untimed rounds before.
+    """
+    for _ in range(warmup):
+        for call in contenders.values():
+            _timed(call)
+    samples: dict[str, list[float]] = {name: [] for name in contenders}
+    end = perf_counter() + seconds
+    for turn in range(MOST_SAMPLES):
+        if turn >= LEAST_SAMPLES and perf_counter() > end:
+            break
+        for name, call in contenders.items():
+            samples[name].append(_timed(call))
+    return {name: median(taken) for name, taken in samples.items()}
+
+
+def _timed(call: Callable[[], Any]) -> float:
+    start = perf_counter()
+    undo = call()
+    taken = perf_counter() - start
+    if callable(undo):
+        undo()
+    return taken

@@ -1,0 +1,7 @@
+"""`python -m nocopy.cli` is `nocopy`."""
+
+import sys
+
+from nocopy.cli import main
+
+sys.exit(main())

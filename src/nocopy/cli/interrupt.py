@@ -1,0 +1,44 @@
+"""Ctrl-C that works while native code runs.
+
+Python delivers signals between its own instructions, so a guest in a loop or a long kernel would never see
+one. The C-level handler writes to a pipe at once; a thread reads it, gives Python a moment to end by itself,
+and then ends the process.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+
+GRACE = 0.5  # seconds that Python gets to unwind before the process ends
+
+
+@contextmanager
+def end_on_interrupt(status: int) -> Generator[None]:
+    """End the process with `status` if it is still inside this block `GRACE` seconds after a SIGINT."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    left = threading.Event()
+
+    def watch() -> None:
+        while True:
+            received = os.read(reading, 64)
+            if not received:
+                return
+            if signal.SIGINT in received and not left.wait(GRACE):
+                os._exit(status)
+
+    watcher = threading.Thread(target=watch, name="nocopy-interrupt", daemon=True)
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    watcher.start()
+    try:
+        yield
+    finally:
+        left.set()
+        signal.set_wakeup_fd(before)
+        os.close(writing)
+        watcher.join()
+        os.close(reading)

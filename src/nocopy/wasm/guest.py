@@ -1,0 +1,411 @@
+"""A guest.
+
+One instance of a module, with its memory in our pages, its imports, its permissions and its limits.
+"""
+
+from __future__ import annotations
+
+import atexit
+import weakref
+from collections.abc import Callable, Mapping
+from os import PathLike
+from types import TracebackType
+from typing import Any, Final, NoReturn, Self, TypeAlias
+
+import wasmtime
+
+from nocopy.errors import ClosedError, ExitError, InvalidModuleError, MemoryLimitError, UsageError
+from nocopy.memory.linear import LinearMemory
+from nocopy.memory.quota import Quota
+from nocopy.wasm import capi, memory_creator
+from nocopy.wasm.call import bind, disable
+from nocopy.wasm.calls import Calls
+from nocopy.wasm.engine import Engine, default_engine
+from nocopy.wasm.hostcall import HostFunction, NativeFunction, define
+from nocopy.wasm.limits import Clock, Limits
+from nocopy.wasm.module import START, Module, shared_memory
+from nocopy.wasm.traps import convert
+from nocopy.wasm.wasi import Wasi, configure
+
+Imports: TypeAlias = Mapping[tuple[str, str], HostFunction | NativeFunction]
+
+MEMORY: Final = "memory"
+"""The name under which a guest exports its memory, by convention."""
+
+_guests: weakref.WeakSet[Guest] = weakref.WeakSet()
+
+
+class Guest:
+    """One running instance of a WebAssembly module.
+
+    One thread may be inside at a time; a host function may call the guest that called it.
+
+    Args:
+        source: a path, binary, text (see `read_source`), or a `Module` of the same engine.
+        imports: host functions by (module, name), or a function that returns them and gets this guest, whose
+            `memory` is there once they are called.
+        wasi: what WASI grants; the default is nothing.
+        limits: what the guest may use; the default is no limit.
+        engine: the default is the process's.
+        on_memory: called once with the memory, before any code of the guest runs and before `Guest`
+        returns. The place     to import it into a device.
+
+    Raises:
+        UsageError: a path, type name or engine that does not fit.
+        InvalidModuleError: not a valid core module, no exported memory, a shared memory, or an import that
+        nothing     provides.
+        MemoryLimitError: it starts out larger than its limit, or than the system allows.
+        TrapError: its data segments do not fit its memory, or its start function traps.
+    """
+
+    def __init__(
+        self,
+        source: str | bytes | bytearray | PathLike[str] | Module,
+        *,
+        imports: Imports | Callable[[Guest], Imports] | None = None,
+        wasi: Wasi | None = None,
+        limits: Limits | None = None,
+        engine: Engine | None = None,
+        on_memory: Callable[[LinearMemory], None] | None = None,
+    ) -> None:
+        self.limits = limits or Limits()
+        counted = self.limits.fuel is not None
+        if isinstance(source, Module):
+            engine = engine or source.engine
+            if source.engine is not engine:
+                raise UsageError(
+                    "a module of one engine was given with another engine; compile it for that one"
+                )
+        self.engine = engine or default_engine(fuel=counted)
+        if counted and not self.engine.fuel:
+            raise UsageError("a fuel limit was given; the engine does not count fuel. Use Engine(fuel=True).")
+        self.module = source if isinstance(source, Module) else Module(source, self.engine)
+        self.quota = Quota(self.limits.memory)
+        self._calls = Calls()
+        self._functions: dict[str, Callable[..., Any]] = {}
+        self._memory: LinearMemory | None = None
+        self._keep: list[Any] = []
+        self._closed = False
+        self._store = self._make_store()
+        self._clock = Clock(self._store, self.engine.ticker, self.limits, self._calls)
+        self._streams = configure(self._store, wasi or Wasi(), self._calls)
+        try:
+            self._instance = self._instantiate(imports(self) if callable(imports) else imports or {})
+            self._memory = self._find_memory()
+            if on_memory is not None:
+                on_memory(self._memory)
+            self._start()
+        except BaseException:
+            self._shut()
+            raise
+        _guests.add(self)
+
+    # Making it
+
+    def _make_store(self) -> wasmtime.Store:
+        store = wasmtime.Store(self.engine.wasmtime)
+        capi.store_limiter(capi.address(store.ptr()), -1, self.limits.table_elements, -1, -1, -1)
+        if self.engine.fuel:
+            fuel = self.limits.fuel
+            store.set_fuel((1 << 64) - 1 if fuel is None else fuel)
+        return store
+
+    def _instantiate(self, imports: Imports) -> wasmtime.Instance:
+        linker = wasmtime.Linker(self.engine.wasmtime)
+        linker.define_wasi()
+        linker.allow_shadowing = True  # a host function of the caller's may stand in for one of WASI
+        for (module, name), host in imports.items():
+            self._keep.append(define(linker, module, name, host, self._calls))
+        with memory_creator.owner(self.quota, self._calls):
+            try:
+                for module, name, kind in self.module.imports:
+                    if isinstance(kind, wasmtime.MemoryType):
+                        linker.define(self._store, module, name, self._provide(kind))
+                self._require_all(linker)
+                instance = linker.instantiate(self._store, self.module.wasmtime)
+            except (wasmtime.WasmtimeError, wasmtime.Trap) as error:
+                self._fail_to_start(error)
+        self._exports = instance.exports(self._store)
+        return instance
+
+    def _provide(self, kind: wasmtime.MemoryType) -> wasmtime.Memory:
+        """A memory for a guest that imports one.
+
+        Made by a module, because the host's own bypass our pages.
+        """
+        limits = kind.limits
+        address = "i64" if kind.is_64 else "i32"
+        maximum = "" if limits.max is None else limits.max
+        text = f'(module (memory (export "{MEMORY}") {address} {limits.min} {maximum}))'
+        provider = wasmtime.Module(self.engine.wasmtime, text)
+        memory = wasmtime.Instance(self._store, provider, []).exports(self._store)[MEMORY]
+        assert isinstance(memory, wasmtime.Memory)
+        return memory
+
+    def _require_all(self, linker: wasmtime.Linker) -> None:
+        """Raise if an import is missing, naming all that are."""
+        missing: list[str] = []
+        for module, name, _kind in self.module.imports:
+            try:
+                linker.get(self._store, module, name)
+            except wasmtime.WasmtimeError:
+                missing.append(f"{module}.{name}")
+        if missing:
+            raise InvalidModuleError(
+                f"{self.module.name} imports {', '.join(missing)}; nothing provides that. "
+                "Pass host functions for it, or build the guest without it."
+            )
+
+    def _fail_to_start(self, error: wasmtime.WasmtimeError | wasmtime.Trap) -> NoReturn:
+        """Raise what an instantiation that failed means."""
+        pending, name = self._calls.take(), self.module.name
+        if pending is not None:
+            raise pending from None
+        if isinstance(error, wasmtime.Trap):
+            raise convert(error, None) from None
+        text = str(error)
+        if "exceeds" in text and "limits" in text:
+            raise MemoryLimitError(f"{name} was to be started; {text}. Raise the limit.") from None
+        if "shared memory" in text:
+            raise InvalidModuleError(shared_memory(name)) from None
+        raise InvalidModuleError(f"{name} was to be started; {text}. Check what it imports.") from None
+
+    def _find_memory(self) -> LinearMemory:
+        """Find our pages behind the memory that the guest exports.
+
+        By its address, which proves that they are one.
+        """
+        memories = [n for n, kind in self.module.exports.items() if isinstance(kind, wasmtime.MemoryType)]
+        if not memories:
+            raise InvalidModuleError(
+                f"{self.module.name} was to be started; it exports no memory, so there is nothing to share. "
+                f'Export one: (memory (export "{MEMORY}") 1), or link with --export-memory.'
+            )
+        name = MEMORY if MEMORY in memories else memories[0]
+        found: LinearMemory | None = None
+        for each in memories:
+            memory = self._adopt(each)
+            found = memory if each == name else found
+        assert found is not None
+        return found
+
+    def _adopt(self, name: str) -> LinearMemory:
+        exported = self._exports[name]
+        assert isinstance(exported, wasmtime.Memory)
+        memory = memory_creator.at(capi.address(exported.data_ptr(self._store)))
+        if memory is None:
+            raise AssertionError(f"Wasmtime made the memory {name} without our creator")
+
+        def grow_through(size: int) -> None:
+            self._grow(exported, memory, size)
+
+        memory.grow_through = grow_through
+        return memory
+
+    def _grow(self, exported: wasmtime.Memory, memory: LinearMemory, size: int) -> None:
+        page = exported.page_size(self._store)
+        delta, rest = divmod(size - memory.size, page)
+        if delta < 0 or rest:
+            raise UsageError(
+                f"growing a guest's memory from {memory.size} to {size} bytes was asked for; it grows by "
+                f"whole pages of {page} bytes and never shrinks"
+            )
+        try:
+            exported.grow(self._store, delta)
+        except wasmtime.WasmtimeError as error:
+            raise MemoryLimitError(
+                f"growing a guest's memory to {size} bytes was asked for; its maximum is {memory.maximum} "
+                f"bytes and its limit {self.limits.memory}: {error}"
+            ) from None
+
+    def _start(self) -> None:
+        if self.module.has_start:
+            self._bind(START)()
+        # A WASI reactor has no _start; its initialiser must run before anything else is called.
+        if "_initialize" in self.module.exports and "_start" not in self.module.exports:
+            self.call("_initialize")
+
+    # Using it
+
+    @property
+    def memory(self) -> LinearMemory:
+        """The guest's memory: its export named "memory", or else its first one. Base fixed, size always
+        present.
+
+        Raises:
+            ClosedError: the guest is closed.
+            UsageError: the guest is still being made.
+        """
+        if self._closed:
+            raise ClosedError("the memory of a closed guest was asked for; start the guest again")
+        if self._memory is None:
+            raise UsageError("the guest's memory was asked for before the guest had one; use on_memory")
+        return self._memory
+
+    @property
+    def wasm_address(self) -> int:
+        """Where Wasmtime itself says that the memory begins: evidence, the same as `memory.address`."""
+        if self._closed:
+            raise ClosedError("the memory of a closed guest was asked for; start the guest again")
+        names = [n for n, kind in self.module.exports.items() if isinstance(kind, wasmtime.MemoryType)]
+        exported = self._exports[MEMORY if MEMORY in names else names[0]]
+        assert isinstance(exported, wasmtime.Memory)
+        return capi.address(exported.data_ptr(self._store))
+
+    @property
+    def exports(self) -> tuple[str, ...]:
+        """Names of what the module exports."""
+        return tuple(self.module.exports)
+
+    @property
+    def stdout(self) -> bytes:
+        """What the guest wrote to a captured stdout."""
+        return bytes(self._streams[0].data)
+
+    @property
+    def stderr(self) -> bytes:
+        """What the guest wrote to a captured stderr."""
+        return bytes(self._streams[1].data)
+
+    @property
+    def fuel(self) -> int | None:
+        """Fuel left, None if it is not counted. Assign to refill."""
+        return self._store.get_fuel() if self.limits.fuel is not None else None
+
+    @fuel.setter
+    def fuel(self, units: int) -> None:
+        if self.limits.fuel is None:
+            raise UsageError("fuel was given to a guest that does not count it; start it with Limits(fuel=…)")
+        self._store.set_fuel(units)
+
+    @property
+    def closed(self) -> bool:
+        """True after `close()`."""
+        return self._closed
+
+    def function(self, name: str) -> Callable[..., Any]:
+        """Return an export as a Python function. Keep it to call it often: a call costs 1 to 3 us.
+
+        Raises:
+            ClosedError: the guest is closed.
+            UsageError: no such function, or one that takes more than numbers.
+        """
+        if self._closed:
+            raise ClosedError(f"the function {name} of a closed guest was asked for; start the guest again")
+        function = self._functions.get(name)
+        if function is None:
+            if not isinstance(self.module.exports.get(name), wasmtime.FuncType):
+                exports = self.module.exports.items()
+                functions = [n for n, kind in exports if isinstance(kind, wasmtime.FuncType)]
+                raise UsageError(
+                    f"the function {name!r} was asked for; {self.module.name} exports "
+                    f"{', '.join(functions) or 'none'}"
+                )
+            function = self._functions[name] = self._bind(name)
+        return function
+
+    def _bind(self, name: str) -> Callable[..., Any]:
+        exported = self._exports[name]
+        assert isinstance(exported, wasmtime.Func)
+        timed = self.limits.deadline is not None
+        return bind(
+            name,
+            exported,
+            self._store,
+            self._calls,
+            begin=self._clock.begin if timed else None,
+            end=self._clock.end if timed else None,
+            keep=self,
+        )
+
+    def call(self, name: str, *args: float) -> Any:
+        """Call an export; return None, a number, or a tuple of numbers.
+
+        Raises:
+            UsageError: no such function, arguments that do not fit, or another thread is inside the guest.
+            TrapError: the guest trapped.
+            DeadlineError: it ran longer than it may.
+            FuelError: it used all its fuel.
+            ExitError: it called proc_exit.
+            BaseException: what a host function raised.
+        """
+        function = self.function(name)
+        wanted = function.__code__.co_argcount
+        if len(args) != wanted:
+            raise UsageError(f"{name} was called with {len(args)} arguments; it takes {wanted}")
+        return function(*args)
+
+    def run(self) -> None:
+        """Run a program: its `_start`. Ctrl-C ends it, even if it never calls the host.
+
+        Errors as in `call`.
+        """
+        start = self.function("_start")
+        try:
+            with self._clock.interruptible():
+                start()
+        except ExitError as error:
+            if error.status != 0:
+                raise
+
+    def close(self) -> None:
+        """End the guest and give its memory up; closing again does nothing.
+
+        Raises:
+            UsageError: a device holds the memory, or the guest is running.
+        """
+        if self._closed:
+            return
+        if self._calls.inside():
+            raise UsageError("closing a guest was asked for from one of its own calls; return from it first")
+        if not self._calls.lock.acquire(blocking=False):
+            raise UsageError(
+                "closing a guest was asked for while another thread is inside it; wait for that call"
+            )
+        try:
+            self._refuse_if_held()
+            self._shut()
+        finally:
+            self._calls.lock.release()
+
+    def _shut(self) -> None:
+        """Delete the store; first make sure that no function that was handed out still reaches into it."""
+        self._closed = True
+        for function in self._functions.values():
+            disable(function)
+        self._functions.clear()
+        self._clock.close()
+        self._store.close()
+
+    def _refuse_if_held(self) -> None:
+        if self._memory is None:
+            return
+        owners = [owner for owner in self._memory.holders if owner != memory_creator.GUEST]
+        if owners:
+            raise UsageError(
+                f"closing a guest was asked for; its memory is held by: {', '.join(owners)}. "
+                "Close that first."
+            )
+
+    def _shut_at_exit(self) -> None:
+        # A daemon thread may be inside; its guest goes away with the process.
+        if not self._closed and not self._calls.inside() and self._calls.lock.acquire(blocking=False):
+            self._shut()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Delete every store while Python can still run the callbacks that Wasmtime makes on the way."""
+    for guest in tuple(_guests):
+        guest._shut_at_exit()  # pyright: ignore[reportPrivateUsage]

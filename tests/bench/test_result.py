@@ -1,0 +1,63 @@
+"""What every benchmark gives back, and that ours and the peer's are treated alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from time import sleep
+
+import pytest
+
+from nocopy.bench import BENCHMARKS, Result, run
+from nocopy.bench.chart import draw, parse_size
+from nocopy.bench.machine import describe
+from nocopy.bench.result import row
+from nocopy.bench.timing import LEAST_SAMPLES, interleaved
+from nocopy.errors import UsageError
+
+
+def test_a_ratio_above_1_is_better_whichever_way_the_unit_goes() -> None:
+    assert row("call", 2.0, "us", "peer", 10.0)["ratio"] == 5
+    assert row("product", 10.0, "GFLOP/s", "peer", 2.0)["ratio"] == 5
+    with pytest.raises(ValueError, match="furlong"):
+        row("way", 1.0, "furlong", "peer", 1.0)
+
+
+def test_a_result_has_the_documented_keys() -> None:
+    made = Result("x", "cpu", describe(), [row("case", 1, "us", "peer", 2)]).as_dict()
+    assert list(made) == ["name", "device", "machine", "rows"]
+    assert list(made["rows"][0]) == ["case", "value", "unit", "peer", "peer_value", "ratio"]
+    assert {"cpu", "cores", "memory_bytes", "system", "python"} <= set(made["machine"])
+
+
+def test_contenders_take_turns_and_are_undone_off_the_clock() -> None:
+    events: list[str] = []
+
+    def contender(name: str) -> Callable[[], Callable[[], None]]:
+        def call() -> Callable[[], None]:
+            events.append(name)
+            return lambda: (sleep(0.02), events.append(f"undo {name}")) and None
+
+        return call
+
+    taken = interleaved({"a": contender("a"), "b": contender("b")}, seconds=0, warmup=1)
+    assert events == ["a", "undo a", "b", "undo b"] * (1 + LEAST_SAMPLES)
+    assert max(taken.values()) < 0.01
+
+
+def test_an_unknown_benchmark_names_the_known_ones() -> None:
+    with pytest.raises(UsageError, match="roundtrip"):
+        run("nothing")
+
+
+def test_every_case_of_a_chart_is_a_size(tmp_path: Path) -> None:
+    rows = [row(case, 1, "us", "copy", 2) for case in ("1 KiB", "1 MiB", "1024 MiB")]
+    path = tmp_path / "chart.svg"
+    draw(Result("share", "cpu", describe(), rows), "µs", path)
+    drawn = path.read_text()
+    assert drawn.startswith("<?xml")
+    assert [parse_size(r["case"]) for r in rows] == [2**10, 2**20, 2**30]
+
+
+def test_what_a_picture_would_show_nothing_of_has_no_chart() -> None:
+    assert [n for n, b in BENCHMARKS.items() if b.chart] == ["roundtrip", "share"]

@@ -1,0 +1,145 @@
+"""How far a player's result may lie from the exact one: the only place that says so.
+
+U is the unit roundoff of f32, in which players compute. A result is rounded once more, to the output's dtype;
+`truth.expected` takes care of that. What a player may do:
+    - round each f32 operation, with a small constant factor (ROUNDINGS) for functions that the GPU
+      interfaces specify in ulps (division 2.5 ulp, exp 3 + 2|x| ulp in Vulkan's precision table);
+    - see its argument with a relative error of the same size, which matters where a function is steep;
+    - add up n terms in any order: an error below n U by worst case, of the order sqrt(n) U for
+      rounding errors that do not conspire (Higham and Mary, 2019), with the factor 8 for confidence;
+    - take f32 subnormals for zero.
+Infinity as a tolerance means: not specified (an intermediate result leaves the range of f32).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+F64 = npt.NDArray[np.float64]
+
+U = 2.0**-24
+TINY = 2.0**-126
+ROUNDINGS = 8
+HUGE = 2.0**126
+
+EXACT = {"neg", "abs", "sign", "relu", "floor", "ceil", "round", "min", "max", "eq", "lt", "le"}
+ONCE = {"add", "sub", "mul", "square"}
+"""Functions that IEEE 754 rounds once; everywhere."""
+
+
+def growth(n: int) -> float:
+    """Error of a sum of n terms, in units of U times the sum of their magnitudes."""
+    return min(n, 8 * np.sqrt(n)) + 2
+
+
+def tolerance(op: str, x: dict[str, Any], y: F64, p: dict[str, Any], amplitude: Any) -> Any:
+    """The largest allowed |result - y| before the result is rounded to the output's dtype.
+
+    Args:
+        op: name of the op.
+        x: its inputs in float64.
+        y: its exact output.
+        p: its parameters.
+        amplitude: the op's formula, for sums of products; taken over magnitudes it bounds the error.
+    """
+    size = {name: np.abs(v) for name, v in x.items()}
+    match op:
+        case "copy" | "fill" | "gather" | "argmax" | "topk":
+            error = 0.0
+        case "clamp":
+            error = np.inf if np.isnan([p["low"], p["high"]]).any() else TINY
+        case "unary" | "binary":
+            error = function_tolerance(p["function"], x, y)
+        case "matmul" | "conv2d":
+            terms = x["a"].shape[-1] if op == "matmul" else int(np.prod(x["weight"].shape[1:])) + 1
+            total, scale = amplitude(size, p | {"scale": 1.0}, y.shape), abs(p.get("scale", 1.0))
+            # A player may skip the weights that lie outside the image, or multiply them by 0.
+            free = _overflows(total) | (op == "conv2d" and not np.isfinite(x["weight"]).all())
+            error = scale * (growth(terms) * U * total + TINY * terms) + TINY
+            error = np.where(free, np.inf, error)
+        case "reduce":
+            error = _reduce_tolerance(p["function"], size["x"])
+        case "softmax":
+            n, z = x["x"].shape[-1], np.abs(p["scale"] * x["x"])
+            finite = np.where(np.isfinite(z), z, 0)
+            top = finite.max(-1, keepdims=True, initial=0)
+            steep = finite + top
+            error = U * np.abs(y) * (growth(n) + ROUNDINGS * (1 + steep)) + TINY
+            error = np.where(_overflows(top), np.inf, error)
+        case "rmsnorm":
+            error = U * np.abs(y) * (growth(x["x"].shape[-1]) + ROUNDINGS) + TINY
+            error = np.where(_squares_overflow(x["x"], p["eps"]), np.inf, error)
+        case "layernorm":
+            error = _layernorm_tolerance(x, y, p)
+        case "resize":
+            # The position in the input is off by some U times its size, and the value accordingly.
+            pixels = sum(x["x"].shape[2:]) + 4
+            error = ROUNDINGS * U * pixels * size["x"].max(initial=0) + TINY
+            error = error if np.isfinite(x["x"]).all() else np.inf
+        case _:
+            raise KeyError(op)
+    return error
+
+
+def _reduce_tolerance(function: str, size: F64) -> Any:
+    n = max(1, size.shape[-1])
+    if function in ("max", "min"):
+        return TINY
+    total = size.sum(-1)
+    error = (growth(n) * U * total + TINY * n) / (n if function == "mean" else 1)
+    return np.where(_overflows(total), np.inf, error)
+
+
+def function_tolerance(function: str, x: dict[str, F64], y: F64) -> Any:
+    """For unary and binary functions."""
+    if function in EXACT or function in ONCE:
+        return U * np.abs(y) * (function in ONCE) + TINY
+    if function == "pow":
+        a, b = x["a"], x["b"]
+        steep = np.abs(b * np.log(np.abs(a))) + np.abs(b)
+        steep = np.where(np.isfinite(steep), steep, 0)
+        return ROUNDINGS * U * np.abs(y) * (1 + steep) + TINY
+    v = np.abs(x["x"] if "x" in x else x["a"])
+    v = np.where(np.isfinite(v), v, 0)
+    match function:
+        case "exp" | "sigmoid" | "silu":
+            scale = np.abs(y) * (1 + v)
+        case "log":
+            scale = np.abs(y) + 1
+        case "sin" | "cos":
+            scale = np.abs(y) + v
+        case "tanh":
+            scale = 2 * np.abs(y)
+        case "gelu" | "gelu_tanh":
+            scale = v  # 1 + erf(x) cancels for negative x
+        case _:  # sqrt, rsqrt, reciprocal, div
+            scale = np.abs(y)
+    return ROUNDINGS * U * scale + TINY
+
+
+def _layernorm_tolerance(x: dict[str, F64], y: F64, p: dict[str, Any]) -> Any:
+    v, n = x["x"], max(1, x["x"].shape[-1])
+    top = np.abs(v).max(-1, keepdims=True, initial=0)
+    centred = v - v.sum(-1, keepdims=True) / n
+    deviation = np.sqrt((centred * centred).sum(-1, keepdims=True) / n + p["eps"])
+    # The mean is off by this much; so are the deviations from it, and the variance accordingly.
+    shift = growth(n) * U * top
+    relative = shift / deviation + (growth(n) + ROUNDINGS) * U
+    error = shift / deviation + np.abs(centred) / deviation * relative
+    weight, bias = np.abs(x.get("weight", 1.0)), np.abs(x.get("bias", 0.0))
+    error = error * weight + 2 * U * (np.abs(y) + bias) + TINY
+    return np.where(_squares_overflow(v, 1.0) | _squares_overflow(centred, p["eps"]), np.inf, error)
+
+
+def _overflows(total: F64) -> Any:
+    return np.isfinite(total) & (total > HUGE)
+
+
+def _squares_overflow(v: F64, eps: float) -> Any:
+    """The squares of a row leave the range of f32, at either end."""
+    finite = np.where(np.isfinite(v), v, 0)
+    top = np.abs(finite).max(-1, keepdims=True, initial=0)
+    return (top > 2.0**60) | (top * top + eps < 2.0**-100)
