@@ -16,7 +16,7 @@ from typing import Any
 
 from nocopy.device import launches
 from nocopy.device.protocol import DeviceInfo, Mode, Pages, Program, check_range, check_spaces
-from nocopy.device.vulkan_api import TYPE_CPU, Api, Validate, open_api
+from nocopy.device.vulkan_api import TYPE_CPU, Validate, open_api
 from nocopy.device.vulkan_memory import (
     DEVICE_MEMORY,
     HOST_MEMORY,
@@ -28,7 +28,14 @@ from nocopy.device.vulkan_memory import (
     destroy_buffer,
     import_buffer,
 )
-from nocopy.errors import ClosedError, CopyRefusedError, DeadlineError, DeviceError, DeviceLostError, UsageError
+from nocopy.errors import (
+    ClosedError,
+    CopyRefusedError,
+    DeadlineError,
+    DeviceError,
+    DeviceLostError,
+    UsageError,
+)
 from nocopy.memory.ledger import Ledger
 from nocopy.tape.record import Space
 from nocopy.tape.validate import Extent, Tape
@@ -178,9 +185,7 @@ class VulkanDevice:
                 destroy_buffer(self._api, arguments)
             raise
         handles = self._api.ffi.new("VkCommandBuffer[]", [commands])
-        submit = self._api.new(
-            "VkSubmitInfo", "SUBMIT_INFO", commandBufferCount=1, pCommandBuffers=handles
-        )
+        submit = self._api.new("VkSubmitInfo", "SUBMIT_INFO", commandBufferCount=1, pCommandBuffers=handles)
         versions = [(p, p.generation) for p in pages.values()]
         staging = self._staging(tape, pages) if self._info.mode is Mode.STAGED else None
         program = VulkanProgram(tape, self, versions, commands, submit, arguments, staging, (handles,))
@@ -370,9 +375,7 @@ class VulkanDevice:
         data = ffi.new("char[]", launches.pack_constants(constants))
         special = ffi.new("VkSpecializationInfo *", (len(constants), entries, 4 * len(constants), data))
         main = ffi.new("char[]", b"main")
-        info = api.new(
-            "VkComputePipelineCreateInfo", "COMPUTE_PIPELINE_CREATE_INFO", layout=self._layout
-        )
+        info = api.new("VkComputePipelineCreateInfo", "COMPUTE_PIPELINE_CREATE_INFO", layout=self._layout)
         info.stage.sType = api.vk.VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_CREATE_INFO
         info.stage.stage = api.vk.VK_SHADER_STAGE_COMPUTE_BIT
         info.stage.module, info.stage.pName = self._module(kernel), main

@@ -265,9 +265,7 @@ def _examine(vk: Any, handle: Any) -> Candidate:
     name, kind = ffi.string(basic.deviceName).decode(errors="replace"), int(basic.deviceType)
     version = f"{basic.apiVersion >> 22 & 0x7F}.{basic.apiVersion >> 12 & 0x3FF}"
     if basic.apiVersion < API_VERSION:
-        return Candidate(
-            handle, name, kind, {}, (f"Vulkan 1.2 (it has {version})",), 0, False, Limits(0, 0)
-        )
+        return Candidate(handle, name, kind, {}, (f"Vulkan 1.2 (it has {version})",), 0, False, Limits(0, 0))
     extensions = {
         ffi.string(e.extensionName)
         for e in _list(

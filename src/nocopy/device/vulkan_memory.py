@@ -70,9 +70,7 @@ def destroy_buffer(api: Api, buffer: Buffer) -> None:
     api.lib.vkFreeMemory(api.device, buffer.memory, null)
 
 
-def _bind(
-    api: Api, nbytes: int, what: str, properties: int, imported: tuple[int, Any, int] | None
-) -> Buffer:
+def _bind(api: Api, nbytes: int, what: str, properties: int, imported: tuple[int, Any, int] | None) -> Buffer:
     ffi, lib = api.ffi, api.lib
     external = api.new("VkExternalMemoryBufferCreateInfo", "EXTERNAL_MEMORY_BUFFER_CREATE_INFO")
     info = api.new("VkBufferCreateInfo", "BUFFER_CREATE_INFO", size=nbytes, usage=BUFFER_USAGE)
@@ -115,7 +113,9 @@ def _memory_type(api: Api, what: str, allowed: int, properties: int) -> int:
     for index, flags in enumerate(api.memory_types):
         if allowed >> index & 1 and flags & properties == properties:
             return index
-    raise DeviceError(f"{what}: {api.product} has no memory type for it (allowed {allowed:#x}, {properties:#x})")
+    raise DeviceError(
+        f"{what}: {api.product} has no memory type for it (allowed {allowed:#x}, {properties:#x})"
+    )
 
 
 def _map(api: Api, memory: Any, what: str) -> int:

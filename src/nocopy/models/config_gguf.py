@@ -120,5 +120,7 @@ def pooling(meta: Metadata) -> str:
     """How token vectors become one."""
     kind = meta.integer(meta.key("pooling_type"), 1)
     if POOLING.get(kind, "") == "":
-        raise UnsupportedModelError(f"'{meta.source}' pools by method {kind}; there are 1 mean, 2 cls, 3 last")
+        raise UnsupportedModelError(
+            f"'{meta.source}' pools by method {kind}; there are 1 mean, 2 cls, 3 last"
+        )
     return POOLING[kind]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
-
+from typing import Any, cast
 
 from nocopy.errors import UnsupportedModelError
 from nocopy.models import rope as ropes
@@ -38,7 +37,9 @@ def read(meta: Metadata) -> Config:
     """
     kind = meta.string("model_type")
     if kind not in FAMILIES:
-        raise UnsupportedModelError(f"a model of type '{kind}' was asked for; there are {', '.join(FAMILIES)}")
+        raise UnsupportedModelError(
+            f"a model of type '{kind}' was asked for; there are {', '.join(FAMILIES)}"
+        )
     name = FAMILIES[kind]
     if name == "bert":
         return _bert(meta)
@@ -93,7 +94,9 @@ def _bert(meta: Metadata) -> Config:
 def _nomic(meta: Metadata) -> Config:
     width, heads = meta.integer("n_embd"), meta.integer("n_head")
     head = width // heads
-    f = ropes.plain(meta.number("rotary_emb_base", 10000.0), int(head * meta.number("rotary_emb_fraction", 1.0)))
+    f = ropes.plain(
+        meta.number("rotary_emb_base", 10000.0), int(head * meta.number("rotary_emb_fraction", 1.0))
+    )
     return Config(
         architecture="nomic-bert",
         layers=meta.integer("n_layer"),
@@ -122,12 +125,14 @@ def rotation(meta: Metadata, head: int, layer_type: str) -> Rope:
     default = meta.number("rope_local_base_freq", 10000.0) if local else meta.number("rope_theta", 10000.0)
     base = float(parameters.get("rope_theta", default))
     if local and not parameters:
-        scaling = {}
+        scaling = cast("Mapping[str, Any]", {})
     n = int(head * meta.number("partial_rotary_factor", float(scaling.get("partial_rotary_factor", 1.0))))
     f, kind = ropes.plain(base, n), scaling.get("rope_type", scaling.get("type", "default"))
     factor, context = float(scaling.get("factor", 1.0)), meta.integer("max_position_embeddings")
     original = int(
-        scaling.get("original_max_position_embeddings", meta.integer("original_max_position_embeddings", context))
+        scaling.get(
+            "original_max_position_embeddings", meta.integer("original_max_position_embeddings", context)
+        )
     )
     scale = 1.0
     if kind == "llama3":
@@ -150,7 +155,7 @@ def rotation(meta: Metadata, head: int, layer_type: str) -> Rope:
 
 def _mapping(meta: Metadata, key: str) -> Mapping[str, Any]:
     value = meta.get(key)
-    return value if isinstance(value, dict) else {}
+    return cast("Mapping[str, Any]", value) if isinstance(value, dict) else {}
 
 
 def _windows(meta: Metadata, name: str, layers: int) -> tuple[int, ...]:
@@ -220,5 +225,3 @@ def gguf_name(name: str, architecture: str) -> str | None:
 def is_offset_norm(name: str, architecture: str) -> bool:
     """Gemma's files store norm weights less 1; GGUF stores them whole."""
     return architecture.startswith("gemma") and name.endswith("norm.weight")
-
-

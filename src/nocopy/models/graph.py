@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -59,7 +59,7 @@ class Graph:
         return tensor
 
     @contextmanager
-    def reusing(self) -> Iterator[None]:
+    def reusing(self) -> Generator[None]:
         """Free the activations that were made inside, at its end."""
         mark = self._top
         yield
@@ -89,7 +89,7 @@ class Graph:
         return out
 
     def linear(self, x: Tensor, name: str, out: Tensor | None = None) -> Tensor:
-        """x @ weight.T, plus a bias if the model has one."""
+        """X @ weight.T, plus a bias if the model has one."""
         weight = self.weight(name + ".weight")
         out = out or self.new(x.shape[0], weight.shape[0])
         self.tape.matmul(out, x, weight.T)
@@ -106,31 +106,34 @@ class Graph:
 
     def layernorm(self, x: Tensor, name: str) -> Tensor:
         """Layer norm over the last axis, in place."""
-        self.tape.layernorm(x, x, self.weight(name + ".weight"), self.weights.get(name + ".bias"), self.config.eps)
+        self.tape.layernorm(
+            x, x, self.weight(name + ".weight"), self.weights.get(name + ".bias"), self.config.eps
+        )
         return x
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
-        """x += y, in place: the residual stream."""
+        """X += y, in place: the residual stream."""
         self.tape.binary("add", x, x, y)
         return x
 
     def multiply(self, x: Tensor, factor: float) -> Tensor:
-        """x *= factor, in place."""
+        """X *= factor, in place."""
         scalar = self.new(1)
         self.tape.fill(scalar, factor)
         self.tape.binary("mul", x, x, scalar)
         return x
 
     def softcap(self, x: Tensor, cap: float) -> Tensor:
-        """x = cap * tanh(x / cap), in place."""
+        """X = cap * tanh(x / cap), in place."""
         self.multiply(x, 1 / cap)
         self.tape.unary("tanh", x, x)
         return self.multiply(x, cap)
 
     def gated(self, gate: Tensor, up: Tensor, function: str) -> Tensor:
-        """function(gate) * up, in place of gate."""
-        self.tape.glu(function, gate, gate, up)
-        return gate
+        """function(gate) * up."""
+        out = self.new(*gate.shape)
+        self.tape.glu(function, out, gate, up)
+        return out
 
     def heads(self, x: Tensor, count: int) -> Tensor:
         """[rows, count * head] seen as [rows, count, head]."""

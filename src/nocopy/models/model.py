@@ -26,7 +26,7 @@ class Model:
     config: Config
     weights: Weights
     constants: Sequence[LinearMemory] = ()
-    derived: Mapping[str, TensorView] = field(default_factory=dict)
+    derived: Mapping[str, TensorView] = field(default_factory=dict[str, TensorView])
 
     def close(self) -> None:
         """Let go of the files; placements made before must be closed first."""

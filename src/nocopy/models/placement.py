@@ -7,23 +7,10 @@ from dataclasses import dataclass
 
 from nocopy.device.protocol import Device, Pages
 from nocopy.errors import UnsupportedModelError
-from nocopy.memory.dtype import DType
 from nocopy.memory.ledger import Ledger
-from nocopy.models.ggml import GGMLType
+from nocopy.models.ggml import DTYPES
 from nocopy.models.model import Model
 from nocopy.tape import Space, Tensor
-
-DTYPES = {
-    GGMLType.F32: DType.F32,
-    GGMLType.F16: DType.F16,
-    GGMLType.BF16: DType.BF16,
-    GGMLType.Q8_0: DType.Q8_0,
-    GGMLType.Q4_0: DType.Q4_0,
-    GGMLType.Q4_K: DType.Q4_K,
-    GGMLType.Q5_K: DType.Q5_K,
-    GGMLType.Q6_K: DType.Q6_K,
-}
-"""What a tape calls GGUF's types."""
 
 
 @dataclass(frozen=True)

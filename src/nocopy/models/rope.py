@@ -1,16 +1,17 @@
 """Rotary frequencies, in radians a token, with the scalings that models are trained with.
 
-    plain      f_i = base^(-2i/n)                                           Su et al., RoFormer
-    linear     f_i / factor
-    llama3     long wavelengths divided by factor, short ones kept, a ramp between
-    yarn       interpolates low frequencies, keeps high ones; scale 0.1 ln(factor) + 1     Peng et al., YaRN
-    factors    f_i / factor_i, with factors that the model file lists (llama3 in GGUF, longrope)
+plain      f_i = base^(-2i/n)                                           Su et al., RoFormer
+linear     f_i / factor
+llama3     long wavelengths divided by factor, short ones kept, a ramp between
+yarn       interpolates low frequencies, keeps high ones; scale 0.1 ln(factor) + 1     Peng et al., YaRN
+factors    f_i / factor_i, with factors that the model file lists (llama3 in GGUF, longrope)
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +56,6 @@ def longrope_scale(factor: float, original: int) -> float:
     return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
 
 
-def divided(f: F64, factors: Sequence[float] | F64) -> F64:
+def divided(f: F64, factors: Sequence[float] | npt.NDArray[np.floating[Any]]) -> F64:
     """Frequencies divided one by one."""
     return f / np.asarray(factors, np.float64)

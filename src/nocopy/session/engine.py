@@ -6,8 +6,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from nocopy.device.protocol import Device, Pages, Program
-from nocopy.memory.ledger import Ledger
 from nocopy.memory.dtype import DType
+from nocopy.memory.ledger import Ledger
 from nocopy.models.forward import decoder
 from nocopy.models.graph import Graph
 from nocopy.models.model import Model
@@ -81,5 +81,3 @@ class Engine:
         """Let go of the weights and the scratch; sessions must be closed first. Twice is allowed."""
         self.scratch.close()
         self.placement.close()
-
-

@@ -22,7 +22,9 @@ def layer(g: Graph, i: int, x: Tensor) -> Tensor:
     q, k, v = projections(g, i, x)
     g.rotate(q, i)
     g.rotate(k, i)
-    x = g.layernorm(g.add(x, g.linear(g.attend(q, k, v, i), f"blk.{i}.attn_output")), f"blk.{i}.attn_output_norm")
+    x = g.layernorm(
+        g.add(x, g.linear(g.attend(q, k, v, i), f"blk.{i}.attn_output")), f"blk.{i}.attn_output_norm"
+    )
     return g.layernorm(g.add(x, mlp(g, i, x)), f"blk.{i}.layer_output_norm")
 
 
