@@ -1,4 +1,4 @@
-"""Reads a model's shape from GGUF metadata (the keys are those of the GGUF specification and its converters)."""
+"""Reads a model's shape from GGUF metadata; the keys are those of the GGUF specification."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Element and block types of weights, numbered as GGUF numbers them; what a block means is in `tape/blocks.py`."""
+"""Types of weights, numbered as GGUF numbers them; what a block means is in `tape/blocks.py`."""
 
 from __future__ import annotations
 

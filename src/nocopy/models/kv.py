@@ -1,4 +1,4 @@
-"""The KV cache's layout: token-major, the same on every device, so that a cache written by one is read by all.
+"""The KV cache's layout: token-major, the same on every device: what one wrote, every other can read.
 
     token t, layer l, half h (0 keys, 1 values), group g, element i
     element index = ((t * layers + l) * 2 + h) * groups * head + g * head + i

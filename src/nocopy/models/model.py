@@ -17,8 +17,8 @@ from nocopy.models.weights import Weights
 class Model:
     """An open model. Nothing of the weights has been read yet; pages come in as they are touched.
 
-    `derived` are the few small tensors that are not in the file as they are used (Gemma's norms in Hugging Face
-    folders); they lie in `constants`.
+    `derived` are the few small tensors that are not in the file as they are used (Gemma's norms in Hugging
+    Face folders); they lie in `constants`.
     """
 
     path: Path

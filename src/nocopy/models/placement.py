@@ -1,4 +1,4 @@
-"""Puts a model's weights where a device reads them: in place where it shares host pages, else uploaded once."""
+"""Puts a model's weights where a device reads them: in place if it shares host pages, else uploaded."""
 
 from __future__ import annotations
 

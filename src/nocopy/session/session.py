@@ -100,7 +100,9 @@ class Session:
             UsageError: there are fewer.
         """
         if not 0 <= length <= len(self.tokens):
-            raise UsageError(f"truncating to {length} tokens was asked for; the session has {len(self.tokens)}")
+            raise UsageError(
+                f"truncating to {length} tokens was asked for; the session has {len(self.tokens)}"
+            )
         del self.tokens[length:]
 
     def extend_to(self, tokens: Sequence[int]) -> int:
@@ -123,7 +125,7 @@ class Session:
         return common
 
     def fork(self, memory: LinearMemory, pages: Pages, *, offset: int = 0) -> Session:
-        """Return a session that continues from here in another region; the cache used so far is copied there."""
+        """Return a session that continues from here in another region; what is cached is copied there."""
         other = Session(self.engine, memory, pages, offset=offset, context=self.context, kv=self.region.kv)
         used = self.length * self.region.cache.token_bytes
         source = self.memory.view(used, "u8", self.region.cache.offset).numpy()
@@ -150,9 +152,8 @@ class Session:
             )
         low, high = min(tokens), max(tokens)
         if low < 0 or high >= self.engine.config.vocabulary:
-            raise UsageError(
-                f"token {low if low < 0 else high} was fed; tokens are 0 to {self.engine.config.vocabulary - 1}"
-            )
+            wrong, top = (low if low < 0 else high), self.engine.config.vocabulary - 1
+            raise UsageError(f"token {wrong} was fed; tokens are 0 to {top}")
 
     def _program(self, rows: int, logits: bool) -> Program:
         key = (rows, logits)

@@ -29,7 +29,7 @@ from nocopy.memory.dtype import DType
 
 F32: TypeAlias = npt.NDArray[np.float32]
 Blocks: TypeAlias = npt.NDArray[Any]
-Quants: TypeAlias = npt.NDArray[np.integer[Any]]
+Quants: TypeAlias = npt.NDArray[Any]
 
 LAYOUTS: Final[dict[DType, np.dtype[Any]]] = {
     DType.Q8_0: np.dtype([("d", "<f2"), ("qs", "i1", 32)]),

@@ -1,7 +1,7 @@
 """One small file for each family of models; `ARCHITECTURES` says which architecture is of which family.
 
-To add one: a module with `layer`, a line here, and in `config_gguf.py` or `config_hf.py` what its metadata says
-differently.
+To add one: a module with `layer`, a line here, and in `config_gguf.py` or `config_hf.py` what its metadata
+says differently.
 """
 
 from __future__ import annotations
