@@ -35,8 +35,12 @@ def test_contenders_take_turns_and_are_undone_off_the_clock() -> None:
 
     def contender(name: str) -> Callable[[], Callable[[], None]]:
         def call() -> Callable[[], None]:
+            def undo() -> None:
+                sleep(0.02)
+                events.append(f"undo {name}")
+
             events.append(name)
-            return lambda: (sleep(0.02), events.append(f"undo {name}")) and None
+            return undo
 
         return call
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import ceil, floor, log10
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ def draw_lines(lines: Mapping[str, Mapping[int, float]], title: str, what: str, 
     for (name, points), color in zip(lines.items(), (OURS, *PEERS), strict=False):
         _line(axes, name, sorted(points.items()), color)
     _dress(axes, sorted(next(iter(lines.values()))), what)
+    times = [t for points in lines.values() for t in points.values()]
+    axes.set_ylim(10 ** floor(log10(min(times))), 10 ** ceil(log10(max(times))))
     axes.set_title(title, loc="left", fontsize=11, color=INK)
     figure.savefig(path)
 
@@ -75,7 +78,7 @@ def _dress(axes: Any, sizes: Sequence[int], what: str) -> None:
     axes.set_xlim(sizes[0] / 1.4, sizes[-1] * 2 ** (0.15 * len(sizes) + 0.6))
     axes.minorticks_off()
     axes.set_ylabel(what, color=INK)
-    axes.set_xlabel("bytes", color=INK)
+    axes.set_xlabel("tensor, bytes", color=INK)
     axes.yaxis.set_major_formatter("{x:,.10g}")
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Callable
 from typing import Protocol
 
 from nocopy.device.protocol import Device, Pages, Program
@@ -64,46 +63,58 @@ class HostCarrier:
 
 
 class CopyingHost:
-    """`set_input`, `compute` and `get_output` over a carrier, for the guest in `copying.wasm`.
+    """`set_input`, `compute` and `get_output`, for the guest in `copying.wasm`.
 
     Args:
-        device: plays the tape that negates `nbytes` bytes of f32.
-        carrier: holds the tensor; closed with the host.
-        nbytes: its size.
-        address: where byte 0 of the guest's memory lies.
+        device: plays the tape that negates the tensor.
     """
 
-    def __init__(self, device: Device, carrier: Carrier, nbytes: int, address: Callable[[], int]) -> None:
-        self.device, self.carrier, self.address = device, carrier, address
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.address = 0
+        """Where byte 0 of the guest's memory lies; set once the guest is there."""
+        self.copied = 0
+        """Bytes copied so far."""
+        self.carrier: Carrier | None = None
+        self.program: Program | None = None
+
+    def hold(self, carrier: Carrier, nbytes: int) -> None:
+        """Compute on this carrier's tensor of `nbytes` bytes from now on, and close it in the end."""
+        self.close()
         tensor = Tensor(Space.GUEST, 0, (nbytes // 4,), DType.F32)
         tape = TapeBuilder()
         tape.unary("neg", tensor, tensor)
-        spaces = {Space.GUEST: carrier.pages}
-        self.program: Program = device.compile(tape.build({Space.GUEST: nbytes}), spaces)
-        self.copied = 0
-        """Bytes copied so far."""
+        self.carrier = carrier
+        self.program = self.device.compile(tape.build({Space.GUEST: nbytes}), {Space.GUEST: carrier.pages})
 
     def set_input(self, offset: int, nbytes: int) -> int:
         """Copy the guest's tensor in."""
-        self.carrier.put(self.address() + offset, nbytes)
+        assert self.carrier is not None
+        self.carrier.put(self.address + offset, nbytes)
         self.copied += nbytes
         return 0
 
     def compute(self) -> int:
         """Negate it."""
+        assert self.program is not None
         self.device.play(self.program)
         return 0
 
     def get_output(self, offset: int, nbytes: int) -> int:
         """Copy it back."""
-        self.carrier.get(self.address() + offset, nbytes)
+        assert self.carrier is not None
+        self.carrier.get(self.address + offset, nbytes)
         self.copied += nbytes
         return 0
 
     def close(self) -> None:
         """Free the program and the tensor."""
-        self.program.close()
-        self.carrier.close()
+        if self.program is not None:
+            self.program.close()
+            self.program = None
+        if self.carrier is not None:
+            self.carrier.close()
+            self.carrier = None
 
 
 def carriers(device: Device, nbytes: int) -> dict[str, Carrier]:

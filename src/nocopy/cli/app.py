@@ -18,7 +18,11 @@ EVERYWHERE = Group("Everywhere", sort_key=9)
 
 @dataclass(frozen=True)
 class Verb:
-    """A verb as the list of verbs shows it. `examples` are (command, what it does)."""
+    """A verb.
+
+    `group` is where it is listed, the first paragraph of `help` is its line there, `examples` are commands
+    and what they do.
+    """
 
     group: Group
     help: str
@@ -28,14 +32,18 @@ class Verb:
 VERBS = {
     "run": Verb(
         GUESTS,
-        "Run a guest on a device.",
+        """Run a guest on a device.
+
+GUEST is a .wasm or .wat file, a folder with one in it, or an example that comes with nocopy. Everything after
+it
+goes to the guest, whose exit status becomes this one's.""",
         (
             ("nocopy run examples/matmul", "a guest that comes with nocopy"),
             ("nocopy run --report examples/matmul", "and say which pointers, bytes and times"),
             ("nocopy run --device cpu app.wasm -v", "your own; -v goes to the guest"),
             ("nocopy run --dir data::/in --env LANG app.wasm", "it sees ./data as /in, and LANG"),
             ("nocopy run -W timeout=5s,max-memory=1GiB app.wasm", "it may not take more than that"),
-            ("nocopy run --invoke add app.wasm 2 3", "call one function and print its result"),
+            ("nocopy run --invoke add app.wasm 2 3", "call one function, print its result"),
         ),
     ),
     "demo": Verb(
@@ -45,7 +53,13 @@ VERBS = {
     ),
     "prove": Verb(
         MACHINE,
-        "Show that guest and device use the same bytes, and what that saves.",
+        """Show that guest and device use the same bytes, and what that saves.
+
+Measured here: the address of the guest's memory as the pages, the device and WebAssembly have it; what
+sharing and copying 16 MiB cost in resident memory, each in a fresh process; a matrix product, element by
+element; the round trip from guest to device and back, beside a host that copies. The exit status is 1 if the
+evidence does not
+hold.""",
         (
             ("nocopy prove", "on the best device here"),
             ("nocopy prove --plot proof.png", "and draw the round trips"),
@@ -59,12 +73,14 @@ VERBS = {
     ),
     "devices": Verb(
         MACHINE,
-        "List the devices.",
+        "List the devices, and how each reaches the guest's memory.",
         (("nocopy devices", "for people"), ("nocopy devices --json", "for a script")),
     ),
     "bench": Verb(
         MACHINE,
-        "Measure one thing beside its peer.",
+        """Measure one thing beside its peer.
+
+Both take turns, and medians are compared. A ratio above 1 always means that nocopy is better.""",
         (
             ("nocopy bench", "what can be measured"),
             ("nocopy bench roundtrip --device cpu", "one of them"),

@@ -21,10 +21,7 @@ def bench(
     json: Json = False,
     plot: Plot = None,
 ) -> int:
-    """Measure one thing beside its peer.
-
-    A ratio above 1 always means that nocopy is better. Both sides take turns, and medians are compared.
-    """
+    """See `app.VERBS`."""
     from nocopy.bench import BENCHMARKS, run
     from nocopy.cli.choices import check_choice, check_plot
     from nocopy.cli.output import console, print_json
@@ -73,7 +70,7 @@ def page(result: Result) -> RenderableType:
     for r in result.rows:
         ours, peers = quantity(r["value"], r["unit"]), quantity(r["peer_value"], r["unit"])
         rows.add_row(r["case"], ours, peers, ratio(r["ratio"]), f"[dim]{r['peer']}[/]")
-    where = ", ".join(str(result.machine[k]) for k in ("device", "cpu") if k in result.machine)
+    where = ", ".join(dict.fromkeys(result.machine[k] for k in ("device", "cpu") if k in result.machine))
     head = Text.assemble(
         (f"{result.name}", "bold"), f" on {result.device}: {where}, {result.machine['cores']} cores"
     )

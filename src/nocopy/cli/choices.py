@@ -43,6 +43,7 @@ DeviceName = Annotated[
     str,
     Parameter(
         name="--device",
+        metavar="NAME",
         validator=check_device,
         help="auto, metal, cuda, vulkan, cpu or reference; auto takes the first of these that is there, "
         "and no GPU that is emulated.",

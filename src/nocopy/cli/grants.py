@@ -41,7 +41,7 @@ def parse_time(text: str, option: str) -> float:
     match = TIME.fullmatch(text.strip())
     seconds = float(match[1]) * SECONDS[(match[2] or "s").lower()] if match else 0.0
     if seconds <= 0:
-        raise UsageError(f"{option} {text!r} was asked for; a time looks like 5s, 500ms or 2m, and is more than 0")
+        raise UsageError(f"{option} {text!r} was asked for; a time is more than 0, like 5s, 500ms or 2m")
     return seconds
 
 
@@ -81,7 +81,7 @@ def parse_env(texts: Iterable[str]) -> dict[str, str]:
         if not name:
             raise UsageError(f"--env {text!r} was asked for; it takes NAME=VALUE, or NAME")
         if not separator and name not in os.environ:
-            raise UsageError(f"--env {name} was asked for; it is not set here. Give it a value: --env {name}=...")
+            raise UsageError(f"--env {name} was asked for; it is not set here. Use --env {name}=VALUE")
         found[name] = value if separator else os.environ[name]
     return found
 

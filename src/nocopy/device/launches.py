@@ -1,4 +1,4 @@
-"""From records to kernel launches, the same for Vulkan and Metal: which kernel, which arguments, how many groups.
+"""From records to kernel launches, for Vulkan and Metal: which kernel, which arguments, how many groups.
 
 A launch is one dispatch of one kernel under `kernels/gpu/`. The addresses of its operands are resolved here,
 once; playing a program again changes nothing in it.
@@ -108,7 +108,7 @@ def _launch(
     return Launch(kernel, constants, args.tobytes(), groups, barrier)
 
 
-# -- one function for each way to cut an op into items: (kernel, lanes that share an item, items) ---------------
+# -- one function for each way to cut an op into items: (kernel, lanes that share an item, items) --
 
 Shape = tuple[str, int, int]
 
@@ -128,7 +128,7 @@ def _grid(op: Op, args: Any, dims: dict[str, int]) -> Shape:
 def merge_axes(
     shape: Sequence[int], strides: Sequence[Sequence[int]]
 ) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
-    """The same elements with fewer axes: four axes again, merged to the right, those to the left of size 1."""
+    """The same elements with fewer axes: four again, merged to the right, the leftmost of size 1."""
     merged: list[tuple[int, tuple[int, ...]]] = []
     for axis in reversed(range(len(shape))):
         size, steps = shape[axis], tuple(s[axis] for s in strides)
@@ -149,7 +149,7 @@ def merge_axes(
 
 
 def _rows(op: Op, args: Any, dims: dict[str, int]) -> Shape:
-    """An op over the last axis: lanes share a row, unless its elements lie further apart than many rows do."""
+    """An op over the last axis: lanes share a row, unless its elements lie further apart than the rows."""
     rows, n = dims["d0"] * dims["d1"] * dims["d2"], dims["n"]
     x = next(slot for slot, operand in enumerate(op.operands) if operand.name == "x")
     along, across = int(args["strides"][x][3]), int(args["strides"][x][2])

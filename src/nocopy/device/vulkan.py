@@ -1,29 +1,30 @@
-"""The Vulkan device: a program is a recorded command buffer that is submitted again each time it is played.
+"""The Vulkan device: a program is a recorded command buffer, submitted again each time it is played.
 
-Kernels get 64-bit addresses, so there are no descriptors: the one push constant of a dispatch is the address of
-its argument block, and the blocks of a program lie in one small host-visible buffer. Records are separated by
-barriers only where one touches what an earlier one wrote or reads.
+Kernels get 64-bit addresses, so there are no descriptors: the one push constant of a dispatch is the address
+of its argument block, and the blocks of a program lie in one small host-visible buffer. Records are separated
+by barriers only where one touches what an earlier one wrote, or writes what it read.
 """
 
 from __future__ import annotations
 
 import ctypes
 import mmap
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from nocopy.device import launches
+from nocopy.device.chunks import ChunkedPages
 from nocopy.device.protocol import DeviceInfo, Mode, Pages, Program, check_range, check_spaces
 from nocopy.device.vulkan_api import TYPE_CPU, Validate, open_api
+from nocopy.device.vulkan_commands import Queue
 from nocopy.device.vulkan_memory import (
     DEVICE_MEMORY,
     HOST_MEMORY,
     MINIMUM_BYTES,
+    Allocator,
     Buffer,
-    VulkanPages,
-    copy_bytes,
+    Importer,
     create_buffer,
     destroy_buffer,
     import_buffer,
@@ -33,16 +34,11 @@ from nocopy.errors import (
     CopyRefusedError,
     DeadlineError,
     DeviceError,
-    DeviceLostError,
     UsageError,
 )
 from nocopy.memory.ledger import Ledger
 from nocopy.tape.record import Space
 from nocopy.tape.validate import Extent, Tape
-
-WAIT_SLICE = 100_000_000  # ns; between slices Python handles signals, so Ctrl-C works while a kernel runs
-GRACE = 30.0  # s after a timeout until a program counts as hung
-VK_TIMEOUT = 2
 
 
 @dataclass(frozen=True)
@@ -60,12 +56,11 @@ class VulkanProgram:
 
     tape: Tape
     device: VulkanDevice
-    pages: list[tuple[VulkanPages, int]]
-    commands: Any
+    pages: list[tuple[ChunkedPages, int]]
     submit: Any
     arguments: Buffer | None
     staging: Staging | None
-    keep: tuple[Any, ...] = field(repr=False)
+    handles: Any
     closed: bool = field(default=False, init=False)
 
     def close(self) -> None:
@@ -80,13 +75,11 @@ class VulkanDevice:
 
     def __init__(self, *, allow_copy: bool = False, validate: Validate | None = None) -> None:
         self._api = open_api(allow_copy=allow_copy, validate=validate)
-        self._pages: set[VulkanPages] = set()
+        self._pages: set[ChunkedPages] = set()
         self._programs: set[VulkanProgram] = set()
-        self._pipelines: dict[tuple[str, tuple[int, ...]], Any] = {}
-        self._modules: dict[str, Any] = {}
         self._closed = False
         try:
-            self._create_objects()
+            self._queue = Queue(self._api)
             mode = self._measure_mode()
             if mode is Mode.STAGED and not allow_copy:
                 raise CopyRefusedError(
@@ -107,7 +100,7 @@ class VulkanDevice:
 
     # -- memory ---------------------------------------------------------------------------------------------
 
-    def share(self, address: int, nbytes: int, *, ledger: Ledger | None = None) -> VulkanPages:
+    def share(self, address: int, nbytes: int, *, ledger: Ledger | None = None) -> ChunkedPages:
         """See `Device.share`."""
         self._check_open()
         check_range(address, nbytes, max(mmap.PAGESIZE, self._api.limits.alignment))
@@ -116,37 +109,26 @@ class VulkanDevice:
             ledger.shared += nbytes
         return pages
 
-    def _new_pages(self, address: int, nbytes: int, mode: Mode, ledger: Ledger | None) -> VulkanPages:
-        api = self._api
-
-        def imported(start: int, size: int) -> Buffer:
-            return import_buffer(api, start, size)
-
-        def staged(_start: int, size: int) -> Buffer:
-            return create_buffer(api, size, HOST_MEMORY)
-
+    def _new_pages(self, address: int, nbytes: int, mode: Mode, ledger: Ledger | None) -> ChunkedPages:
         imports = mode is not Mode.STAGED
-        make = imported if imports else staged
-        pages = VulkanPages(api, address, nbytes, mode, make, imports, ledger, self._pages.discard)
+        maker = Importer(self._api) if imports else Allocator(self._api, HOST_MEMORY)
+        pages = ChunkedPages(maker, address, nbytes, mode, imports, ledger, self._pages.discard)
         self._pages.add(pages)
         return pages
 
-    def allocate(self, nbytes: int) -> VulkanPages:
+    def allocate(self, nbytes: int) -> ChunkedPages:
         """See `Device.allocate`."""
         self._check_open()
         size = -(-max(nbytes, 1) // MINIMUM_BYTES) * MINIMUM_BYTES
-
-        def own(_start: int, chunk: int) -> Buffer:
-            return create_buffer(self._api, chunk, DEVICE_MEMORY)
-
+        maker = Allocator(self._api, DEVICE_MEMORY)
         mode = Mode.SAME_POINTER if self._info.mode is Mode.SAME_POINTER else Mode.MAPPED
-        pages = VulkanPages(self._api, 0, size, mode, own, False, None, self._pages.discard)
+        pages = ChunkedPages(maker, 0, size, mode, False, None, self._pages.discard)
         pages.nbytes = nbytes
         self._pages.add(pages)
-        commands = self._begin()
-        for chunk in pages.chunks:
+        commands = self._queue.begin()
+        for chunk in (c for c in pages.chunks if isinstance(c, Buffer)):
             self._api.lib.vkCmdFillBuffer(commands, chunk.handle, 0, 2**64 - 1, 0)
-        self._run_once(commands, f"clearing {nbytes} bytes")
+        self._queue.run_once(commands, f"clearing {nbytes} bytes")
         return pages
 
     def _measure_mode(self) -> Mode:
@@ -179,7 +161,7 @@ class VulkanDevice:
             blocks = b"".join(launch.args for launch in todo)
             ctypes.memmove(arguments.mapped, blocks, len(blocks))
         try:
-            commands = self._record(todo, arguments.device_address if arguments else 0)
+            commands = self._queue.record(todo, arguments.device_address if arguments else 0)
         except Exception:
             if arguments:
                 destroy_buffer(self._api, arguments)
@@ -188,44 +170,30 @@ class VulkanDevice:
         submit = self._api.new("VkSubmitInfo", "SUBMIT_INFO", commandBufferCount=1, pCommandBuffers=handles)
         versions = [(p, p.generation) for p in pages.values()]
         staging = self._staging(tape, pages) if self._info.mode is Mode.STAGED else None
-        program = VulkanProgram(tape, self, versions, commands, submit, arguments, staging, (handles,))
+        program = VulkanProgram(tape, self, versions, submit, arguments, staging, handles)
         self._programs.add(program)
         return program
 
-    def _own(self, pages: Pages) -> VulkanPages:
-        if not isinstance(pages, VulkanPages) or pages.api is not self._api:
+    def _own(self, pages: Pages) -> ChunkedPages:
+        if isinstance(pages, ChunkedPages) and pages.closed:
+            raise ClosedError("compiling a tape was asked for; pages that it uses are closed")
+        if not isinstance(pages, ChunkedPages) or pages not in self._pages:
             raise UsageError("a space made of another device's pages was given; share them with this device")
         return pages
 
-    def _record(self, todo: list[launches.Launch], arguments: int) -> Any:
-        lib, ffi = self._api.lib, self._api.ffi
-        pipelines = [self._pipeline(launch.kernel, launch.constants) for launch in todo]
-        commands = self._begin()
-        push = ffi.new("uint64_t *")
-        for index, (launch, pipeline) in enumerate(zip(todo, pipelines, strict=True)):
-            if launch.barrier:
-                lib.vkCmdPipelineBarrier(commands, *self._between)
-            push[0] = arguments + index * launches.ARGS_BYTES
-            lib.vkCmdBindPipeline(commands, self._api.vk.VK_PIPELINE_BIND_POINT_COMPUTE, pipeline)
-            stage = self._api.vk.VK_SHADER_STAGE_COMPUTE_BIT
-            lib.vkCmdPushConstants(commands, self._layout, stage, 0, 8, push)
-            lib.vkCmdDispatch(commands, launch.groups, 1, 1)
-        lib.vkCmdPipelineBarrier(commands, *self._to_host)
-        self._api.check(lib.vkEndCommandBuffer(commands), f"recording {len(todo)} kernels")
-        return commands
-
     @staticmethod
-    def _staging(tape: Tape, pages: Mapping[Space, VulkanPages]) -> Staging:
+    def _staging(tape: Tape, pages: Mapping[Space, ChunkedPages]) -> Staging:
         """Copy in all that the tape touches, also what it writes: strided results leave bytes between."""
         extents = [e for touched in tape.extents for e in touched]
-        before, after, ledgers = list[tuple[int, int, int]](), list[tuple[int, int, int]](), []
+        before, after = list[tuple[int, int, int]](), list[tuple[int, int, int]]()
+        ledgers: list[tuple[Ledger, int]] = []
         for space, target in pages.items():
             if not target.address:
                 continue
             moved = 0
             for pieces, written_only in ((before, False), (after, True)):
                 for start, stop in _union(extents, space, written_only):
-                    pieces += target.staged(start, stop)
+                    pieces.extend(target.staged(start, stop))
                     moved += stop - start
             if target.ledger:
                 ledgers.append((target.ledger, moved))
@@ -243,11 +211,11 @@ class VulkanDevice:
         staging = program.staging
         if staging:
             for host, copy, size in staging.before:
-                copy_bytes(host, copy, size)
-        late = self._submit(program.submit, "playing a tape", timeout)
+                ctypes.memmove(copy, host, size)
+        late = self._queue.submit(program.submit, "playing a tape", timeout)
         if staging:
             for host, copy, size in staging.after:
-                copy_bytes(copy, host, size)
+                ctypes.memmove(host, copy, size)
             for ledger, moved in staging.ledgers:
                 ledger.staged += moved
         if late is not None:
@@ -260,130 +228,9 @@ class VulkanDevice:
         self._programs.discard(program)
         if self._api.lost:
             return
-        handles = program.keep[0]
-        self._api.lib.vkFreeCommandBuffers(self._api.device, self._pool, 1, handles)
+        self._queue.free(program.handles)
         if program.arguments:
             destroy_buffer(self._api, program.arguments)
-
-    # -- submission -----------------------------------------------------------------------------------------
-
-    def _submit(self, submit: Any, what: str, timeout: float | None) -> float | None:
-        """Submit and wait for the end. Returns how long it took if that was longer than `timeout`."""
-        api, lib = self._api, self._api.lib
-        if api.lost:
-            raise DeviceLostError(f"{what}: {api.product} was lost before; open the device again")
-        lib.vkResetFences(api.device, 1, self._fence_array)
-        started = time.monotonic()
-        result = lib.vkQueueSubmit(api.queue, 1, submit, self._fence)
-        if result:
-            api.fail(result, what)
-        result = lib.vkWaitForFences(api.device, 1, self._fence_array, 1, WAIT_SLICE)
-        while result == VK_TIMEOUT:
-            if timeout is not None and time.monotonic() - started > timeout + GRACE:
-                api.lost = True
-                raise DeviceLostError(
-                    f"{what}: {api.product} still runs {GRACE} s after the timeout of {timeout} s;"
-                    " its memory stays imported; open the device again"
-                )
-            result = lib.vkWaitForFences(api.device, 1, self._fence_array, 1, WAIT_SLICE)
-        if result:
-            api.fail(result, what)
-        if timeout is None:
-            return None
-        took = time.monotonic() - started
-        return took if took > timeout else None
-
-    def _begin(self) -> Any:
-        """A new command buffer that is being recorded."""
-        api = self._api
-        info = api.new(
-            "VkCommandBufferAllocateInfo", "COMMAND_BUFFER_ALLOCATE_INFO",
-            commandPool=self._pool, commandBufferCount=1,
-        )  # fmt: skip
-        out = api.ffi.new("VkCommandBuffer *")
-        api.check(api.lib.vkAllocateCommandBuffers(api.device, info, out), "allocating a command buffer")
-        begin = api.new("VkCommandBufferBeginInfo", "COMMAND_BUFFER_BEGIN_INFO")
-        api.check(api.lib.vkBeginCommandBuffer(out[0], begin), "beginning a command buffer")
-        return out[0]
-
-    def _run_once(self, commands: Any, what: str) -> None:
-        api = self._api
-        handles = api.ffi.new("VkCommandBuffer[]", [commands])
-        submit = api.new("VkSubmitInfo", "SUBMIT_INFO", commandBufferCount=1, pCommandBuffers=handles)
-        api.check(api.lib.vkEndCommandBuffer(commands), what)
-        self._submit(submit, what, None)
-        api.lib.vkFreeCommandBuffers(api.device, self._pool, 1, handles)
-
-    # -- objects that live as long as the device ------------------------------------------------------------
-
-    def _create_objects(self) -> None:
-        api, vk, ffi, lib = self._api, self._api.vk, self._api.ffi, self._api.lib
-        pool = ffi.new("VkCommandPool *")
-        info = api.new("VkCommandPoolCreateInfo", "COMMAND_POOL_CREATE_INFO", queueFamilyIndex=api.family)
-        api.check(lib.vkCreateCommandPool(api.device, info, ffi.NULL, pool), "creating a command pool")
-        self._fence_array = ffi.new("VkFence[1]")
-        info = api.new("VkFenceCreateInfo", "FENCE_CREATE_INFO")
-        api.check(lib.vkCreateFence(api.device, info, ffi.NULL, self._fence_array), "creating a fence")
-        constant = ffi.new("VkPushConstantRange *", {"stageFlags": vk.VK_SHADER_STAGE_COMPUTE_BIT, "size": 8})
-        info = api.new(
-            "VkPipelineLayoutCreateInfo", "PIPELINE_LAYOUT_CREATE_INFO",
-            pushConstantRangeCount=1, pPushConstantRanges=constant,
-        )  # fmt: skip
-        layout = ffi.new("VkPipelineLayout *")
-        api.check(lib.vkCreatePipelineLayout(api.device, info, ffi.NULL, layout), "creating a layout")
-        self._pool, self._fence, self._layout = pool[0], self._fence_array[0], layout[0]
-        shader, host = vk.VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT, vk.VK_PIPELINE_STAGE_HOST_BIT
-        write, read = vk.VK_ACCESS_SHADER_WRITE_BIT, vk.VK_ACCESS_SHADER_READ_BIT
-        self._between = self._barrier(shader, shader, write, read | write)
-        self._to_host = self._barrier(
-            shader, host, write, vk.VK_ACCESS_HOST_READ_BIT | vk.VK_ACCESS_HOST_WRITE_BIT
-        )
-
-    def _barrier(self, source: int, target: int, written: int, wanted: int) -> tuple[Any, ...]:
-        """The arguments of vkCmdPipelineBarrier after the command buffer."""
-        barrier = self._api.new(
-            "VkMemoryBarrier", "MEMORY_BARRIER", srcAccessMask=written, dstAccessMask=wanted
-        )
-        null = self._api.ffi.NULL
-        return source, target, 0, 1, barrier, 0, null, 0, null
-
-    def _pipeline(self, kernel: str, constants: tuple[int, ...]) -> Any:
-        """The kernel specialised for a function and dtypes; made once."""
-        key = kernel, constants
-        if key not in self._pipelines:
-            self._pipelines[key] = self._create_pipeline(kernel, constants)
-        return self._pipelines[key]
-
-    def _module(self, kernel: str) -> Any:
-        if kernel not in self._modules:
-            api = self._api
-            code = launches.kernel_code(kernel, "spv")
-            words = api.ffi.new("uint32_t[]", len(code) // 4)
-            api.ffi.buffer(words)[:] = code
-            info = api.new(
-                "VkShaderModuleCreateInfo", "SHADER_MODULE_CREATE_INFO", codeSize=len(code), pCode=words
-            )
-            out = api.ffi.new("VkShaderModule *")
-            result = api.lib.vkCreateShaderModule(api.device, info, api.ffi.NULL, out)
-            api.check(result, f"loading the kernel {kernel}")
-            self._modules[kernel] = out[0]
-        return self._modules[kernel]
-
-    def _create_pipeline(self, kernel: str, constants: tuple[int, ...]) -> Any:
-        api, ffi = self._api, self._api.ffi
-        entries = ffi.new("VkSpecializationMapEntry[]", [(i, 4 * i, 4) for i in range(len(constants))])
-        data = ffi.new("char[]", launches.pack_constants(constants))
-        special = ffi.new("VkSpecializationInfo *", (len(constants), entries, 4 * len(constants), data))
-        main = ffi.new("char[]", b"main")
-        info = api.new("VkComputePipelineCreateInfo", "COMPUTE_PIPELINE_CREATE_INFO", layout=self._layout)
-        info.stage.sType = api.vk.VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_CREATE_INFO
-        info.stage.stage = api.vk.VK_SHADER_STAGE_COMPUTE_BIT
-        info.stage.module, info.stage.pName = self._module(kernel), main
-        info.stage.pSpecializationInfo = special
-        out = ffi.new("VkPipeline *")
-        result = api.lib.vkCreateComputePipelines(api.device, ffi.NULL, 1, info, ffi.NULL, out)
-        api.check(result, f"compiling the kernel {kernel} for {constants}")
-        return out[0]
 
     def _check_open(self) -> None:
         if self._closed:
@@ -398,17 +245,9 @@ class VulkanDevice:
             program.close()
         for pages in list(self._pages):
             pages.close()
-        api, lib, null = self._api, self._api.lib, self._api.ffi.NULL
-        if api.lost:
-            return
-        for pipeline in self._pipelines.values():
-            lib.vkDestroyPipeline(api.device, pipeline, null)
-        for module in self._modules.values():
-            lib.vkDestroyShaderModule(api.device, module, null)
-        lib.vkDestroyPipelineLayout(api.device, self._layout, null)
-        lib.vkDestroyFence(api.device, self._fence, null)
-        lib.vkDestroyCommandPool(api.device, self._pool, null)
-        api.close()
+        if not self._api.lost:
+            self._queue.close()
+            self._api.close()
 
 
 def _union(extents: list[Extent], space: Space, written_only: bool) -> list[tuple[int, int]]:

@@ -160,13 +160,13 @@ def open_api(*, allow_copy: bool, validate: Validate | None = None) -> Api:
         validate: turn the validation layer on and call this with each of its messages.
 
     Raises:
-        DeviceUnavailableError: no driver, or no device that can play tapes; the message says which lacks what.
+        DeviceUnavailableError: no driver, or no device that can play tapes; it says which lacks what.
         CopyRefusedError: the only devices that can play tapes cannot import host pages.
     """
     vk = load()
     instance, messenger = _create_instance(vk, validate)
     try:
-        best = _choose(vk, _candidates(vk, instance), allow_copy)
+        best = _choose(_candidates(vk, instance), allow_copy)
         return _create_device(vk, instance, messenger, best)
     except Exception:
         vk.lib.vkDestroyInstance(instance, vk.ffi.NULL)
@@ -201,7 +201,7 @@ def _create_messenger(vk: Any, instance: Any, validate: Validate) -> tuple[Any, 
     callback = ffi.callback("PFN_vkDebugUtilsMessengerCallbackEXT", tell)
     info = new(
         vk, "VkDebugUtilsMessengerCreateInfoEXT", "DEBUG_UTILS_MESSENGER_CREATE_INFO_EXT",
-        messageSeverity=0x1100, messageType=0x7, pfnUserCallback=callback,  # warnings and errors, of every kind
+        messageSeverity=0x1100, messageType=0x7, pfnUserCallback=callback,  # warnings and errors
     )  # fmt: skip
     out = ffi.new("VkDebugUtilsMessengerEXT *")
     create = instance_function(vk, instance, "vkCreateDebugUtilsMessengerEXT")
@@ -226,9 +226,8 @@ def _candidates(vk: Any, instance: Any) -> list[Candidate]:
     return [_examine(vk, handle) for handle in handles]
 
 
-def _choose(vk: Any, candidates: list[Candidate], allow_copy: bool) -> Candidate:
+def _choose(candidates: list[Candidate], allow_copy: bool) -> Candidate:
     """The best device that can play tapes; real GPUs first, and first of all those that import host pages."""
-    del vk
     able = [c for c in candidates if not c.lacks]
     if not candidates:
         _unavailable("the Vulkan loader found no device", LOADER_FIX)
@@ -239,7 +238,8 @@ def _choose(vk: Any, candidates: list[Candidate], allow_copy: bool) -> Candidate
     if not sharing and not allow_copy:
         raise CopyRefusedError(
             f"device 'vulkan' was asked for; {able[0].name} cannot import host pages"
-            f" ({HOST_IMPORT.decode()} is missing), so it would have to copy; allow copies, or use another device"
+            f" ({HOST_IMPORT.decode()} is missing), so it would have to copy; allow copies,"
+            " or use another device"
         )
     return min(able if allow_copy else sharing, key=lambda c: (TYPE_ORDER.index(c.type), not c.imports))
 

@@ -1,21 +1,12 @@
-"""Memory that Vulkan kernels reach by address: imported host pages, staged copies of them, memory of its own.
-
-A driver limits the size of a buffer (4 GiB less 2 MiB is common), so pages are imported in chunks. The
-addresses of two chunks need not follow each other; an operand that crosses from one to the next gets an
-import of its own, made when a program first needs it.
-"""
+"""Buffers that Vulkan kernels reach by address: over imported host pages, or over memory of the driver's."""
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from nocopy.device.protocol import Mode, check_range
 from nocopy.device.vulkan_api import BUFFER_USAGE, Api
-from nocopy.errors import ClosedError, DeviceError
-from nocopy.memory.ledger import Ledger
+from nocopy.errors import DeviceError
 
 HOST_MEMORY = 2 | 4  # VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT, HOST_COHERENT_BIT
 DEVICE_MEMORY = 1  # VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT
@@ -125,140 +116,44 @@ def _map(api: Api, memory: Any, what: str) -> int:
     return int(api.ffi.cast("uintptr_t", out[0]))
 
 
-@dataclass(eq=False)
-class VulkanPages:
-    """A range that kernels reach: chunks in order, and windows over their seams. See `Pages`.
-
-    `make` imports or allocates the chunk of the given host address and size; `imported` says which. `generation`
-    rises when device addresses change; programs compiled before are refused.
-    """
+@dataclass(frozen=True)
+class Importer:
+    """Makes chunks of host pages; see `chunks.Maker`."""
 
     api: Api
-    address: int
-    nbytes: int
-    mode: Mode
-    make: Callable[[int, int], Buffer]
-    imported: bool
-    ledger: Ledger | None = None
-    forget: Callable[[VulkanPages], None] = lambda _: None
-    generation: int = field(default=0, init=False)
-    closed: bool = field(default=False, init=False)
-    chunks: list[Buffer] = field(default_factory=list[Buffer], init=False)
-    windows: dict[tuple[int, int], Buffer] = field(default_factory=dict[tuple[int, int], Buffer], init=False)
-
-    def __post_init__(self) -> None:
-        self.chunks = self._make_chunks(self.nbytes)
 
     @property
-    def device_address(self) -> int:
-        """Address of the first byte as kernels see it."""
-        return self.chunks[0].device_address if self.chunks else 0
+    def limit(self) -> int:
+        """Bytes of the largest chunk."""
+        return self.api.limits.buffer
 
-    def _make_chunks(self, nbytes: int) -> list[Buffer]:
-        chunks: list[Buffer] = []
-        limit = self.api.limits.buffer
-        try:
-            for start in range(0, nbytes, limit):
-                chunks.append(self.make(self.address + start, min(limit, nbytes - start)))
-        except DeviceError:
-            self._destroy(chunks)
-            raise
-        return chunks
+    @property
+    def alignment(self) -> int:
+        """Bytes."""
+        return self.api.limits.alignment
 
-    def _destroy(self, buffers: list[Buffer]) -> None:
-        for buffer in buffers:
-            destroy_buffer(self.api, buffer)
+    @property
+    def product(self) -> str:
+        """The hardware's name."""
+        return self.api.product
 
-    def resolve(self, start: int, stop: int) -> int:
-        """The device address of byte `start`, from which the bytes up to `stop` follow.
+    def make(self, address: int, nbytes: int) -> Buffer:
+        """Import host pages."""
+        return import_buffer(self.api, address, nbytes)
 
-        Raises:
-            ClosedError: the pages are closed.
-            DeviceError: no single buffer can hold them.
-        """
-        if self.closed:
-            raise ClosedError("compiling a tape was asked for; its pages are closed")
-        limit = self.api.limits.buffer
-        chunk = start // limit
-        if stop <= (chunk + 1) * limit or self._contiguous():
-            return self.chunks[chunk].device_address + start % limit
-        alignment = self.api.limits.alignment
-        low, high = start // alignment * alignment, -(-stop // alignment) * alignment
-        if high - low > limit or not self.imported:
-            raise DeviceError(
-                f"an operand over bytes {start} to {stop} was asked for; {self.api.product} reaches at most"
-                f" {limit} bytes at once"
-                + ("" if self.imported else f", and here none across a multiple of {limit}")
-                + "; use smaller tensors"
-            )
-        if (low, high) not in self.windows:
-            self.windows[low, high] = self.make(self.address + low, high - low)
-        return self.windows[low, high].device_address + start - low
-
-    def _contiguous(self) -> bool:
-        """True if chunks follow each other in the device's addresses, as they do where these are the host's."""
-        first, limit = self.device_address, self.api.limits.buffer
-        return all(c.device_address == first + i * limit for i, c in enumerate(self.chunks))
-
-    def staged(self, start: int, stop: int) -> list[tuple[int, int, int]]:
-        """For bytes [start, stop): pieces as (host address, address of the staged copy, size)."""
-        limit = self.api.limits.buffer
-        pieces: list[tuple[int, int, int]] = []
-        while start < stop:
-            end = min(stop, (start // limit + 1) * limit)
-            copy = self.chunks[start // limit].mapped + start % limit
-            pieces.append((self.address + start, copy, end - start))
-            start = end
-        return pieces
-
-    def grow(self, nbytes: int) -> None:
-        """See `Pages.grow`: imports the whole range anew, then lets go of the old import."""
-        if self.closed:
-            raise ClosedError("growing was asked for; these pages are closed")
-        check_range(self.address, nbytes, self.api.limits.alignment)
-        if nbytes == self.nbytes:
-            return
-        before = [c.device_address for c in self.chunks]
-        moved = bool(self.windows)
-        self._replace(nbytes)
-        moved |= before != [c.device_address for c in self.chunks[: len(before)]]
-        self.generation += moved
-        if self.ledger and self.imported:
-            self.ledger.shared += nbytes - self.nbytes
-        self.nbytes = nbytes
-
-    def _replace(self, nbytes: int) -> None:
-        """Make the chunks anew for `nbytes`. If that fails the old ones stay, or come back."""
-        old, windows = self.chunks, list(self.windows.values())
-        try:
-            self.chunks = self._make_chunks(nbytes)
-            self._destroy([*old, *windows])
-        except DeviceError:
-            if not self.imported:
-                raise
-            # A driver may refuse to import pages twice, so give the old import back and try once more.
-            self._destroy([*old, *windows])
-            self.chunks = []
-            try:
-                self.chunks = self._make_chunks(nbytes)
-            except DeviceError:
-                self.chunks = self._make_chunks(self.nbytes)
-                self.windows = {}
-                self.generation += 1
-                raise
-        self.windows = {}
-
-    def close(self) -> None:
-        """See `Pages.close`."""
-        if self.closed:
-            return
-        self.closed = True
-        self.forget(self)
+    def destroy(self, chunk: Any) -> None:
+        """Free a chunk, unless the device is lost: it may still write there."""
         if not self.api.lost:
-            self._destroy([*self.chunks, *self.windows.values()])
-        self.chunks, self.windows = [], {}
+            destroy_buffer(self.api, chunk)
 
 
-def copy_bytes(source: int, target: int, nbytes: int) -> None:
-    """Copy host memory."""
-    ctypes.memmove(target, source, nbytes)
+@dataclass(frozen=True)
+class Allocator(Importer):
+    """Makes chunks of the driver's own memory."""
+
+    properties: int
+
+    def make(self, address: int, nbytes: int) -> Buffer:
+        """Allocate memory; the host address is of no interest."""
+        del address
+        return create_buffer(self.api, nbytes, self.properties)

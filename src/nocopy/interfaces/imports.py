@@ -100,3 +100,5 @@ DEVICE_INFO_DOC = {
     "name": 'UTF-8 with a NUL: "cpu", "cuda", ...',
     "product": "UTF-8 with a NUL: the hardware's own name",
 }
+
+BY_NAME: dict[str, Import] = {i.name: i for i in IMPORTS}

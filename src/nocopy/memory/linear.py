@@ -246,7 +246,11 @@ class LinearMemory:
         pages.state.generation += 1
 
     def on_grow(self, hook: GrowthHook) -> Callable[[], None]:
-        """Have `hook` called around every growth; returns a function that ends this."""
+        """Have `hook` called around every growth; returns a function that ends this.
+
+        The memory keeps the hook, and Wasmtime keeps a guest's memory: a hook that refers to the guest
+        itself would keep it from being freed when it is forgotten.
+        """
         self._hooks.append(hook)
 
         def remove() -> None:

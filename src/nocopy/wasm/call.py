@@ -14,7 +14,7 @@ import wasmtime
 from nocopy.errors import ClosedError, UsageError
 from nocopy.wasm import capi
 from nocopy.wasm.calls import Calls
-from nocopy.wasm.guard import compile_function
+from nocopy.wasm.guard import compile_function, leave_room
 from nocopy.wasm.traps import convert
 from nocopy.wasm.values import Signature, fits, layout, misfit, signature
 
@@ -25,7 +25,8 @@ def signature_of(name: str, kind: wasmtime.FuncType) -> Signature:
     Raises:
         UsageError: it takes or returns a vector or a reference, which do not cross.
     """
-    params, results = [str(t) for t in kind.params], [str(t) for t in kind.results]
+    params = [capi.type_name(t) for t in kind.params]
+    results = [capi.type_name(t) for t in kind.results]
     try:
         return signature(params, results)
     except UsageError:
@@ -55,6 +56,7 @@ def _source(types: Signature, *, timed: bool) -> str:
         *(f"            {line}" for line in stores),
         "        except (TypeError, OverflowError):",
         f"            raise misfit({arguments}) from None",
+        "        leave_room()",
         *(f"        {line}" for line in enter),
         "        if failed or trap.value or calls.error is not None: raise finish(failed)",
         f"        return {result}",
@@ -135,6 +137,7 @@ def bind(
 
     names = {
         "discard": discard,
+        "leave_room": leave_room,
         "acquire": calls.lock.acquire,
         "release": calls.lock.release,
         "begin": begin,

@@ -90,6 +90,26 @@ wasi_config_set_stderr_custom = _bind(
 byte_vec_new = _bind("wasm_byte_vec_new", None, c_void_p, c_size_t, c_char_p)
 
 
+_valtype_equal = _bind("wasmtime_wasm_valtype_equal", c_bool, c_void_p, c_void_p)
+_NUMBERS: Final = {
+    "i32": wasmtime.ValType.i32(),
+    "i64": wasmtime.ValType.i64(),
+    "f32": wasmtime.ValType.f32(),
+    "f64": wasmtime.ValType.f64(),
+}
+
+
+def type_name(kind: wasmtime.ValType) -> str:
+    """i32, i64, f32, f64, or "other".
+
+    Asking for the kind of a vector or of a reference to a GC type, as `str(kind)` does, aborts the process.
+    """
+    for name, number in _NUMBERS.items():
+        if _valtype_equal(address(kind.ptr()), address(number.ptr())):
+            return name
+    return "other"
+
+
 def address(pointer: Any) -> int:
     """The address that one of wasmtime's pointer objects holds."""
     return ctypes.cast(pointer, c_void_p).value or 0

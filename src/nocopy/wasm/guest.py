@@ -21,6 +21,7 @@ from nocopy.wasm import capi, memory_creator
 from nocopy.wasm.call import bind, disable
 from nocopy.wasm.calls import Calls
 from nocopy.wasm.engine import Engine, default_engine
+from nocopy.wasm.guard import leave_room
 from nocopy.wasm.hostcall import HostFunction, NativeFunction, define
 from nocopy.wasm.limits import Clock, Limits
 from nocopy.wasm.module import START, Module, shared_memory
@@ -84,6 +85,7 @@ class Guest:
         self._calls = Calls()
         self._functions: dict[str, Callable[..., Any]] = {}
         self._memory: LinearMemory | None = None
+        self._memories: list[LinearMemory] = []
         self._keep: list[Any] = []
         self._closed = False
         self._store = self._make_store()
@@ -111,6 +113,7 @@ class Guest:
         return store
 
     def _instantiate(self, imports: Imports) -> wasmtime.Instance:
+        leave_room()
         linker = wasmtime.Linker(self.engine.wasmtime)
         linker.define_wasi()
         linker.allow_shadowing = True  # a host function of the caller's may stand in for one of WASI
@@ -196,8 +199,15 @@ class Guest:
         if memory is None:
             raise AssertionError(f"Wasmtime made the memory {name} without our creator")
 
+        self._memories.append(memory)
+        # Wasmtime's memories are kept in a table of the process: a strong reference from there to the guest
+        # would keep both for ever.
+        guest = weakref.ref(self)
+
         def grow_through(size: int) -> None:
-            self._grow(exported, memory, size)
+            owner = guest()
+            assert owner is not None, "grow_through outlived the guest's store"
+            owner._grow(exported, memory, size)
 
         memory.grow_through = grow_through
         return memory
@@ -210,6 +220,7 @@ class Guest:
                 f"growing a guest's memory from {memory.size} to {size} bytes was asked for; it grows by "
                 f"whole pages of {page} bytes and never shrinks"
             )
+        leave_room()
         try:
             exported.grow(self._store, delta)
         except wasmtime.WasmtimeError as error:
@@ -376,11 +387,13 @@ class Guest:
         self._functions.clear()
         self._clock.close()
         self._store.close()
+        for memory in self._memories:
+            if not memory.holders:  # at exit, or when it failed to start, a device may still hold it
+                memory.close()
 
     def _refuse_if_held(self) -> None:
-        if self._memory is None:
-            return
-        owners = [owner for owner in self._memory.holders if owner != memory_creator.GUEST]
+        holders = [owner for memory in self._memories for owner in memory.holders]
+        owners = [owner for owner in holders if owner != memory_creator.GUEST]
         if owners:
             raise UsageError(
                 f"closing a guest was asked for; its memory is held by: {', '.join(owners)}. "

@@ -22,7 +22,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, NoReturn
 
-from nocopy.errors import UsageError
+from nocopy.errors import ClosedError, UsageError
 from nocopy.memory.linear import GUARD, RESERVE, Hold, LinearMemory
 from nocopy.memory.pages import round_up
 from nocopy.memory.quota import Quota
@@ -79,6 +79,10 @@ def alive() -> int:
 
 def _only_the_guest(_size: int) -> NoReturn:
     raise UsageError("growing a guest's inner memory was asked for; only the guest's own code can grow it")
+
+
+def _nobody(_size: int) -> NoReturn:
+    raise ClosedError("growing the memory of a closed guest was asked for; start the guest again")
 
 
 def reservation(*, minimum: int, maximum: int, asked: int, is_64: bool, limit: int | None) -> int:
@@ -157,10 +161,9 @@ def _release(env: int) -> None:
     born = _alive.pop(env, None)
     if born is None:
         return
+    # The pages live on for as long as a device, an array or anyone else refers to them.
+    born.memory.grow_through = _nobody
     born.hold.release()
-    # A device may still hold it; then the pages live until the device lets go.
-    if not born.memory.holders:
-        born.memory.close()
 
 
 NEW_MEMORY: Final = capi.NewMemory(cover_entry(_new_memory))

@@ -28,6 +28,8 @@ using Body = void (*)(const void* context, std::uint64_t chunk, float* scratch);
 // that runs several times in a row asks `expired` in between. One chunk runs on the caller alone.
 void run(Team& team, std::uint64_t chunks, Body body, const void* context);
 bool expired(const Team& team);
+// The same, after a look at the clock (25 ns): for bodies whose single chunk may take long.
+bool overdue(Team& team);
 unsigned threads(const Team& team);
 float* shared(Team& team);
 

@@ -173,6 +173,7 @@ void run(Team& team, std::uint64_t chunks, Body body, const void* context) {
     team.run(chunks, body, context);
 }
 bool expired(const Team& team) { return team.expired(); }
+bool overdue(Team& team) { return team.check_deadline(); }
 unsigned threads(const Team& team) { return team.threads(); }
 float* shared(Team& team) { return team.shared(); }
 

@@ -166,8 +166,6 @@ float load_0(ulong address_4, uint dtype_2, ulong i_3)
     return (as_type<float>((load_bits_0(address_4, dtype_2, i_3))));
 }
 
-constant uint fc_DTYPE_1_0 [[function_constant(2)]];
-constant uint DTYPE_1_0 = is_function_constant_defined(fc_DTYPE_1_0) ? fc_DTYPE_1_0 : 1U;
 uint sort_key_0(float x_0)
 {
     uint bits_0 = (as_type<uint>((x_0)));
@@ -288,7 +286,7 @@ void store_raw_0(ulong address_5, uint dtype_3, ulong i_4, uint bits_1)
             {
                 break;
             }
-            ulong _S33 = max(best_0, rank_of_0(load_0(_S23.address_0, DTYPE_1_0, _S31 + ulong(i_5) * ulong(_S23.strides_0.w)), i_5));
+            ulong _S33 = max(best_0, rank_of_0(load_0(_S23.address_0, NOCOPY_CONSTANT_2, _S31 + ulong(i_5) * ulong(_S23.strides_0.w)), i_5));
             uint i_6 = i_5 + _S25.lanes_1;
             best_0 = _S33;
             i_5 = i_6;

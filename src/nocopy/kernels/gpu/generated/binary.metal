@@ -158,12 +158,6 @@ float load_0(ulong address_4, uint dtype_2, ulong i_3)
     return (as_type<float>((load_bits_0(address_4, dtype_2, i_3))));
 }
 
-constant uint fc_DTYPE_1_0 [[function_constant(2)]];
-constant uint DTYPE_1_0 = is_function_constant_defined(fc_DTYPE_1_0) ? fc_DTYPE_1_0 : 1U;
-constant uint fc_DTYPE_2_0 [[function_constant(3)]];
-constant uint DTYPE_2_0 = is_function_constant_defined(fc_DTYPE_2_0) ? fc_DTYPE_2_0 : 1U;
-constant uint fc_FUNCTION_0 [[function_constant(0)]];
-constant uint FUNCTION_0 = is_function_constant_defined(fc_FUNCTION_0) ? fc_FUNCTION_0 : 0U;
 float divide_0(float a_0, float b_0)
 {
     if(((as_type<uint>((b_0))) & 2147483647U) >= 2105540608U)
@@ -462,7 +456,7 @@ float binary_0(float a_4, float b_3)
 {
     bool _S25;
     float _S26;
-    switch(FUNCTION_0)
+    switch(NOCOPY_CONSTANT_0)
     {
     case 0U:
         {
@@ -723,8 +717,6 @@ void store_0(ulong address_7, uint dtype_5, ulong i_6, float x_8)
     return;
 }
 
-constant uint fc_DTYPE_0_0 [[function_constant(1)]];
-constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_0_0 : 1U;
 ulong item_step_0(KernelContext_0 thread* kernelContext_2)
 {
     return ulong(kernelContext_2->args_0->groups_0) * 256ULL;
@@ -751,7 +743,7 @@ ulong item_step_0(KernelContext_0 thread* kernelContext_2)
             break;
         }
         uint4 c_2 = unravel_0(item_0, _S32, _S33);
-        store_0(_S29.address_0, DTYPE_0_0, offset_of_0(_S29.strides_0, c_2), binary_0(load_0(_S30.address_0, DTYPE_1_0, offset_of_0(_S30.strides_0, c_2)), load_0(_S31.address_0, DTYPE_2_0, offset_of_0(_S31.strides_0, c_2))));
+        store_0(_S29.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S29.strides_0, c_2), binary_0(load_0(_S30.address_0, NOCOPY_CONSTANT_2, offset_of_0(_S30.strides_0, c_2)), load_0(_S31.address_0, NOCOPY_CONSTANT_3, offset_of_0(_S31.strides_0, c_2))));
         ulong _S34 = item_step_0(&kernelContext_3);
         item_0 = item_0 + _S34;
     }

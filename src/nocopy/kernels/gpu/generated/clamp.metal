@@ -153,8 +153,6 @@ float load_0(ulong address_4, uint dtype_2, ulong i_3)
     return (as_type<float>((load_bits_0(address_4, dtype_2, i_3))));
 }
 
-constant uint fc_DTYPE_1_0 [[function_constant(2)]];
-constant uint DTYPE_1_0 = is_function_constant_defined(fc_DTYPE_1_0) ? fc_DTYPE_1_0 : 1U;
 bool is_nan_0(float x_0)
 {
     return ((as_type<uint>((x_0))) & 2147483647U) > 2139095040U;
@@ -368,8 +366,6 @@ void store_0(ulong address_7, uint dtype_5, ulong i_6, float x_4)
     return;
 }
 
-constant uint fc_DTYPE_0_0 [[function_constant(1)]];
-constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_0_0 : 1U;
 ulong item_step_0(KernelContext_0 thread* kernelContext_3)
 {
     return ulong(kernelContext_3->args_0->groups_0) * 256ULL;
@@ -397,7 +393,7 @@ ulong item_step_0(KernelContext_0 thread* kernelContext_3)
             break;
         }
         uint4 c_2 = unravel_0(item_0, _S22, _S23);
-        store_0(_S20.address_0, DTYPE_0_0, offset_of_0(_S20.strides_0, c_2), min_nan_0(max_nan_0(load_0(_S21.address_0, DTYPE_1_0, offset_of_0(_S21.strides_0, c_2)), _S24), _S25));
+        store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, c_2), min_nan_0(max_nan_0(load_0(_S21.address_0, NOCOPY_CONSTANT_2, offset_of_0(_S21.strides_0, c_2)), _S24), _S25));
         ulong _S26 = item_step_0(&kernelContext_4);
         item_0 = item_0 + _S26;
     }

@@ -138,10 +138,6 @@ float load_0(ulong address_4, uint dtype_2, ulong i_3)
     return (as_type<float>((load_bits_0(address_4, dtype_2, i_3))));
 }
 
-constant uint fc_DTYPE_1_0 [[function_constant(2)]];
-constant uint DTYPE_1_0 = is_function_constant_defined(fc_DTYPE_1_0) ? fc_DTYPE_1_0 : 1U;
-constant uint fc_DTYPE_2_0 [[function_constant(3)]];
-constant uint DTYPE_2_0 = is_function_constant_defined(fc_DTYPE_2_0) ? fc_DTYPE_2_0 : 1U;
 float window_sum_0(const Tensor_0 thread* source_0, const Tensor_0 thread* weight_0, ulong x_0, ulong w_0, uint oy_0, uint ox_0, KernelContext_0 thread* kernelContext_1)
 {
     long _S16 = long(kernelContext_1->args_0->dims_0[int(2)]);
@@ -223,7 +219,7 @@ float window_sum_0(const Tensor_0 thread* source_0, const Tensor_0 thread* weigh
                 {
                     break;
                 }
-                float sum_3 = sum_2 + load_0(source_0->address_0, DTYPE_1_0, from_0) * load_0(weight_0->address_0, DTYPE_2_0, tap_0);
+                float sum_3 = sum_2 + load_0(source_0->address_0, NOCOPY_CONSTANT_2, from_0) * load_0(weight_0->address_0, NOCOPY_CONSTANT_3, tap_0);
                 ulong from_1 = from_0 + ulong(_S25.y);
                 ulong tap_1 = tap_0 + ulong(_S27.y);
                 channel_0 = channel_0 + 1U;
@@ -240,8 +236,6 @@ float window_sum_0(const Tensor_0 thread* source_0, const Tensor_0 thread* weigh
     return sum_0;
 }
 
-constant uint fc_DTYPE_3_0 [[function_constant(4)]];
-constant uint DTYPE_3_0 = is_function_constant_defined(fc_DTYPE_3_0) ? fc_DTYPE_3_0 : 1U;
 ulong offset_of_0(uint4 strides_2, uint4 c_1)
 {
     return ulong(c_1.x) * ulong(strides_2.x) + ulong(c_1.y) * ulong(strides_2.y) + ulong(c_1.z) * ulong(strides_2.z) + ulong(c_1.w) * ulong(strides_2.w);
@@ -404,8 +398,6 @@ void store_0(ulong address_7, uint dtype_5, ulong i_6, float x_5)
     return;
 }
 
-constant uint fc_DTYPE_0_0 [[function_constant(1)]];
-constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_0_0 : 1U;
 ulong item_step_0(KernelContext_0 thread* kernelContext_2)
 {
     return ulong(kernelContext_2->args_0->groups_0) * 256ULL;
@@ -447,15 +439,15 @@ ulong item_step_0(KernelContext_0 thread* kernelContext_2)
         thread Tensor_0 _S45 = _S33;
         float _S46 = window_sum_0(&_S44, &_S45, x_6, w_1, _S42, _S43, &kernelContext_3);
         float sum_4;
-        if(DTYPE_3_0 != 0U)
+        if(NOCOPY_CONSTANT_4 != 0U)
         {
-            sum_4 = _S46 + load_0(_S34.address_0, DTYPE_3_0, _S41 * ulong(_S34.strides_0.x));
+            sum_4 = _S46 + load_0(_S34.address_0, NOCOPY_CONSTANT_4, _S41 * ulong(_S34.strides_0.x));
         }
         else
         {
             sum_4 = _S46;
         }
-        store_0(_S31.address_0, DTYPE_0_0, offset_of_0(_S31.strides_0, c_2), sum_4);
+        store_0(_S31.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S31.strides_0, c_2), sum_4);
         ulong _S47 = item_step_0(&kernelContext_3);
         item_0 = item_0 + _S47;
     }

@@ -3,10 +3,6 @@
 #include <metal_math>
 #include <metal_texture>
 using namespace metal;
-constant uint fc_DTYPE_0_0 [[function_constant(1)]];
-constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_0_0 : 1U;
-constant uint fc_DTYPE_1_0 [[function_constant(2)]];
-constant uint DTYPE_1_0 = is_function_constant_defined(fc_DTYPE_1_0) ? fc_DTYPE_1_0 : 1U;
 struct Tensor_0
 {
     ulong address_0;
@@ -312,26 +308,26 @@ void store_0(ulong address_7, uint dtype_5, ulong i_6, float x_4)
 void copy_element_0(const Tensor_0 thread* target_0, const Tensor_0 thread* source_0, ulong o_0, ulong i_7)
 {
     bool integral_0;
-    if(DTYPE_1_0 == 4U)
+    if(NOCOPY_CONSTANT_2 == 4U)
     {
         integral_0 = true;
     }
     else
     {
-        integral_0 = DTYPE_1_0 == 5U;
+        integral_0 = NOCOPY_CONSTANT_2 == 5U;
     }
     ulong _S18 = source_0->address_0;
-    uint raw_2 = load_raw_0(source_0->address_0, DTYPE_1_0, i_7);
-    if(DTYPE_0_0 == DTYPE_1_0)
+    uint raw_2 = load_raw_0(source_0->address_0, NOCOPY_CONSTANT_2, i_7);
+    if(NOCOPY_CONSTANT_1 == NOCOPY_CONSTANT_2)
     {
-        store_raw_0(target_0->address_0, DTYPE_0_0, o_0, raw_2);
+        store_raw_0(target_0->address_0, NOCOPY_CONSTANT_1, o_0, raw_2);
     }
     else
     {
         bool _S19 = !integral_0;
         if(_S19)
         {
-            integral_0 = DTYPE_0_0 != 4U;
+            integral_0 = NOCOPY_CONSTANT_1 != 4U;
         }
         else
         {
@@ -339,7 +335,7 @@ void copy_element_0(const Tensor_0 thread* target_0, const Tensor_0 thread* sour
         }
         if(integral_0)
         {
-            integral_0 = DTYPE_0_0 != 5U;
+            integral_0 = NOCOPY_CONSTANT_1 != 5U;
         }
         else
         {
@@ -347,29 +343,29 @@ void copy_element_0(const Tensor_0 thread* target_0, const Tensor_0 thread* sour
         }
         if(integral_0)
         {
-            store_bits_0(target_0->address_0, DTYPE_0_0, o_0, load_bits_0(_S18, DTYPE_1_0, i_7));
+            store_bits_0(target_0->address_0, NOCOPY_CONSTANT_1, o_0, load_bits_0(_S18, NOCOPY_CONSTANT_2, i_7));
         }
         else
         {
             if(_S19)
             {
-                store_0(target_0->address_0, DTYPE_0_0, o_0, load_0(_S18, DTYPE_1_0, i_7));
+                store_0(target_0->address_0, NOCOPY_CONSTANT_1, o_0, load_0(_S18, NOCOPY_CONSTANT_2, i_7));
             }
             else
             {
-                if(DTYPE_0_0 == 4U)
+                if(NOCOPY_CONSTANT_1 == 4U)
                 {
-                    store_raw_0(target_0->address_0, DTYPE_0_0, o_0, raw_2);
+                    store_raw_0(target_0->address_0, NOCOPY_CONSTANT_1, o_0, raw_2);
                 }
                 else
                 {
-                    if(DTYPE_0_0 == 5U)
+                    if(NOCOPY_CONSTANT_1 == 5U)
                     {
-                        store_raw_0(target_0->address_0, DTYPE_0_0, o_0, uint(clamp(int(raw_2), int(0), int(255))));
+                        store_raw_0(target_0->address_0, NOCOPY_CONSTANT_1, o_0, uint(clamp(int(raw_2), int(0), int(255))));
                     }
                     else
                     {
-                        store_0(target_0->address_0, DTYPE_0_0, o_0, float(int(raw_2)));
+                        store_0(target_0->address_0, NOCOPY_CONSTANT_1, o_0, float(int(raw_2)));
                     }
                 }
             }

@@ -253,8 +253,6 @@ void store_0(ulong address_4, uint dtype_2, ulong i_3, float x_4)
     return;
 }
 
-constant uint fc_DTYPE_0_0 [[function_constant(1)]];
-constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_0_0 : 1U;
 ulong item_step_0(KernelContext_0 thread* kernelContext_3)
 {
     return ulong(kernelContext_3->args_0->groups_0) * 256ULL;
@@ -280,7 +278,7 @@ ulong item_step_0(KernelContext_0 thread* kernelContext_3)
             break;
         }
         uint4 _S21 = unravel_0(item_0, _S18, _S19);
-        store_0(_S17.address_0, DTYPE_0_0, offset_of_0(_S17.strides_0, _S21), _S20);
+        store_0(_S17.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S17.strides_0, _S21), _S20);
         ulong _S22 = item_step_0(&kernelContext_4);
         item_0 = item_0 + _S22;
     }

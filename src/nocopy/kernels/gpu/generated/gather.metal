@@ -3,10 +3,6 @@
 #include <metal_math>
 #include <metal_texture>
 using namespace metal;
-constant uint fc_DTYPE_0_0 [[function_constant(1)]];
-constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_0_0 : 1U;
-constant uint fc_DTYPE_1_0 [[function_constant(2)]];
-constant uint DTYPE_1_0 = is_function_constant_defined(fc_DTYPE_1_0) ? fc_DTYPE_1_0 : 1U;
 struct Tensor_0
 {
     ulong address_0;
@@ -282,13 +278,13 @@ ulong item_step_0(KernelContext_0 thread* kernelContext_1)
         ulong _S25 = ulong(c_1.w);
         ulong from_0 = ulong(uint(clamp(int(load_raw_0(_S20.address_0, 4U, _S24 * ulong(_S20.strides_0.x))), int(0), _S22))) * ulong(_S19.strides_0.x) + _S25 * ulong(_S19.strides_0.y);
         ulong to_0 = _S24 * ulong(_S18.strides_0.x) + _S25 * ulong(_S18.strides_0.y);
-        if(DTYPE_0_0 == DTYPE_1_0)
+        if(NOCOPY_CONSTANT_1 == NOCOPY_CONSTANT_2)
         {
-            store_raw_0(_S18.address_0, DTYPE_0_0, to_0, load_raw_0(_S19.address_0, DTYPE_1_0, from_0));
+            store_raw_0(_S18.address_0, NOCOPY_CONSTANT_1, to_0, load_raw_0(_S19.address_0, NOCOPY_CONSTANT_2, from_0));
         }
         else
         {
-            store_bits_0(_S18.address_0, DTYPE_0_0, to_0, load_bits_0(_S19.address_0, DTYPE_1_0, from_0));
+            store_bits_0(_S18.address_0, NOCOPY_CONSTANT_1, to_0, load_bits_0(_S19.address_0, NOCOPY_CONSTANT_2, from_0));
         }
         ulong _S26 = item_step_0(&kernelContext_2);
         item_0 = item_0 + _S26;

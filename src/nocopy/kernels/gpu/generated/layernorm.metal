@@ -171,8 +171,6 @@ float load_0(ulong address_4, uint dtype_2, ulong i_3)
     return (as_type<float>((load_bits_0(address_4, dtype_2, i_3))));
 }
 
-constant uint fc_DTYPE_1_0 [[function_constant(2)]];
-constant uint DTYPE_1_0 = is_function_constant_defined(fc_DTYPE_1_0) ? fc_DTYPE_1_0 : 1U;
 bool is_nan_0(float x_0)
 {
     return ((as_type<uint>((x_0))) & 2147483647U) > 2139095040U;
@@ -293,10 +291,6 @@ float divide_0(float a_3, float b_3)
     return a_3 / b_3;
 }
 
-constant uint fc_DTYPE_2_0 [[function_constant(3)]];
-constant uint DTYPE_2_0 = is_function_constant_defined(fc_DTYPE_2_0) ? fc_DTYPE_2_0 : 1U;
-constant uint fc_DTYPE_3_0 [[function_constant(4)]];
-constant uint DTYPE_3_0 = is_function_constant_defined(fc_DTYPE_3_0) ? fc_DTYPE_3_0 : 1U;
 int to_i32_0(float x_1)
 {
     if(is_nan_0(x_1))
@@ -449,8 +443,6 @@ void store_0(ulong address_7, uint dtype_5, ulong i_6, float x_4)
     return;
 }
 
-constant uint fc_DTYPE_0_0 [[function_constant(1)]];
-constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_0_0 : 1U;
 [[kernel]] void layernorm_kernel(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_0 [[threadgroup_position_in_grid]], Args_0 constant* args_1 [[buffer(0)]])
 {
     thread KernelContext_0 kernelContext_5;
@@ -512,7 +504,7 @@ constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_
             {
                 break;
             }
-            float sum_1 = sum_0 + load_0(_S26.address_0, DTYPE_1_0, _S37 + ulong(i_7) * ulong(_S26.strides_0.w));
+            float sum_1 = sum_0 + load_0(_S26.address_0, NOCOPY_CONSTANT_2, _S37 + ulong(i_7) * ulong(_S26.strides_0.w));
             i_7 = i_7 + _S31.lanes_1;
             sum_0 = sum_1;
         }
@@ -530,7 +522,7 @@ constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_
             {
                 break;
             }
-            float centred_0 = load_0(_S26.address_0, DTYPE_1_0, _S37 + ulong(i_8) * ulong(_S26.strides_0.w)) - _S42;
+            float centred_0 = load_0(_S26.address_0, NOCOPY_CONSTANT_2, _S37 + ulong(i_8) * ulong(_S26.strides_0.w)) - _S42;
             float squares_1 = squares_0 + centred_0 * centred_0;
             i_8 = i_8 + _S31.lanes_1;
             squares_0 = squares_1;
@@ -548,26 +540,26 @@ constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_
                 break;
             }
             ulong _S45 = ulong(i_9);
-            float v_0 = divide_0(load_0(_S26.address_0, DTYPE_1_0, _S37 + _S45 * ulong(_S26.strides_0.w)) - _S42, _S44);
+            float v_0 = divide_0(load_0(_S26.address_0, NOCOPY_CONSTANT_2, _S37 + _S45 * ulong(_S26.strides_0.w)) - _S42, _S44);
             float v_1;
-            if(DTYPE_2_0 != 0U)
+            if(NOCOPY_CONSTANT_3 != 0U)
             {
-                v_1 = v_0 * load_0(_S27.address_0, DTYPE_2_0, _S45 * ulong(_S27.strides_0.x));
+                v_1 = v_0 * load_0(_S27.address_0, NOCOPY_CONSTANT_3, _S45 * ulong(_S27.strides_0.x));
             }
             else
             {
                 v_1 = v_0;
             }
             float v_2;
-            if(DTYPE_3_0 != 0U)
+            if(NOCOPY_CONSTANT_4 != 0U)
             {
-                v_2 = v_1 + load_0(_S28.address_0, DTYPE_3_0, _S45 * ulong(_S28.strides_0.x));
+                v_2 = v_1 + load_0(_S28.address_0, NOCOPY_CONSTANT_4, _S45 * ulong(_S28.strides_0.x));
             }
             else
             {
                 v_2 = v_1;
             }
-            store_0(_S25.address_0, DTYPE_0_0, _S38 + _S45 * ulong(_S25.strides_0.w), v_2);
+            store_0(_S25.address_0, NOCOPY_CONSTANT_1, _S38 + _S45 * ulong(_S25.strides_0.w), v_2);
             i_9 = i_9 + _S31.lanes_1;
         }
         base_0 = base_0 + _S34;

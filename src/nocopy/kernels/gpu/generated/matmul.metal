@@ -24,7 +24,7 @@ struct Args_0
 struct KernelContext_0
 {
     Args_0 constant* args_0;
-    array<float, int(2080)> threadgroup* tiles_0;
+    array<float, int(2080)> threadgroup* tile_values_0;
 };
 
 Tensor_0 operand_0(uint slot_0, KernelContext_0 thread* kernelContext_0)
@@ -193,16 +193,12 @@ void load_tile_0(uint tile_0, ulong address_5, uint dtype_3, ulong start_0, uint
         {
             value_0 = 0.0;
         }
-        (*kernelContext_2->tiles_0)[tile_0 + kk_0 * 65U + row_0] = value_0;
+        (*kernelContext_2->tile_values_0)[tile_0 + kk_0 * 65U + row_0] = value_0;
         e_0 = e_0 + 256U;
     }
     return;
 }
 
-constant uint fc_DTYPE_1_0 [[function_constant(2)]];
-constant uint DTYPE_1_0 = is_function_constant_defined(fc_DTYPE_1_0) ? fc_DTYPE_1_0 : 1U;
-constant uint fc_DTYPE_2_0 [[function_constant(3)]];
-constant uint DTYPE_2_0 = is_function_constant_defined(fc_DTYPE_2_0) ? fc_DTYPE_2_0 : 1U;
 bool is_nan_0(float x_0)
 {
     return ((as_type<uint>((x_0))) & 2147483647U) > 2139095040U;
@@ -360,16 +356,12 @@ void store_0(ulong address_8, uint dtype_6, ulong i_6, float x_4)
     return;
 }
 
-constant uint fc_DTYPE_0_0 [[function_constant(1)]];
-constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_0_0 : 1U;
 [[kernel]] void matmul_kernel(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_0 [[threadgroup_position_in_grid]], Args_0 constant* args_1 [[buffer(0)]])
 {
-    uint kk_1;
-    uint i_7;
     thread KernelContext_0 kernelContext_3;
     (&kernelContext_3)->args_0 = args_1;
-    threadgroup array<float, int(2080)> tiles_1;
-    (&kernelContext_3)->tiles_0 = &tiles_1;
+    threadgroup array<float, int(2080)> tile_values_1;
+    (&kernelContext_3)->tile_values_0 = &tile_values_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 256U + sv_groupthreadid_0[int(0)];
     Tensor_0 _S20 = operand_0(0U, &kernelContext_3);
     Tensor_0 _S21 = operand_0(1U, &kernelContext_3);
@@ -400,19 +392,22 @@ constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_
         uint _S31 = _S22.strides_0.w;
         ulong _S32 = offset_of_0(uint4(_S22.strides_0.xy, 0U, _S31), uint4(_S29, 0U, n0_0));
         thread array<float, int(16)> sums_0;
-        uint i_8 = 0U;
-        for(;;)
-        {
-            if(i_8 < 16U)
-            {
-            }
-            else
-            {
-                break;
-            }
-            sums_0[i_8] = 0.0;
-            i_8 = i_8 + 1U;
-        }
+        sums_0[0U] = 0.0;
+        sums_0[1U] = 0.0;
+        sums_0[2U] = 0.0;
+        sums_0[3U] = 0.0;
+        sums_0[4U] = 0.0;
+        sums_0[5U] = 0.0;
+        sums_0[6U] = 0.0;
+        sums_0[7U] = 0.0;
+        sums_0[8U] = 0.0;
+        sums_0[9U] = 0.0;
+        sums_0[10U] = 0.0;
+        sums_0[11U] = 0.0;
+        sums_0[12U] = 0.0;
+        sums_0[13U] = 0.0;
+        sums_0[14U] = 0.0;
+        sums_0[15U] = 0.0;
         uint k0_1 = 0U;
         for(;;)
         {
@@ -423,10 +418,10 @@ constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_
             {
                 break;
             }
-            load_tile_0(0U, _S21.address_0, DTYPE_1_0, _S30, _S21.strides_0.z, _S21.strides_0.w, m_0 - m0_0, k0_1, _S23, sv_groupindex_0, &kernelContext_3);
-            load_tile_0(1040U, _S22.address_0, DTYPE_2_0, _S32, _S31, _S22.strides_0.z, n_0 - n0_0, k0_1, _S23, sv_groupindex_0, &kernelContext_3);
+            load_tile_0(0U, _S21.address_0, NOCOPY_CONSTANT_2, _S30, _S21.strides_0.z, _S21.strides_0.w, m_0 - m0_0, k0_1, _S23, sv_groupindex_0, &kernelContext_3);
+            load_tile_0(1040U, _S22.address_0, NOCOPY_CONSTANT_3, _S32, _S31, _S22.strides_0.z, n_0 - n0_0, k0_1, _S23, sv_groupindex_0, &kernelContext_3);
             threadgroup_barrier(mem_flags::mem_threadgroup);
-            kk_1 = 0U;
+            uint kk_1 = 0U;
             for(;;)
             {
                 if(kk_1 < 16U)
@@ -438,91 +433,283 @@ constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_
                 }
                 thread array<float, int(4)> left_0;
                 thread array<float, int(4)> right_0;
-                i_7 = 0U;
-                for(;;)
-                {
-                    if(i_7 < 4U)
-                    {
-                    }
-                    else
-                    {
-                        break;
-                    }
-                    uint _S33 = kk_1 * 65U;
-                    uint _S34 = i_7 * 16U;
-                    left_0[i_7] = float(_S24[_S33 + _S27 + _S34]);
-                    right_0[i_7] = float(_S24[1040U + _S33 + _S28 + _S34]);
-                    i_7 = i_7 + 1U;
-                }
-                uint i_9 = 0U;
-                for(;;)
-                {
-                    if(i_9 < 4U)
-                    {
-                    }
-                    else
-                    {
-                        break;
-                    }
-                    uint j_0 = 0U;
-                    for(;;)
-                    {
-                        if(j_0 < 4U)
-                        {
-                        }
-                        else
-                        {
-                            break;
-                        }
-                        sums_0[i_9 * 4U + j_0] = sums_0[i_9 * 4U + j_0] + left_0[i_9] * right_0[j_0];
-                        j_0 = j_0 + 1U;
-                    }
-                    i_9 = i_9 + 1U;
-                }
+                uint _S33 = kk_1 * 65U;
+                uint _S34 = _S33 + _S27;
+                float _S35 = (*(&kernelContext_3)->tile_values_0)[_S34];
+                left_0[0U] = (*(&kernelContext_3)->tile_values_0)[_S34];
+                uint _S36 = 1040U + _S33 + _S28;
+                float _S37 = (*(&kernelContext_3)->tile_values_0)[_S36];
+                right_0[0U] = (*(&kernelContext_3)->tile_values_0)[_S36];
+                float _S38 = (*(&kernelContext_3)->tile_values_0)[_S34 + 16U];
+                left_0[1U] = (*(&kernelContext_3)->tile_values_0)[_S34 + 16U];
+                float _S39 = (*(&kernelContext_3)->tile_values_0)[_S36 + 16U];
+                right_0[1U] = (*(&kernelContext_3)->tile_values_0)[_S36 + 16U];
+                float _S40 = (*(&kernelContext_3)->tile_values_0)[_S34 + 32U];
+                left_0[2U] = (*(&kernelContext_3)->tile_values_0)[_S34 + 32U];
+                float _S41 = (*(&kernelContext_3)->tile_values_0)[_S36 + 32U];
+                right_0[2U] = (*(&kernelContext_3)->tile_values_0)[_S36 + 32U];
+                float _S42 = (*(&kernelContext_3)->tile_values_0)[_S34 + 48U];
+                left_0[3U] = (*(&kernelContext_3)->tile_values_0)[_S34 + 48U];
+                float _S43 = (*(&kernelContext_3)->tile_values_0)[_S36 + 48U];
+                right_0[3U] = (*(&kernelContext_3)->tile_values_0)[_S36 + 48U];
+                sums_0[0U] = sums_0[0U] + _S35 * _S37;
+                sums_0[1U] = sums_0[1U] + _S35 * _S39;
+                sums_0[2U] = sums_0[2U] + _S35 * _S41;
+                sums_0[3U] = sums_0[3U] + _S35 * _S43;
+                sums_0[4U] = sums_0[4U] + _S38 * _S37;
+                sums_0[5U] = sums_0[5U] + _S38 * _S39;
+                sums_0[6U] = sums_0[6U] + _S38 * _S41;
+                sums_0[7U] = sums_0[7U] + _S38 * _S43;
+                sums_0[8U] = sums_0[8U] + _S40 * _S37;
+                sums_0[9U] = sums_0[9U] + _S40 * _S39;
+                sums_0[10U] = sums_0[10U] + _S40 * _S41;
+                sums_0[11U] = sums_0[11U] + _S40 * _S43;
+                sums_0[12U] = sums_0[12U] + _S42 * _S37;
+                sums_0[13U] = sums_0[13U] + _S42 * _S39;
+                sums_0[14U] = sums_0[14U] + _S42 * _S41;
+                sums_0[15U] = sums_0[15U] + _S42 * _S43;
                 kk_1 = kk_1 + 1U;
             }
             threadgroup_barrier(mem_flags::mem_threadgroup);
             k0_1 = k0_1 + 16U;
         }
-        kk_1 = 0U;
-        for(;;)
+        uint _S44 = c_2.x;
+        uint _S45 = c_2.y;
+        uint _S46 = m0_0 + _S27;
+        uint _S47 = n0_0 + _S28;
+        uint4 at_0 = uint4(_S44, _S45, _S46, _S47);
+        bool _S48 = _S46 < m_0;
+        bool _S49;
+        if(_S48)
         {
-            if(kk_1 < 4U)
-            {
-            }
-            else
-            {
-                break;
-            }
-            i_7 = 0U;
-            for(;;)
-            {
-                if(i_7 < 4U)
-                {
-                }
-                else
-                {
-                    break;
-                }
-                uint _S35 = m0_0 + _S27 + kk_1 * 16U;
-                uint _S36 = n0_0 + _S28 + i_7 * 16U;
-                uint4 at_0 = uint4(c_2.x, c_2.y, _S35, _S36);
-                bool _S37;
-                if(_S35 < m_0)
-                {
-                    _S37 = _S36 < n_0;
-                }
-                else
-                {
-                    _S37 = false;
-                }
-                if(_S37)
-                {
-                    store_0(_S20.address_0, DTYPE_0_0, offset_of_0(_S20.strides_0, at_0), _S26 * sums_0[kk_1 * 4U + i_7]);
-                }
-                i_7 = i_7 + 1U;
-            }
-            kk_1 = kk_1 + 1U;
+            _S49 = _S47 < n_0;
+        }
+        else
+        {
+            _S49 = false;
+        }
+        if(_S49)
+        {
+            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_0), _S26 * sums_0[0U]);
+        }
+        uint _S50 = _S47 + 16U;
+        uint4 at_1 = uint4(_S44, _S45, _S46, _S50);
+        bool _S51;
+        if(_S48)
+        {
+            _S51 = _S50 < n_0;
+        }
+        else
+        {
+            _S51 = false;
+        }
+        if(_S51)
+        {
+            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_1), _S26 * sums_0[1U]);
+        }
+        uint _S52 = _S47 + 32U;
+        uint4 at_2 = uint4(_S44, _S45, _S46, _S52);
+        bool _S53;
+        if(_S48)
+        {
+            _S53 = _S52 < n_0;
+        }
+        else
+        {
+            _S53 = false;
+        }
+        if(_S53)
+        {
+            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_2), _S26 * sums_0[2U]);
+        }
+        uint _S54 = _S47 + 48U;
+        uint4 at_3 = uint4(_S44, _S45, _S46, _S54);
+        bool _S55;
+        if(_S48)
+        {
+            _S55 = _S54 < n_0;
+        }
+        else
+        {
+            _S55 = false;
+        }
+        if(_S55)
+        {
+            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_3), _S26 * sums_0[3U]);
+        }
+        uint _S56 = _S46 + 16U;
+        uint4 at_4 = uint4(_S44, _S45, _S56, _S47);
+        bool _S57 = _S56 < m_0;
+        bool _S58;
+        if(_S57)
+        {
+            _S58 = _S47 < n_0;
+        }
+        else
+        {
+            _S58 = false;
+        }
+        if(_S58)
+        {
+            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_4), _S26 * sums_0[4U]);
+        }
+        uint4 at_5 = uint4(_S44, _S45, _S56, _S50);
+        bool _S59;
+        if(_S57)
+        {
+            _S59 = _S50 < n_0;
+        }
+        else
+        {
+            _S59 = false;
+        }
+        if(_S59)
+        {
+            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_5), _S26 * sums_0[5U]);
+        }
+        uint4 at_6 = uint4(_S44, _S45, _S56, _S52);
+        bool _S60;
+        if(_S57)
+        {
+            _S60 = _S52 < n_0;
+        }
+        else
+        {
+            _S60 = false;
+        }
+        if(_S60)
+        {
+            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_6), _S26 * sums_0[6U]);
+        }
+        uint4 at_7 = uint4(_S44, _S45, _S56, _S54);
+        bool _S61;
+        if(_S57)
+        {
+            _S61 = _S54 < n_0;
+        }
+        else
+        {
+            _S61 = false;
+        }
+        if(_S61)
+        {
+            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_7), _S26 * sums_0[7U]);
+        }
+        uint _S62 = _S46 + 32U;
+        uint4 at_8 = uint4(_S44, _S45, _S62, _S47);
+        bool _S63 = _S62 < m_0;
+        bool _S64;
+        if(_S63)
+        {
+            _S64 = _S47 < n_0;
+        }
+        else
+        {
+            _S64 = false;
+        }
+        if(_S64)
+        {
+            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_8), _S26 * sums_0[8U]);
+        }
+        uint4 at_9 = uint4(_S44, _S45, _S62, _S50);
+        bool _S65;
+        if(_S63)
+        {
+            _S65 = _S50 < n_0;
+        }
+        else
+        {
+            _S65 = false;
+        }
+        if(_S65)
+        {
+            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_9), _S26 * sums_0[9U]);
+        }
+        uint4 at_10 = uint4(_S44, _S45, _S62, _S52);
+        bool _S66;
+        if(_S63)
+        {
+            _S66 = _S52 < n_0;
+        }
+        else
+        {
+            _S66 = false;
+        }
+        if(_S66)
+        {
+            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_10), _S26 * sums_0[10U]);
+        }
+        uint4 at_11 = uint4(_S44, _S45, _S62, _S54);
+        bool _S67;
+        if(_S63)
+        {
+            _S67 = _S54 < n_0;
+        }
+        else
+        {
+            _S67 = false;
+        }
+        if(_S67)
+        {
+            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_11), _S26 * sums_0[11U]);
+        }
+        uint _S68 = _S46 + 48U;
+        uint4 at_12 = uint4(_S44, _S45, _S68, _S47);
+        bool _S69 = _S68 < m_0;
+        bool _S70;
+        if(_S69)
+        {
+            _S70 = _S47 < n_0;
+        }
+        else
+        {
+            _S70 = false;
+        }
+        if(_S70)
+        {
+            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_12), _S26 * sums_0[12U]);
+        }
+        uint4 at_13 = uint4(_S44, _S45, _S68, _S50);
+        bool _S71;
+        if(_S69)
+        {
+            _S71 = _S50 < n_0;
+        }
+        else
+        {
+            _S71 = false;
+        }
+        if(_S71)
+        {
+            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_13), _S26 * sums_0[13U]);
+        }
+        uint4 at_14 = uint4(_S44, _S45, _S68, _S52);
+        bool _S72;
+        if(_S69)
+        {
+            _S72 = _S52 < n_0;
+        }
+        else
+        {
+            _S72 = false;
+        }
+        if(_S72)
+        {
+            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_14), _S26 * sums_0[14U]);
+        }
+        uint4 at_15 = uint4(_S44, _S45, _S68, _S54);
+        bool _S73;
+        if(_S69)
+        {
+            _S73 = _S54 < n_0;
+        }
+        else
+        {
+            _S73 = false;
+        }
+        if(_S73)
+        {
+            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_15), _S26 * sums_0[15U]);
         }
         item_0 = item_0 + ulong((&kernelContext_3)->args_0->groups_0);
     }

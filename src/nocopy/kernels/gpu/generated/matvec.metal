@@ -170,10 +170,6 @@ float load_0(ulong address_4, uint dtype_2, ulong i_3)
     return (as_type<float>((load_bits_0(address_4, dtype_2, i_3))));
 }
 
-constant uint fc_DTYPE_1_0 [[function_constant(2)]];
-constant uint DTYPE_1_0 = is_function_constant_defined(fc_DTYPE_1_0) ? fc_DTYPE_1_0 : 1U;
-constant uint fc_DTYPE_2_0 [[function_constant(3)]];
-constant uint DTYPE_2_0 = is_function_constant_defined(fc_DTYPE_2_0) ? fc_DTYPE_2_0 : 1U;
 bool is_nan_0(float x_0)
 {
     return ((as_type<uint>((x_0))) & 2147483647U) > 2139095040U;
@@ -437,8 +433,6 @@ void store_0(ulong address_7, uint dtype_5, ulong i_6, float x_4)
     return;
 }
 
-constant uint fc_DTYPE_0_0 [[function_constant(1)]];
-constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_0_0 : 1U;
 [[kernel]] void matvec_kernel(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_0 [[threadgroup_position_in_grid]], Args_0 constant* args_1 [[buffer(0)]])
 {
     thread KernelContext_0 kernelContext_5;
@@ -501,7 +495,7 @@ constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_
                 break;
             }
             ulong _S38 = ulong(i_7);
-            float sum_1 = sum_0 + load_0(_S25.address_0, DTYPE_1_0, _S35 + _S38 * ulong(_S25.strides_0.w)) * load_0(_S26.address_0, DTYPE_2_0, _S36 + _S38 * ulong(_S26.strides_0.z));
+            float sum_1 = sum_0 + load_0(_S25.address_0, NOCOPY_CONSTANT_2, _S35 + _S38 * ulong(_S25.strides_0.w)) * load_0(_S26.address_0, NOCOPY_CONSTANT_3, _S36 + _S38 * ulong(_S26.strides_0.z));
             i_7 = i_7 + _S30.lanes_1;
             sum_0 = sum_1;
         }
@@ -517,7 +511,7 @@ constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_
         }
         if(_S40)
         {
-            store_0(_S24.address_0, DTYPE_0_0, offset_of_0(_S24.strides_0, c_2), _S29 * _S39);
+            store_0(_S24.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S24.strides_0, c_2), _S29 * _S39);
         }
         base_0 = base_0 + _S33;
     }

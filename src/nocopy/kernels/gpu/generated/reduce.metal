@@ -36,8 +36,6 @@ Tensor_0 operand_0(uint slot_0, KernelContext_0 thread* kernelContext_0)
     return t_0;
 }
 
-constant uint fc_FUNCTION_0 [[function_constant(0)]];
-constant uint FUNCTION_0 = is_function_constant_defined(fc_FUNCTION_0) ? fc_FUNCTION_0 : 0U;
 struct Rows_0
 {
     uint lane_0;
@@ -168,8 +166,6 @@ float load_0(ulong address_4, uint dtype_2, ulong i_3)
     return (as_type<float>((load_bits_0(address_4, dtype_2, i_3))));
 }
 
-constant uint fc_DTYPE_1_0 [[function_constant(2)]];
-constant uint DTYPE_1_0 = is_function_constant_defined(fc_DTYPE_1_0) ? fc_DTYPE_1_0 : 1U;
 bool is_nan_0(float x_0)
 {
     return ((as_type<uint>((x_0))) & 2147483647U) > 2139095040U;
@@ -433,8 +429,6 @@ void store_0(ulong address_7, uint dtype_5, ulong i_6, float x_4)
     return;
 }
 
-constant uint fc_DTYPE_0_0 [[function_constant(1)]];
-constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_0_0 : 1U;
 [[kernel]] void reduce_kernel(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_0 [[threadgroup_position_in_grid]], Args_0 constant* args_1 [[buffer(0)]])
 {
     thread KernelContext_0 kernelContext_4;
@@ -446,13 +440,13 @@ constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_
     Tensor_0 _S26 = operand_0(1U, &kernelContext_4);
     uint _S27 = (&kernelContext_4)->args_0->dims_0[int(3)];
     uint how_2;
-    if(FUNCTION_0 == 2U)
+    if(NOCOPY_CONSTANT_0 == 2U)
     {
         how_2 = 1U;
     }
     else
     {
-        if(FUNCTION_0 == 3U)
+        if(NOCOPY_CONSTANT_0 == 3U)
         {
             how_2 = 2U;
         }
@@ -524,14 +518,14 @@ constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_
             {
                 break;
             }
-            float _S37 = combine_0(how_2, value_1, load_0(_S26.address_0, DTYPE_1_0, _S35 + ulong(i_7) * ulong(_S26.strides_0.w)));
+            float _S37 = combine_0(how_2, value_1, load_0(_S26.address_0, NOCOPY_CONSTANT_2, _S35 + ulong(i_7) * ulong(_S26.strides_0.w)));
             uint i_8 = i_7 + _S29.lanes_1;
             value_1 = _S37;
             i_7 = i_8;
         }
         float _S38 = across_lanes_0(how_2, value_1, sv_groupindex_0, _S29.lanes_1, &kernelContext_4);
         float value_2;
-        if(FUNCTION_0 == 1U)
+        if(NOCOPY_CONSTANT_0 == 1U)
         {
             value_2 = _S38 / float(_S27);
         }
@@ -550,7 +544,7 @@ constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_
         }
         if(_S39)
         {
-            store_0(_S25.address_0, DTYPE_0_0, offset_of_0(_S25.strides_0, _S34), value_2);
+            store_0(_S25.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S25.strides_0, _S34), value_2);
         }
         base_0 = base_0 + _S32;
     }

@@ -159,8 +159,6 @@ float load_0(ulong address_4, uint dtype_2, ulong i_3)
     return (as_type<float>((load_bits_0(address_4, dtype_2, i_3))));
 }
 
-constant uint fc_DTYPE_1_0 [[function_constant(2)]];
-constant uint DTYPE_1_0 = is_function_constant_defined(fc_DTYPE_1_0) ? fc_DTYPE_1_0 : 1U;
 ulong offset_of_0(uint4 strides_2, uint4 c_1)
 {
     return ulong(c_1.x) * ulong(strides_2.x) + ulong(c_1.y) * ulong(strides_2.y) + ulong(c_1.z) * ulong(strides_2.z) + ulong(c_1.w) * ulong(strides_2.w);
@@ -323,8 +321,6 @@ void store_0(ulong address_7, uint dtype_5, ulong i_6, float x_4)
     return;
 }
 
-constant uint fc_DTYPE_0_0 [[function_constant(1)]];
-constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_0_0 : 1U;
 ulong item_step_0(KernelContext_0 thread* kernelContext_1)
 {
     return ulong(kernelContext_1->args_0->groups_0) * 256ULL;
@@ -360,7 +356,7 @@ ulong item_step_0(KernelContext_0 thread* kernelContext_1)
         ulong left_0 = ulong(x_5.low_0) * _S25;
         ulong right_0 = ulong(x_5.high_0) * _S25;
         float _S26 = 1.0 - x_5.weight_0;
-        store_0(_S20.address_0, DTYPE_0_0, offset_of_0(_S20.strides_0, c_2), (load_0(_S21.address_0, DTYPE_1_0, top_0 + left_0) * _S26 + load_0(_S21.address_0, DTYPE_1_0, top_0 + right_0) * x_5.weight_0) * (1.0 - y_0.weight_0) + (load_0(_S21.address_0, DTYPE_1_0, bottom_0 + left_0) * _S26 + load_0(_S21.address_0, DTYPE_1_0, bottom_0 + right_0) * x_5.weight_0) * y_0.weight_0);
+        store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, c_2), (load_0(_S21.address_0, NOCOPY_CONSTANT_2, top_0 + left_0) * _S26 + load_0(_S21.address_0, NOCOPY_CONSTANT_2, top_0 + right_0) * x_5.weight_0) * (1.0 - y_0.weight_0) + (load_0(_S21.address_0, NOCOPY_CONSTANT_2, bottom_0 + left_0) * _S26 + load_0(_S21.address_0, NOCOPY_CONSTANT_2, bottom_0 + right_0) * x_5.weight_0) * y_0.weight_0);
         ulong _S27 = item_step_0(&kernelContext_2);
         item_0 = item_0 + _S27;
     }

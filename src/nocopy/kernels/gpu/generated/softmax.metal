@@ -171,8 +171,6 @@ float load_0(ulong address_4, uint dtype_2, ulong i_3)
     return (as_type<float>((load_bits_0(address_4, dtype_2, i_3))));
 }
 
-constant uint fc_DTYPE_1_0 [[function_constant(2)]];
-constant uint DTYPE_1_0 = is_function_constant_defined(fc_DTYPE_1_0) ? fc_DTYPE_1_0 : 1U;
 bool is_nan_0(float x_0)
 {
     return ((as_type<uint>((x_0))) & 2147483647U) > 2139095040U;
@@ -471,8 +469,6 @@ void store_0(ulong address_7, uint dtype_5, ulong i_6, float x_5)
     return;
 }
 
-constant uint fc_DTYPE_0_0 [[function_constant(1)]];
-constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_0_0 : 1U;
 [[kernel]] void softmax_kernel(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_0 [[threadgroup_position_in_grid]], Args_0 constant* args_1 [[buffer(0)]])
 {
     thread KernelContext_0 kernelContext_5;
@@ -532,7 +528,7 @@ constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_
             {
                 break;
             }
-            float _S38 = max_nan_0(largest_0, _S28 * load_0(_S26.address_0, DTYPE_1_0, _S35 + ulong(i_7) * ulong(_S26.strides_0.w)));
+            float _S38 = max_nan_0(largest_0, _S28 * load_0(_S26.address_0, NOCOPY_CONSTANT_2, _S35 + ulong(i_7) * ulong(_S26.strides_0.w)));
             uint i_8 = i_7 + _S29.lanes_1;
             largest_0 = _S38;
             i_7 = i_8;
@@ -549,7 +545,7 @@ constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_
             {
                 break;
             }
-            float sum_1 = sum_0 + exp_0(_S28 * load_0(_S26.address_0, DTYPE_1_0, _S35 + ulong(i_9) * ulong(_S26.strides_0.w)) - _S39);
+            float sum_1 = sum_0 + exp_0(_S28 * load_0(_S26.address_0, NOCOPY_CONSTANT_2, _S35 + ulong(i_9) * ulong(_S26.strides_0.w)) - _S39);
             i_9 = i_9 + _S29.lanes_1;
             sum_0 = sum_1;
         }
@@ -565,7 +561,7 @@ constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_
                 break;
             }
             ulong _S41 = ulong(i_10);
-            store_0(_S25.address_0, DTYPE_0_0, _S36 + _S41 * ulong(_S25.strides_0.w), exp_0(_S28 * load_0(_S26.address_0, DTYPE_1_0, _S35 + _S41 * ulong(_S26.strides_0.w)) - _S39) / _S40);
+            store_0(_S25.address_0, NOCOPY_CONSTANT_1, _S36 + _S41 * ulong(_S25.strides_0.w), exp_0(_S28 * load_0(_S26.address_0, NOCOPY_CONSTANT_2, _S35 + _S41 * ulong(_S26.strides_0.w)) - _S39) / _S40);
             i_10 = i_10 + _S29.lanes_1;
         }
         base_0 = base_0 + _S32;

@@ -146,8 +146,6 @@ float load_0(ulong address_4, uint dtype_2, ulong i_3)
     return (as_type<float>((load_bits_0(address_4, dtype_2, i_3))));
 }
 
-constant uint fc_DTYPE_2_0 [[function_constant(3)]];
-constant uint DTYPE_2_0 = is_function_constant_defined(fc_DTYPE_2_0) ? fc_DTYPE_2_0 : 1U;
 uint sort_key_0(float x_0)
 {
     uint bits_0 = (as_type<uint>((x_0)));
@@ -233,7 +231,7 @@ void select_batch_0(ulong address_5, ulong start_0, uint stride_0, uint n_0, ulo
         ulong rank_0;
         if(i_4 < _S18)
         {
-            rank_0 = rank_of_0(load_0(address_5, DTYPE_2_0, start_0 + i_4 * ulong(stride_0)), uint(i_4));
+            rank_0 = rank_of_0(load_0(address_5, NOCOPY_CONSTANT_3, start_0 + i_4 * ulong(stride_0)), uint(i_4));
         }
         else
         {
@@ -431,8 +429,6 @@ void store_0(ulong address_8, uint dtype_5, ulong i_7, float x_6)
     return;
 }
 
-constant uint fc_DTYPE_0_0 [[function_constant(1)]];
-constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_0_0 : 1U;
 [[kernel]] void topk_kernel(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_0 [[threadgroup_position_in_grid]], Args_0 constant* args_1 [[buffer(0)]])
 {
     thread KernelContext_0 kernelContext_4;
@@ -482,7 +478,7 @@ constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_
             if(place_0 < _S31)
             {
                 uint _S34 = min(index_of_0(rank_3), _S24 - 1U);
-                float value_0 = load_0(_S23.address_0, DTYPE_2_0, _S28 + ulong(_S34) * ulong(_S32));
+                float value_0 = load_0(_S23.address_0, NOCOPY_CONSTANT_3, _S28 + ulong(_S34) * ulong(_S32));
                 ulong _S35 = _S29 + place_0 * ulong(_S21.strides_0.w);
                 float _S36;
                 if(is_nan_0(value_0))
@@ -493,7 +489,7 @@ constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_
                 {
                     _S36 = value_0;
                 }
-                store_0(_S21.address_0, DTYPE_0_0, _S35, _S36);
+                store_0(_S21.address_0, NOCOPY_CONSTANT_1, _S35, _S36);
                 store_raw_0(_S22.address_0, 4U, _S30 + place_0 * ulong(_S22.strides_0.w), _S34);
             }
             threadgroup_barrier(mem_flags::mem_threadgroup);

@@ -159,10 +159,6 @@ float load_0(ulong address_4, uint dtype_2, ulong i_3)
     return (as_type<float>((load_bits_0(address_4, dtype_2, i_3))));
 }
 
-constant uint fc_DTYPE_1_0 [[function_constant(2)]];
-constant uint DTYPE_1_0 = is_function_constant_defined(fc_DTYPE_1_0) ? fc_DTYPE_1_0 : 1U;
-constant uint fc_FUNCTION_0 [[function_constant(0)]];
-constant uint FUNCTION_0 = is_function_constant_defined(fc_FUNCTION_0) ? fc_FUNCTION_0 : 0U;
 bool is_nan_0(float x_0)
 {
     return ((as_type<uint>((x_0))) & 2147483647U) > 2139095040U;
@@ -417,7 +413,7 @@ float erf_0(float x_8)
 float unary_0(float x_9)
 {
     float _S22;
-    switch(FUNCTION_0)
+    switch(NOCOPY_CONSTANT_0)
     {
     case 0U:
         {
@@ -684,8 +680,6 @@ void store_0(ulong address_7, uint dtype_5, ulong i_6, float x_13)
     return;
 }
 
-constant uint fc_DTYPE_0_0 [[function_constant(1)]];
-constant uint DTYPE_0_0 = is_function_constant_defined(fc_DTYPE_0_0) ? fc_DTYPE_0_0 : 1U;
 ulong item_step_0(KernelContext_0 thread* kernelContext_2)
 {
     return ulong(kernelContext_2->args_0->groups_0) * 256ULL;
@@ -711,7 +705,7 @@ ulong item_step_0(KernelContext_0 thread* kernelContext_2)
             break;
         }
         uint4 c_2 = unravel_0(item_0, _S27, _S28);
-        store_0(_S25.address_0, DTYPE_0_0, offset_of_0(_S25.strides_0, c_2), unary_0(load_0(_S26.address_0, DTYPE_1_0, offset_of_0(_S26.strides_0, c_2))));
+        store_0(_S25.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S25.strides_0, c_2), unary_0(load_0(_S26.address_0, NOCOPY_CONSTANT_2, offset_of_0(_S26.strides_0, c_2))));
         ulong _S29 = item_step_0(&kernelContext_3);
         item_0 = item_0 + _S29;
     }

@@ -1,0 +1,354 @@
+"""The CUDA device: kernels read and write the guest's own pages, over the bus, where they lie.
+
+Host pages are registered with the driver and seen by kernels at the host's address (`cuda_pages`). Records
+become launches (`cuda_launch`), kernels are compiled for the chip on first use and kept on disk
+(`cuda_compile`), and `cuda_driver` is all there is of CUDA. A tape of one record is one kernel launch; a
+longer one is played as CUDA graphs. Where pages cannot be registered and copies are allowed, what a tape
+touches is copied before and after each play, and counted.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import mmap
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from nocopy.device.cuda_compile import Compiler, cache_directory
+from nocopy.device.cuda_driver import Driver, Start, version_name
+from nocopy.device.cuda_launch import Launch, plan
+from nocopy.device.cuda_pages import CudaPages, DevicePages, StagedPages, import_pages
+from nocopy.device.protocol import DeviceInfo, Mode, Pages, Program, check_range, check_spaces
+from nocopy.errors import (
+    ClosedError,
+    DeadlineError,
+    DeviceError,
+    DeviceLostError,
+    DeviceUnavailableError,
+    UsageError,
+)
+from nocopy.memory.ledger import Ledger
+from nocopy.tape.record import RECORD_BYTES, Space
+from nocopy.tape.validate import Tape
+
+GRAPH_RECORDS = 1024
+"""Launches in one graph; a longer tape is several, so that what waits on the GPU stays bounded."""
+ASKING_WORK = 2**22
+"""Elements or multiply-adds from which on kernels look whether they should stop: below, they end within some
+milliseconds, and looking costs one microsecond each time."""
+STOP_GRACE = 10.0
+"""Seconds that kernels get to end after they were asked to stop."""
+
+_log = logging.getLogger(__name__)
+
+Ranges = list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Staging:
+    """Byte ranges that are copied in before a play and out after it."""
+
+    pages: StagedPages
+    inward: Ranges
+    outward: Ranges
+
+
+@dataclass(eq=False)
+class CudaProgram:
+    """A tape as calls that start its pieces on the GPU.
+
+    `places` are the pages it plays on with the addresses that are built into its launches.
+    """
+
+    device: CudaDevice
+    tape: Tape
+    starts: list[Start]
+    frees: list[Callable[[], None]]
+    places: tuple[tuple[CudaPages, int], ...]
+    staged: list[Staging]
+    closed: bool = False
+
+    def close(self) -> None:
+        """See `Program.close`."""
+        if not self.closed:
+            self.closed = True
+            self.device.drop_program(self)
+
+
+class CudaDevice:
+    """Plays tapes on an NVIDIA GPU.
+
+    Args:
+        driver: a context on the GPU; closed with the device.
+        compiler: gives the kernels' code for it.
+        allow_copy: copy what cannot be shared.
+
+    Raises:
+        CopyRefusedError: this machine cannot share pages and `allow_copy` is False.
+    """
+
+    def __init__(self, driver: Driver, compiler: Compiler, *, allow_copy: bool = False) -> None:
+        self._driver = driver
+        self._compiler = compiler
+        self._allow_copy = allow_copy
+        self._closed = False
+        self._modules: dict[str, Any] = {}
+        self._functions: dict[str, int] = {}
+        self._pages: list[CudaPages] = []
+        self._programs: list[CudaProgram] = []
+        self._info = DeviceInfo(
+            "cuda",
+            driver.product,
+            self._try_sharing(),
+            driver.memory_bytes,
+            {
+                "compute capability": "{}.{}".format(*driver.capability),
+                "multiprocessors": str(driver.multiprocessors),
+                "driver": f"CUDA {version_name(driver.version)}",
+                "compiler": "NVRTC {}.{}".format(*compiler.version),
+            },
+        )
+
+    @property
+    def info(self) -> DeviceInfo:
+        """What it is."""
+        return self._info
+
+    @property
+    def driver(self) -> Driver:
+        """CUDA, with this device's context: for copies that a benchmark makes on purpose."""
+        return self._driver
+
+    def _try_sharing(self) -> Mode:
+        """Import one page: the only sure way to learn how this machine does it."""
+        with mmap.mmap(-1, mmap.PAGESIZE) as page:
+            held = ctypes.c_char.from_buffer(page)
+            try:
+                pages = self.share(ctypes.addressof(held), mmap.PAGESIZE)
+                pages.close()
+                return pages.mode
+            finally:
+                del held
+
+    def _check_open(self, what: str) -> None:
+        if self._closed:
+            raise ClosedError(f"{what} was asked for; the device is closed. Open it again.")
+
+    # Pages
+
+    def share(self, address: int, nbytes: int, *, ledger: Ledger | None = None) -> CudaPages:
+        """See `Device.share`."""
+        self._check_open("sharing")
+        check_range(address, nbytes, mmap.PAGESIZE)
+        forget = self._pages.remove
+        pages = import_pages(self._driver, address, nbytes, forget, ledger, allow_copy=self._allow_copy)
+        self._pages.append(pages)
+        return pages
+
+    def allocate(self, nbytes: int) -> CudaPages:
+        """See `Device.allocate`."""
+        self._check_open("allocating")
+        with self._driver.current():
+            pages = DevicePages(self._driver, nbytes, self._pages.remove)
+        self._pages.append(pages)
+        return pages
+
+    # Programs
+
+    def compile(self, tape: Tape, spaces: Mapping[Space, Pages]) -> CudaProgram:
+        """See `Device.compile`."""
+        self._check_open("compiling")
+        check_spaces(tape, spaces)
+        used = {space: self._own(space, spaces[space]) for space in tape.sizes}
+        addresses = {space: pages.device_address for space, pages in used.items()}
+        stop = self._driver.stop_address if tape.work > ASKING_WORK else 0
+        records = bytes(tape)
+        with self._driver.current():
+            launches: list[Start] = []
+            for at in range(0, len(records), RECORD_BYTES):
+                launch = plan(records[at : at + RECORD_BYTES], addresses, stop, self._driver.multiprocessors)
+                if launch:
+                    launches.append(self._launcher(launch))
+            starts, frees = self._join(launches)
+        places = tuple((pages, pages.device_address) for pages in used.values())
+        program = CudaProgram(self, tape, starts, frees, places, _stagings(tape, used))
+        self._programs.append(program)
+        return program
+
+    def _own(self, space: Space, pages: Pages) -> CudaPages:
+        if not isinstance(pages, CudaPages) or pages.driver is not self._driver:
+            raise UsageError(
+                f"space {space.name.lower()} was given pages of another device; share or allocate them here"
+            )
+        if pages.closed:
+            raise ClosedError(f"space {space.name.lower()} was given pages that are closed")
+        return pages
+
+    def _launcher(self, launch: Launch) -> Start:
+        function = self._functions.get(launch.kernel)
+        if function is None:
+            module = self._modules.get(launch.source)
+            if module is None:
+                module = self._modules[launch.source] = self._driver.load(self._compiler.code(launch.source))
+            function = self._functions[launch.kernel] = self._driver.function(module, launch.kernel)
+        return self._driver.launcher(function, launch.grid, launch.block, launch.argument)
+
+    def _join(self, launches: list[Start]) -> tuple[list[Start], list[Callable[[], None]]]:
+        if len(launches) <= 1:
+            return launches, []
+        pieces = [launches[i : i + GRAPH_RECORDS] for i in range(0, len(launches), GRAPH_RECORDS)]
+        graphs = [self._driver.graph(piece) for piece in pieces]
+        return [start for start, _ in graphs], [free for _, free in graphs]
+
+    def drop_program(self, program: CudaProgram) -> None:
+        """Free what a closing program holds."""
+        self._programs.remove(program)
+        with self._driver.current():
+            for free in program.frees:
+                free()
+
+    # Playing
+
+    def play(self, program: Program, *, timeout: float | None = None) -> None:
+        """See `Device.play`. It stops between kernels and inside long ones.
+
+        An exception from outside, such as KeyboardInterrupt, ends the kernels before it goes on.
+        """
+        if not isinstance(program, CudaProgram) or program.device is not self:
+            raise ClosedError("playing was asked for; the program was compiled by another device")
+        if self._closed or program.closed:
+            raise ClosedError("playing was asked for; the device or the program is closed")
+        for pages, address in program.places:
+            if pages.closed or pages.device_address != address:
+                raise ClosedError(
+                    "playing was asked for; pages of the program are closed or have moved. Compile it again."
+                )
+        driver = self._driver
+        try:
+            driver.enter()
+            try:
+                self._run(program, timeout)
+            finally:
+                driver.leave()
+        except DeviceLostError:
+            self.close()
+            raise
+
+    def _run(self, program: CudaProgram, timeout: float | None) -> None:
+        driver = self._driver
+        deadline = None if timeout is None else time.monotonic() + timeout
+        try:
+            for staging in program.staged:
+                staging.pages.copy_in(staging.inward)
+            for start in program.starts:
+                status = start()
+                if status:
+                    driver.check(status, "starting a kernel")
+                if not driver.wait(deadline):
+                    raise DeadlineError(
+                        f"a tape of {len(program.tape)} records ran longer than {timeout} s on"
+                        f" {driver.product}; it was stopped, and what it writes is incomplete"
+                    )
+            if program.staged:
+                for staging in program.staged:
+                    staging.pages.copy_out(staging.outward)
+                driver.wait(None)
+        except DeviceLostError:
+            raise
+        except BaseException:
+            self._stop()
+            raise
+
+    def _stop(self) -> None:
+        """Make what plays end: nothing may go on writing to a guest's memory once a play has returned.
+
+        Raises:
+            DeviceLostError: it does not end.
+        """
+        driver = self._driver
+        driver.ask_to_stop(True)
+        ended = driver.wait(time.monotonic() + STOP_GRACE)
+        if not ended:
+            driver.abandon()
+            raise DeviceLostError(
+                f"kernels on {driver.product} were asked to stop; {STOP_GRACE} s later they still run."
+                " Start the process anew."
+            )
+        driver.ask_to_stop(False)
+
+    # Closing
+
+    def close(self) -> None:
+        """See `Device.close`. What fails on the way is logged: the context goes, and with it all it holds."""
+        if self._closed:
+            return
+        self._closed = True
+        for program in list(self._programs):
+            with suppress(DeviceError):  # it is freed with the context
+                program.close()
+        opened = list(self._pages)
+        for pages in opened:
+            with suppress(DeviceError):  # it has been logged
+                pages.close()
+        try:
+            self._driver.close()
+        except DeviceError as e:
+            _log.warning("closing %s: %s", self._info.product, e)
+        else:
+            for pages in opened:
+                pages.leak = None
+
+
+def _stagings(tape: Tape, used: Mapping[Space, CudaPages]) -> list[Staging]:
+    """What to copy for the spaces that are staged: all that is touched inward, all that is written outward.
+
+    Written ranges go in as well, because strides may leave bytes between the elements that are written.
+    """
+    stagings: list[Staging] = []
+    for space, pages in used.items():
+        if isinstance(pages, StagedPages):
+            touched = [e for extents in tape.extents for e in extents if e.space == space]
+            inward = _union([(e.start, e.stop) for e in touched])
+            outward = _union([(e.start, e.stop) for e in touched if e.written])
+            stagings.append(Staging(pages, inward, outward))
+    return stagings
+
+
+def _union(ranges: Ranges) -> Ranges:
+    """The same bytes as disjoint ranges in order."""
+    union: Ranges = []
+    for start, stop in sorted(ranges):
+        if start == stop:
+            continue
+        if union and start <= union[-1][1]:
+            union[-1] = union[-1][0], max(union[-1][1], stop)
+        else:
+            union.append((start, stop))
+    return union
+
+
+def open_device(*, allow_copy: bool = False) -> CudaDevice:
+    """Open the first GPU that CUDA shows.
+
+    Raises:
+        DeviceUnavailableError: no driver, no GPU, one that is too old, or no compiler for kernels.
+        CopyRefusedError: this machine cannot share pages and `allow_copy` is False.
+    """
+    driver = Driver()
+    try:
+        compiler = Compiler(driver.capability, cache_directory())
+        if compiler.version[0] > driver.version // 1000:
+            raise DeviceUnavailableError(
+                "cuda",
+                "NVRTC {}.{} makes code for newer drivers than the one".format(*compiler.version)
+                + f" here, which is for CUDA {version_name(driver.version)}",
+                "Update the NVIDIA driver, or run `pip install 'cuda-bindings<13' nvidia-cuda-nvrtc-cu12`.",
+            )
+        return CudaDevice(driver, compiler, allow_copy=allow_copy)
+    except BaseException:
+        driver.close()
+        raise

@@ -1,0 +1,352 @@
+"""CUDA's driver, reduced to what the device needs: one GPU, one context of our own, one stream.
+
+The context is ours, so that a kernel that faults takes down nobody else's CUDA work in this process; it is
+current on a thread only between `enter` and `leave`, because other libraries rely on theirs being so.
+Calls on the way of every play go to the driver through ctypes with arguments made beforehand: the checked
+wrappers of cuda-bindings cost several microseconds each.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+from nocopy.device.cuda_compile import INSTALL
+from nocopy.errors import DeviceError, DeviceLostError, DeviceUnavailableError
+
+OLDEST_CAPABILITY = (8, 0)
+OLDEST_DRIVER = 12000  # CUDA 12.0, as cuDriverGetVersion writes it
+
+NOT_READY = 600
+NO_DEVICE = 100
+OUT_OF_MEMORY = 2
+LOST = frozenset({4, 46, 214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 999})
+"""Statuses (CUresult) after which the context is of no more use: faults, uncorrectable memory errors, a GPU
+that went away, a context that is gone."""
+
+_REGISTER_PORTABLE_MAPPED = 0x01 | 0x02
+_STREAM_NON_BLOCKING = 0x1
+_CAPTURE_THREAD_LOCAL = 1
+_SCHEDULE_SPIN = 0x1
+_ATTRIBUTES = {
+    "multiprocessors": 16,
+    "host_pointer_usable": 91,
+    "register_supported": 99,
+}  # CUdevice_attribute
+_SPINS = 400
+"""Polls before the wait starts to sleep: about 0.2 ms, longer than any small program."""
+
+Start = Callable[[], int]
+"""Starts a piece of a program; returns a CUresult."""
+
+
+class _LaunchConfig(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = (
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared_bytes", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.c_void_p),
+        ("attribute_count", ctypes.c_uint),
+    )
+
+
+class Driver:
+    """The first GPU that CUDA shows (`CUDA_VISIBLE_DEVICES` chooses).
+
+    Raises:
+        DeviceUnavailableError: no bindings, no driver, no GPU, or one that is too old.
+    """
+
+    def __init__(self) -> None:
+        self._cuda = _load_driver()
+        (self.version,) = self._ask("cuDriverGetVersion")
+        (gpu,) = self._ask("cuDeviceGet", 0)
+        (name,) = self._ask("cuDeviceGetName", 256, gpu)
+        self.product: str = name.decode(errors="replace").rstrip("\0")
+        (self.memory_bytes,) = self._ask("cuDeviceTotalMem", gpu)
+        self.capability = (self._attribute(75, gpu), self._attribute(76, gpu))
+        self.multiprocessors = self._attribute(_ATTRIBUTES["multiprocessors"], gpu)
+        self._refuse_old()
+        self._abandoned = False
+        self._context = self._create_context(gpu)
+        self._push, self._pop, self._query, self._launch, self._launch_graph = self._fast_calls()
+        self._popped = ctypes.byref(ctypes.c_void_p())
+        with self.current():
+            (self._stream,) = self._ask("cuStreamCreate", _STREAM_NON_BLOCKING)
+            (word,) = self._ask("cuMemHostAlloc", 4096, _REGISTER_PORTABLE_MAPPED)
+            self.stop_address: int = int(self._ask("cuMemHostGetDevicePointer", word, 0)[0])
+        self._stop = ctypes.c_int32.from_address(int(word))
+        self._stop.value = 0
+        self._word = word
+        self._stream_handle = ctypes.c_void_p(int(self._stream))
+
+    # Opening
+
+    def _refuse_old(self) -> None:
+        major, minor = self.capability
+        if self.capability < OLDEST_CAPABILITY:
+            raise DeviceUnavailableError(
+                "cuda",
+                f"{self.product} has compute capability {major}.{minor}; 8.0 is the oldest that works",
+                "Use `--device vulkan`, or a newer GPU.",
+            )
+        if self.version < OLDEST_DRIVER:
+            raise DeviceUnavailableError(
+                "cuda",
+                f"the NVIDIA driver is for CUDA {version_name(self.version)}; 12.0 is the oldest that works",
+                "Update the NVIDIA driver.",
+            )
+
+    def _create_context(self, gpu: Any) -> Any:
+        # cuda-bindings 13 binds the function's newer version, with creation parameters in front.
+        newer = int(import_module("cuda.bindings").__version__.split(".")[0]) >= 13
+        arguments = (None, _SCHEDULE_SPIN, gpu) if newer else (_SCHEDULE_SPIN, gpu)
+        status, context = self._cuda.cuCtxCreate(*arguments)
+        if int(status):
+            raise DeviceUnavailableError(
+                "cuda",
+                f"{self.product} gives no context ({self._describe(int(status))})",
+                "See with `nvidia-smi` whether another program uses it up, or whether it needs a reset.",
+            )
+        self._ask("cuCtxPopCurrent")
+        self._context_handle = ctypes.c_void_p(int(context))
+        return context
+
+    def _fast_calls(self) -> tuple[Any, ...]:
+        pointer = ctypes.c_void_p
+        return (
+            self._function("cuCtxPushCurrent", pointer),
+            self._function("cuCtxPopCurrent", pointer),
+            self._function("cuStreamQuery", pointer),
+            self._function("cuLaunchKernelEx", pointer, pointer, pointer, pointer),
+            self._function("cuGraphLaunch", pointer, pointer),
+        )
+
+    def _function(self, name: str, *types: Any) -> Any:
+        # These return at once, so they keep the interpreter's lock: giving it up and taking it back under
+        # contention would cost more than they do.
+        (address, _) = self._ask("cuGetProcAddress", name.encode(), OLDEST_DRIVER, 0)
+        return ctypes.PYFUNCTYPE(ctypes.c_int, *types)(int(address))
+
+    def _attribute(self, number: int, gpu: Any) -> int:
+        attribute = self._cuda.CUdevice_attribute(number)
+        return int(self._ask("cuDeviceGetAttribute", attribute, gpu)[0])
+
+    # Errors
+
+    def _ask(self, function: str, *arguments: Any) -> tuple[Any, ...]:
+        status, *results = getattr(self._cuda, function)(*arguments)
+        self.check(int(status), function)
+        return tuple(results)
+
+    def check(self, status: int, what: str) -> None:
+        """Raise for a CUresult that is not success.
+
+        Raises:
+            DeviceLostError: the context is of no more use.
+            DeviceError: anything else; the device goes on.
+        """
+        if status in LOST:
+            raise DeviceLostError(
+                f"{what} failed: {self._describe(status)}. The GPU's context is gone; open the device again."
+                " Host memory is unharmed."
+            )
+        if status:
+            raise DeviceError(f"{what} failed: {self._describe(status)}")
+
+    def _describe(self, status: int) -> str:
+        try:
+            name = self._cuda.CUresult(status).name
+        except ValueError:
+            return f"CUDA error {status}"
+        found, text = self._cuda.cuGetErrorString(self._cuda.CUresult(status))
+        return f"{name}, {text.decode()}" if not int(found) and text else name
+
+    # The context
+
+    def enter(self) -> None:
+        """Make the context current on this thread; pair it with `leave`.
+
+        Raises:
+            DeviceError: kernels that did not end hold the GPU (`abandon`).
+            DeviceLostError: the context is gone.
+        """
+        if self._abandoned:
+            raise DeviceError(f"kernels that do not end hold {self.product}; start the process anew")
+        self.check(self._push(self._context_handle), "cuCtxPushCurrent")
+
+    def leave(self) -> None:
+        """Give the thread back the context that it had."""
+        self._pop(self._popped)
+
+    @contextmanager
+    def current(self) -> Generator[None]:
+        """The context is current inside the block."""
+        self.enter()
+        try:
+            yield
+        finally:
+            self.leave()
+
+    def close(self) -> None:
+        """Destroy the context and with it all that it holds; registered pages are let go of as well."""
+        with self.current():
+            self._cuda.cuMemFreeHost(self._word)
+        self._ask("cuCtxDestroy", self._context)
+
+    # Memory; all of these need the context to be current
+
+    def register(self, address: int, nbytes: int) -> int:
+        """Import host pages; their device address.
+
+        Raises:
+            DeviceError: the driver refuses, or cannot lock so many pages.
+        """
+        self._ask("cuMemHostRegister", address, nbytes, _REGISTER_PORTABLE_MAPPED)
+        return int(self._ask("cuMemHostGetDevicePointer", address, 0)[0])
+
+    def unregister(self, address: int) -> None:
+        """Let go of pages that were registered at this address."""
+        self._ask("cuMemHostUnregister", address)
+
+    def allocate(self, nbytes: int) -> int:
+        """Zero-filled device memory.
+
+        Raises:
+            DeviceError: there is not that much.
+        """
+        status, address = self._cuda.cuMemAlloc(nbytes)
+        if int(status) == OUT_OF_MEMORY:
+            free, total = self._ask("cuMemGetInfo")
+            raise DeviceError(
+                f"{nbytes} bytes on {self.product} were asked for; {free} of its {total} are free."
+                " Close what you no longer need, or use a smaller size."
+            )
+        self.check(int(status), "cuMemAlloc")
+        self._ask("cuMemsetD8Async", address, 0, nbytes, self._stream)
+        return int(address)
+
+    def free(self, address: int) -> None:
+        """Free what `allocate` returned."""
+        self._ask("cuMemFree", address)
+
+    def copy_in(self, device: int, host: int, nbytes: int) -> None:
+        """Copy from the host before what is started next."""
+        self._ask("cuMemcpyHtoDAsync", device, host, nbytes, self._stream)
+
+    def copy_out(self, host: int, device: int, nbytes: int) -> None:
+        """Copy to the host after what was started so far."""
+        self._ask("cuMemcpyDtoHAsync", host, device, nbytes, self._stream)
+
+    # Kernels
+
+    def load(self, code: bytes) -> Any:
+        """A module from machine code or PTX."""
+        return self._ask("cuModuleLoadData", code)[0]
+
+    def function(self, module: Any, name: str) -> int:
+        """The handle of one of its kernels."""
+        return int(self._ask("cuModuleGetFunction", module, name.encode())[0])
+
+    def launcher(self, function: int, grid: int, block: tuple[int, int], argument: bytes) -> Start:
+        """A call that launches a kernel with this argument on the stream."""
+        value = ctypes.create_string_buffer(argument, len(argument))
+        parameters = (ctypes.c_void_p * 1)(ctypes.addressof(value))
+        config = _LaunchConfig((grid, 1, 1), (*block, 1), 0, self._stream_handle.value, None, 0)
+        launch, handle = self._launch, ctypes.c_void_p(function)
+        where, what = ctypes.c_void_p(ctypes.addressof(config)), ctypes.c_void_p(ctypes.addressof(parameters))
+
+        def start(_keep: Any = (value, parameters, config)) -> int:
+            return launch(where, handle, what, None)
+
+        return start
+
+    def graph(self, starts: list[Start]) -> tuple[Start, Callable[[], None]]:
+        """Launches joined in order: a call that starts them all, and one that frees the graph."""
+        self._ask("cuStreamBeginCapture", self._stream, self._cuda.CUstreamCaptureMode(_CAPTURE_THREAD_LOCAL))
+        try:
+            for start in starts:
+                self.check(start(), "cuLaunchKernelEx")
+        finally:
+            status, graph = self._cuda.cuStreamEndCapture(self._stream)
+        self.check(int(status), "cuStreamEndCapture")
+        try:
+            (ready,) = self._ask("cuGraphInstantiate", graph, 0)
+        finally:
+            self._ask("cuGraphDestroy", graph)
+        handle, stream, launch = ctypes.c_void_p(int(ready)), self._stream_handle, self._launch_graph
+        return lambda: launch(handle, stream), lambda: self._cuda.cuGraphExecDestroy(ready)
+
+    # Waiting
+
+    def wait(self, deadline: float | None) -> bool:
+        """Wait for all that was started; False if the deadline (of `time.monotonic`) passed first.
+
+        Raises:
+            DeviceLostError: something that was started has failed.
+        """
+        query, stream = self._query, self._stream_handle
+        for _ in range(_SPINS):
+            status = query(stream)
+            if status != NOT_READY:
+                self.check(status, "playing")
+                return True
+        began = time.monotonic()
+        while (status := query(stream)) == NOT_READY:
+            now = time.monotonic()
+            if deadline is not None and now >= deadline:
+                return False
+            time.sleep(min(max((now - began) / 16, 20e-6), 1e-3))
+        self.check(status, "playing")
+        return True
+
+    def abandon(self) -> None:
+        """Make no more calls that would wait for kernels which do not end."""
+        self._abandoned = True
+
+    def ask_to_stop(self, stop: bool) -> None:
+        """Set or clear the word that long kernels look at."""
+        self._stop.value = int(stop)
+
+
+def version_name(version: int) -> str:
+    """`cuDriverGetVersion`'s number as people write it: 13000 is "13.0"."""
+    return f"{version // 1000}.{version % 1000 // 10}"
+
+
+def _load_driver() -> Any:
+    """The driver's bindings, initialised.
+
+    Raises:
+        DeviceUnavailableError: there are no bindings, no driver, or no GPU.
+    """
+    try:
+        cuda = import_module("cuda.bindings.driver")
+    except ImportError as e:
+        raise DeviceUnavailableError("cuda", f"cuda-bindings is not installed ({e})", INSTALL) from e
+    try:
+        (status,) = cuda.cuInit(0)
+    except RuntimeError as e:  # the bindings did not find the library
+        raise DeviceUnavailableError(
+            "cuda", "there is no NVIDIA driver (libcuda.so.1 was not found)", "Install the NVIDIA driver."
+        ) from e
+    if int(status) == NO_DEVICE:
+        raise DeviceUnavailableError(
+            "cuda",
+            "the NVIDIA driver shows no GPU",
+            "See whether `nvidia-smi` lists one, and whether CUDA_VISIBLE_DEVICES hides it.",
+        )
+    if int(status):
+        raise DeviceUnavailableError(
+            "cuda",
+            f"the NVIDIA driver does not start ({status.name})",
+            "See what `nvidia-smi` says; after a driver update the machine needs a restart.",
+        )
+    return cuda

@@ -1,0 +1,260 @@
+"""What a CUDA device can reach: registered host pages, memory of its own, and stand-ins for host pages."""
+
+from __future__ import annotations
+
+import logging
+import mmap
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from nocopy.device.protocol import Mode, check_range
+from nocopy.errors import ClosedError, CopyRefusedError, DeviceError, DeviceLostError
+from nocopy.memory.ledger import Ledger
+
+_log = logging.getLogger(__name__)
+
+
+class MemoryDriver(Protocol):
+    """The part of `cuda_driver.Driver` that moves memory; its context is current during every call."""
+
+    def register(self, address: int, nbytes: int) -> int:
+        """Import host pages; their device address."""
+        ...
+
+    def unregister(self, address: int) -> None:
+        """Let go of pages that were registered at this address."""
+        ...
+
+    def allocate(self, nbytes: int) -> int:
+        """Zero-filled device memory."""
+        ...
+
+    def free(self, address: int) -> None:
+        """Free what `allocate` returned."""
+        ...
+
+    def copy_in(self, device: int, host: int, nbytes: int) -> None:
+        """Copy from the host before what is started next."""
+        ...
+
+    def copy_out(self, host: int, device: int, nbytes: int) -> None:
+        """Copy to the host after what was started so far."""
+        ...
+
+    def enter(self) -> None:
+        """Make the context current on this thread; pair it with `leave`."""
+        ...
+
+    def leave(self) -> None:
+        """Give the thread back the context that it had."""
+        ...
+
+
+class CudaPages:
+    """A range that kernels can reach. `forget` is called when it closes."""
+
+    mode = Mode.MAPPED
+
+    def __init__(
+        self,
+        driver: MemoryDriver,
+        address: int,
+        nbytes: int,
+        device_address: int,
+        forget: Callable[[CudaPages], None],
+    ) -> None:
+        self.driver, self.address, self.nbytes, self.device_address = driver, address, nbytes, device_address
+        self.closed = False
+        self.leak: DeviceError | None = None
+        self._forget = forget
+
+    def grow(self, nbytes: int) -> None:
+        """See `Pages.grow`."""
+        if self.closed:
+            raise ClosedError("growing pages was asked for; they, or their device, are closed")
+        if nbytes == self.nbytes:
+            return
+        check_range(self.address + self.nbytes, nbytes - self.nbytes, mmap.PAGESIZE)
+        self.driver.enter()
+        try:
+            self._extend(nbytes)
+        except DeviceLostError:
+            raise
+        except DeviceError as e:
+            raise DeviceError(f"growing {self.nbytes} bytes to {nbytes} was asked for; {e}") from e
+        finally:
+            self.driver.leave()
+        self.nbytes = nbytes
+
+    def close(self) -> None:
+        """See `Pages.close`.
+
+        Raises:
+            DeviceError: the driver does not let go; host pages must then stay mapped for good. So does every
+                later call, until the device's context is gone.
+        """
+        if not self.closed:
+            self.closed = True
+            self._forget(self)
+            self.leak = self._let_go()
+        if self.leak:
+            raise self.leak
+
+    def _let_go(self) -> DeviceError | None:
+        """Release what the driver holds; the error if it does not."""
+        try:
+            self.driver.enter()
+            try:
+                self._release()
+            finally:
+                self.driver.leave()
+        except DeviceError as e:
+            _log.warning("%d bytes at %#x leak: %s", self.nbytes, self.device_address, e)
+            return DeviceError(
+                f"letting go of {self.nbytes} bytes at {self.device_address:#x} was asked for; {e}."
+                " Leave them mapped: the GPU may still reach them."
+            )
+        return None
+
+    def _extend(self, nbytes: int) -> None:
+        raise NotImplementedError
+
+    def _release(self) -> None:
+        raise NotImplementedError
+
+
+class RegisteredPages(CudaPages):
+    """Host pages that the driver has locked and mapped for kernels; each growth adds a registration."""
+
+    def __init__(
+        self,
+        driver: MemoryDriver,
+        address: int,
+        nbytes: int,
+        forget: Callable[[CudaPages], None],
+        ledger: Ledger | None,
+    ) -> None:
+        super().__init__(driver, address, nbytes, driver.register(address, nbytes), forget)
+        self._registered = [address]
+        self._ledger = ledger
+        # The addresses are one wherever the chip and the system allow it.
+        self.mode = Mode.SAME_POINTER if self.device_address == address else Mode.MAPPED
+        if ledger:
+            ledger.shared += nbytes
+
+    def _extend(self, nbytes: int) -> None:
+        tail = self.address + self.nbytes
+        at = self.driver.register(tail, nbytes - self.nbytes)
+        self._registered.append(tail)
+        if at != self.device_address + self.nbytes:
+            self._register_as_one(nbytes)
+        if self._ledger:
+            self._ledger.shared += nbytes - self.nbytes
+
+    def _register_as_one(self, nbytes: int) -> None:
+        """The tail is mapped somewhere else, but kernels need the whole range in one place."""
+        self._release()
+        try:
+            self.device_address = self.driver.register(self.address, nbytes)
+        except DeviceLostError:
+            raise
+        except DeviceError:
+            self.device_address = self.driver.register(self.address, self.nbytes)
+            raise
+        finally:
+            self._registered.append(self.address)
+
+    def _release(self) -> None:
+        while self._registered:
+            self.driver.unregister(self._registered[-1])
+            self._registered.pop()
+
+
+class DevicePages(CudaPages):
+    """The GPU's own memory, zero-filled; the CPU cannot reach it."""
+
+    def __init__(self, driver: MemoryDriver, nbytes: int, forget: Callable[[CudaPages], None]) -> None:
+        super().__init__(driver, 0, nbytes, driver.allocate(max(nbytes, 1)), forget)
+
+    def grow(self, nbytes: int) -> None:
+        """Refused: only host pages grow."""
+        raise DeviceError(
+            f"growing {self.nbytes} bytes of device memory to {nbytes} was asked for;"
+            " device memory does not grow. Allocate another piece."
+        )
+
+    def _release(self) -> None:
+        self.driver.free(self.device_address)
+
+
+class StagedPages(CudaPages):
+    """Host pages that cannot be registered, and device memory that stands in for them during a play."""
+
+    mode = Mode.STAGED
+
+    def __init__(
+        self,
+        driver: MemoryDriver,
+        address: int,
+        nbytes: int,
+        forget: Callable[[CudaPages], None],
+        ledger: Ledger | None,
+    ) -> None:
+        super().__init__(driver, address, nbytes, driver.allocate(nbytes), forget)
+        self._ledger = ledger
+
+    def copy_in(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Copy ranges [start, stop) of bytes to the device."""
+        for start, stop in ranges:
+            self.driver.copy_in(self.device_address + start, self.address + start, stop - start)
+            self._count(stop - start)
+
+    def copy_out(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Copy ranges [start, stop) of bytes back."""
+        for start, stop in ranges:
+            self.driver.copy_out(self.address + start, self.device_address + start, stop - start)
+            self._count(stop - start)
+
+    def _count(self, nbytes: int) -> None:
+        if self._ledger:
+            self._ledger.staged += nbytes
+
+    def _extend(self, nbytes: int) -> None:
+        larger = self.driver.allocate(nbytes)
+        self.driver.free(self.device_address)
+        self.device_address = larger
+
+    def _release(self) -> None:
+        self.driver.free(self.device_address)
+
+
+def import_pages(
+    driver: MemoryDriver,
+    address: int,
+    nbytes: int,
+    forget: Callable[[CudaPages], None],
+    ledger: Ledger | None,
+    *,
+    allow_copy: bool,
+) -> RegisteredPages | StagedPages:
+    """Register host pages, or stage them where that is refused and copies are allowed.
+
+    Raises:
+        CopyRefusedError: they cannot be registered and copies are not allowed.
+        DeviceError: there is no device memory to stage them in.
+    """
+    driver.enter()
+    try:
+        return RegisteredPages(driver, address, nbytes, forget, ledger)
+    except DeviceLostError:
+        raise
+    except DeviceError as e:
+        if not allow_copy:
+            raise CopyRefusedError(
+                f"sharing {nbytes} bytes at {address:#x} with the GPU was asked for; {e}."
+                " Allow copies to go on without sharing."
+            ) from e
+        _log.warning("%d bytes at %#x cannot be shared (%s); they will be copied", nbytes, address, e)
+        return StagedPages(driver, address, nbytes, forget, ledger)
+    finally:
+        driver.leave()

@@ -1,0 +1,233 @@
+"""A guest's memory on a device: the import, the scratch memory, the programs, and growth."""
+
+from __future__ import annotations
+
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from nocopy.device.protocol import Device, Pages, Program
+from nocopy.errors import ClosedError, DeadlineError, DeviceLostError, Error, MemoryLimitError, UsageError
+from nocopy.interfaces.programs import Programs
+from nocopy.interfaces.scratch import Scratch
+from nocopy.memory.ledger import Ledger
+from nocopy.memory.linear import Hold, LinearMemory
+from nocopy.tape.record import Space
+from nocopy.tape.validate import DEFAULT_WORK_LIMIT, validate
+
+_locks: weakref.WeakKeyDictionary[Device, threading.Lock] = weakref.WeakKeyDictionary()
+_locks_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class ComputeLimits:
+    """What one guest may use of a device.
+
+    Args:
+        scratch: bytes of device-only memory.
+        work: elements or multiply-adds that one submit may cost; 2**40 take some seconds on a CPU.
+    """
+
+    scratch: int = 1 << 30
+    work: int = DEFAULT_WORK_LIMIT
+
+    def __post_init__(self) -> None:
+        for name in ("scratch", "work"):
+            value = getattr(self, name)
+            if not 0 <= value < 1 << 63:
+                raise UsageError(f"{name}={value!r} was asked for; a limit is a number from 0 up")
+
+
+class Attachment:
+    """One guest's memory, imported into one device, and what the guest has there.
+
+    The device may be shared with other guests, on other threads too: they take turns. The memory stays held,
+    and so cannot be closed, until `close()`.
+
+    Args:
+        device: borrowed; it must stay open until `close()`.
+        memory: the guest's.
+        limits: what the guest may use.
+        ledger: counts the bytes.
+        on_refusal: gets the reason when the memory was to grow and the device could not follow.
+
+    Raises:
+        CopyRefusedError: the device could only copy and was opened without allow_copy.
+        DeviceError: the device refuses the memory.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        memory: LinearMemory,
+        *,
+        limits: ComputeLimits,
+        ledger: Ledger,
+        on_refusal: Callable[[Error], None] = lambda _error: None,
+    ) -> None:
+        self.device, self.memory, self.limits, self.ledger = device, memory, limits, ledger
+        self.scratch = Scratch(device, limits.scratch)
+        self.programs = Programs()
+        self.pages: Pages | None = None
+        """The import; None while the memory has no bytes."""
+        self._lock = _lock_of(device)
+        self._on_refusal = on_refusal
+        self._playing = self._lost = False
+        self._hold: Hold | None = memory.hold(f"the {device.info.name} device")
+        try:
+            with self._turn(None):
+                self._follow(memory.size)
+        except BaseException:
+            self._hold.release()
+            raise
+        self._stop_following = memory.on_grow(self)
+
+    # Playing
+
+    def play(self, records: bytes, *, time_left: float | None = None) -> Program:
+        """Check records that nobody else can change, and play them to their end.
+
+        Args:
+            records: whole records of 256 bytes.
+            time_left: seconds until whoever asked must be done; None means no limit.
+
+        Raises:
+            TapeError: a record is refused; nothing was played.
+            MemoryLimitError: they need more scratch than the guest may have.
+            DeadlineError: there was not enough time.
+            DeviceError: the device failed.
+            ClosedError: this attachment or the device is closed.
+        """
+        until = None if time_left is None else time.monotonic() + time_left
+        with self._turn(until):
+            program = self.programs.get(records) or self._compile(records)
+            self._playing = True
+            try:
+                self.device.play(program, timeout=_rest(until))
+            except DeviceLostError:
+                self._lost = True
+                raise
+            finally:
+                self._playing = False
+        return program
+
+    def _compile(self, records: bytes) -> Program:
+        sizes = {Space.GUEST: self.memory.size, Space.SCRATCH: self.scratch.limit}
+        tape = validate(records, sizes, work_limit=self.limits.work)
+        if tape.sizes.get(Space.SCRATCH, 0) > self.scratch.nbytes:
+            self.programs.clear()
+            self.scratch.grow(tape.sizes[Space.SCRATCH])
+        spaces = {Space.GUEST: self.pages, Space.SCRATCH: self.scratch.pages}
+        program = self.device.compile(tape, {s: p for s, p in spaces.items() if p is not None})
+        self.programs.add(records, program)
+        return program
+
+    @contextmanager
+    def _turn(self, until: float | None) -> Generator[None]:
+        """Wait for the device, at most until a time."""
+        if self._hold is None:
+            raise ClosedError("a submit was asked for; the guest is detached from its device")
+        rest = _rest(until)
+        if not self._lock.acquire(timeout=-1 if rest is None else min(rest, threading.TIMEOUT_MAX)):
+            raise DeadlineError(
+                "a submit waited for the device until the deadline; other guests were using it"
+            )
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    # Growing: the memory calls these
+
+    def before(self, old: int, new: int) -> None:
+        """Refuse growth while the device is at work on the memory."""
+        if self._playing:
+            self._refuse(
+                MemoryLimitError(
+                    f"growing from {old} to {new} bytes was asked for while the device plays;"
+                    " grow between submits"
+                )
+            )
+
+    def after(self, size: int) -> None:
+        """Have the device follow."""
+        try:
+            with self._turn(None):
+                self._follow(size)
+        except Error as error:
+            self._refuse(error)
+
+    def _refuse(self, error: Error) -> None:
+        self._on_refusal(error)
+        raise error
+
+    def _follow(self, size: int) -> None:
+        """Import exactly `size` bytes; drop the programs if the device sees them elsewhere now."""
+        before = self.pages.device_address if self.pages else None
+        if self.pages is None:
+            self.pages = self._share(size) if size else None
+        elif size > self.pages.nbytes:
+            self.pages.grow(size)
+        elif size < self.pages.nbytes:  # somebody after us refused the growth
+            self.pages.close()
+            self.pages = self._share(size) if size else None
+        if before != (self.pages.device_address if self.pages else None):
+            self.programs.clear()
+
+    def _share(self, size: int) -> Pages:
+        return self.device.share(self.memory.address, size, ledger=self.ledger)
+
+    # Ending
+
+    def close(self) -> None:
+        """Give everything back to the device and let go of the memory. Closing again does nothing.
+
+        Raises:
+            DeviceError: the device did not let go; the pages stay mapped until the process ends.
+        """
+        hold, self._hold = self._hold, None
+        if hold is None:
+            return
+        self._stop_following()
+        with self._lock:
+            try:
+                self.programs.clear()
+                self.scratch.close()
+                if self.pages is not None:
+                    self.pages.close()
+            except BaseException:
+                hold.leak()  # the device may still write there
+                raise
+        if self._lost:  # what it was playing may still run
+            hold.leak()
+            warnings.warn(
+                f"the {self.device.info.name} device was lost while it played on this guest's memory;"
+                f" {self.memory.size} bytes stay mapped until the process ends",
+                ResourceWarning,
+                stacklevel=2,
+            )
+        hold.release()
+
+
+def _lock_of(device: Device) -> threading.Lock:
+    """The lock that all guests of a device share: a device serves one thread at a time."""
+    with _locks_lock:
+        return _locks.setdefault(device, threading.Lock())
+
+
+def _rest(until: float | None) -> float | None:
+    """Seconds left.
+
+    Raises:
+        DeadlineError: none.
+    """
+    if until is None:
+        return None
+    rest = until - time.monotonic()
+    if rest <= 0:
+        raise DeadlineError("a submit was asked for after the deadline. Raise the deadline, or submit less.")
+    return rest

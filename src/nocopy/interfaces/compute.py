@@ -1,0 +1,250 @@
+"""The import module `nocopy`: what each function of `imports.IMPORTS` does for one guest."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import wasmtime
+
+from nocopy.device.protocol import Device, Mode
+from nocopy.errors import ClosedError, DeadlineError, Error, InvalidModuleError, UsageError
+from nocopy.interfaces.attachment import Attachment, ComputeLimits
+from nocopy.interfaces.imports import (
+    BY_NAME,
+    DEVICE_INFO,
+    IMPORTS,
+    INTERFACE_VERSION,
+    LOG_LEVELS,
+    MAX_TEXT,
+    MODULE,
+    Import,
+)
+from nocopy.memory.ledger import Ledger
+from nocopy.memory.linear import LinearMemory
+from nocopy.tape.record import RECORD_BYTES
+from nocopy.tape.validate import MAX_RECORDS
+from nocopy.wasm import HostFunction
+
+Log = Callable[[int, str], None]
+"""Takes a level (an index of `LOG_LEVELS`) and a line."""
+
+_LEVELS = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
+_CONTROL = {c: f"\\x{c:02x}" for c in (*range(32), *range(127, 160)) if c != ord("\t")}
+
+
+def log_line(level: int, text: str) -> None:
+    """Hand a guest's line to the logger `nocopy.guest`."""
+    logging.getLogger("nocopy.guest").log(_LEVELS[level], "%s", text)
+
+
+class Compute:
+    """One guest's import module.
+
+    A failing call returns the error's code, leaves its text for `last_error`, and the guest goes on. Only a
+    deadline ends the guest.
+
+    Args:
+        device: that plays; borrowed.
+        limits: what the guest may use of it.
+        ledger: counts the bytes.
+        log: gets what the guest logs.
+        time_left: seconds until the call that is running in the guest must end; None means no limit.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        *,
+        limits: ComputeLimits,
+        ledger: Ledger,
+        log: Log = log_line,
+        time_left: Callable[[], float | None] = lambda: None,
+    ) -> None:
+        self.device, self.limits, self.ledger = device, limits, ledger
+        self.error = ""
+        """The text of the last call that failed."""
+        self._log, self._time_left = log, time_left
+        self._attached: Attachment | None = None
+        self.on_accepted: Callable[[bytes], None] = lambda _records: None
+        """Called with the records of every tape that was played to its end."""
+        self.on_detach: Callable[[], None] = lambda: None
+        """Called before the memory is detached."""
+
+    # The guest's memory
+
+    def attach(self, memory: LinearMemory) -> None:
+        """Import the guest's memory, before any code of the guest runs. Errors as in `Attachment`."""
+        self._attached = Attachment(
+            self.device, memory, limits=self.limits, ledger=self.ledger, on_refusal=self._keep_error
+        )
+
+    @property
+    def attachment(self) -> Attachment:
+        """The memory on the device.
+
+        Raises:
+            ClosedError: there is none yet, or none any more.
+        """
+        if self._attached is None:
+            raise ClosedError("the device was asked for; the guest's memory is not attached to it")
+        return self._attached
+
+    def close(self) -> None:
+        """Detach the memory. Errors as in `Attachment.close`."""
+        attached, self._attached = self._attached, None
+        if attached is not None:
+            self.on_detach()
+            attached.close()
+
+    # The guest's calls
+
+    def version(self) -> int:
+        """See `IMPORTS`."""
+        return INTERFACE_VERSION
+
+    def describe(self, pointer: int, size: int) -> int:
+        """See `IMPORTS`."""
+        info = device_info(self.device, self.limits)
+        return self.guarded(lambda: self._write(pointer, info[:size], len(info)))
+
+    def submit(self, pointer: int, count: int) -> int:
+        """See `IMPORTS`."""
+
+        def play() -> int:
+            records = self.records(pointer, count)
+            self.attachment.play(records, time_left=self._time_left())
+            self.on_accepted(records)
+            return 0
+
+        return self.guarded(play)
+
+    def last_error(self, pointer: int, size: int) -> int:
+        """See `IMPORTS`."""
+        raw = self.error.encode()
+        text = cut(raw, size - 1) + b"\0" if size else b""
+        kept = self.error
+        result = self.guarded(lambda: self._write(pointer, text, len(raw)))
+        self.error = kept
+        return result
+
+    def log(self, level: int, pointer: int, size: int) -> int:
+        """See `IMPORTS`."""
+
+        def line() -> int:
+            if level >= len(LOG_LEVELS):
+                raise UsageError(f"log level {level} was asked for; there are 0 to {len(LOG_LEVELS) - 1}")
+            self.attachment.memory.check(pointer, size)
+            raw = self.attachment.memory.read(pointer, min(size, MAX_TEXT))
+            more = f" … and {size - MAX_TEXT} bytes more" if size > MAX_TEXT else ""
+            self._log(level, raw.decode(errors="replace").translate(_CONTROL) + more)
+            return 0
+
+        return self.guarded(line)
+
+    def records(self, pointer: int, count: int) -> bytes:
+        """A copy of the records that a guest submits.
+
+        Raises:
+            UsageError: there are too many, or they do not lie in its memory.
+        """
+        if count > MAX_RECORDS:
+            raise UsageError(f"a submit of {count} records was asked for; at most {MAX_RECORDS} are allowed")
+        memory = self.attachment.memory
+        if pointer + count * RECORD_BYTES > memory.size:
+            raise UsageError(
+                f"a submit of {count} records at address {pointer} was asked for; they end at byte"
+                f" {pointer + count * RECORD_BYTES}, and the memory at {memory.size}"
+            )
+        return memory.read(pointer, count * RECORD_BYTES)
+
+    def _write(self, pointer: int, data: bytes, whole: int) -> int:
+        self.attachment.memory.write(pointer, data)
+        return whole
+
+    def guarded(self, call: Callable[[], int]) -> int:
+        """The result of a call, or the code of the error that it raised."""
+        try:
+            return call()
+        except DeadlineError:
+            raise
+        except Error as error:
+            self._keep_error(error)
+            return error.code
+
+    def _keep_error(self, error: Error) -> None:
+        text = str(error)
+        self.error = text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} …"
+
+    # Linking
+
+    def functions(self, module: str, needed: Sequence[tuple[str, object]]) -> dict[str, HostFunction]:
+        """The host functions for a guest's imports from `nocopy`, each with the type that the guest declares.
+
+        Args:
+            module: its name, for messages.
+            needed: name and type of each import.
+
+        Raises:
+            InvalidModuleError: an import that is unknown or has another type.
+        """
+        return {name: self._function(module, name, kind) for name, kind in needed}
+
+    def _function(self, module: str, name: str, kind: object) -> HostFunction:
+        known = BY_NAME.get(name)
+        if known is None:
+            raise InvalidModuleError(
+                f"{module} imports {MODULE}.{name}; version {INTERFACE_VERSION} of that module has"
+                f" {', '.join(i.name for i in IMPORTS)}. Build it with this version's nocopy.h."
+            )
+        params = declared(kind)
+        for memory64 in (False, True):
+            if params == known.kinds(memory64=memory64):
+                unsigned = [k.replace("i", "u") for k in known.kinds(memory64=memory64)]
+                return HostFunction(getattr(self, name), unsigned, ("i32",))
+        raise InvalidModuleError(
+            f"{module} imports {MODULE}.{name} as {kind_text(kind)}; it is {signature_text(known)}."
+            " Build it with this version's nocopy.h."
+        )
+
+
+def declared(kind: object) -> tuple[str, ...] | None:
+    """The parameters of a function that returns one i32; None for anything else."""
+    if not isinstance(kind, wasmtime.FuncType) or [str(r) for r in kind.results] != ["i32"]:
+        return None
+    return tuple(str(p) for p in kind.params)
+
+
+def kind_text(kind: object) -> str:
+    """A type, for messages."""
+    if not isinstance(kind, wasmtime.FuncType):
+        return f"a {type(kind).__name__.removesuffix('Type').lower()}"
+    return f"({', '.join(map(str, kind.params))}) -> ({', '.join(map(str, kind.results))})"
+
+
+def signature_text(function: Import) -> str:
+    """What a guest must declare, for messages."""
+    narrow, wide = (", ".join(function.kinds(memory64=m)) for m in (False, True))
+    return f"({narrow}) -> (i32)" + (f", or ({wide}) -> (i32) with 64-bit pointers" if wide != narrow else "")
+
+
+def device_info(device: Device, limits: ComputeLimits) -> bytes:
+    """The struct that `describe` writes."""
+    info = device.info
+    record = np.zeros((), DEVICE_INFO)
+    record["version"] = INTERFACE_VERSION
+    record["mode"] = list(Mode).index(info.mode)
+    record["software"] = info.software
+    record["max_records"] = MAX_RECORDS
+    record["memory_bytes"] = info.memory_bytes
+    record["scratch_bytes"] = limits.scratch
+    record["work_limit"] = limits.work
+    for name, text in (("name", info.name), ("product", info.product)):
+        record[name] = cut(text.encode(), DEVICE_INFO[name].itemsize - 1)
+    return record.tobytes()
+
+
+def cut(text: bytes, size: int) -> bytes:
+    """The first characters of UTF-8 text that fit `size` bytes."""
+    return text if len(text) <= size else text[:size].decode(errors="ignore").encode()

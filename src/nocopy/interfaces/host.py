@@ -1,0 +1,172 @@
+"""A guest with a device: Wasmtime, the device and the import module `nocopy`, joined on one memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import Any
+
+from nocopy.device.discovery import open_device
+from nocopy.device.protocol import Device, Pages
+from nocopy.interfaces.attachment import ComputeLimits
+from nocopy.interfaces.compute import Compute, Log, log_line
+from nocopy.interfaces.imports import MODULE
+from nocopy.interfaces.native import native_submit
+from nocopy.memory.ledger import Ledger
+from nocopy.tape.builder import TapeBuilder
+from nocopy.tape.validate import Tape
+from nocopy.wasm import Dir, Guest, HostFunction, Limits, Module, NativeFunction, Wasi
+
+
+class DeviceGuest(Guest):
+    """A guest whose memory is a device's memory.
+
+    Everything of `Guest`, and: the guest can import the module `nocopy`, and the host can play tapes on the
+    guest's memory too. Several guests may share one device; nothing that one does touches another.
+
+    Args:
+        source: a path, bytes, text, or a `Module`.
+        device: where tapes play: a name to open one for this guest, which is closed with it, or an open one.
+        args: the guest's arguments, its own name first.
+        env: its environment variables.
+        dirs: directories that it may open: a path, or a `Dir`.
+        stdin: "inherit", bytes, a path; None is at its end.
+        stdout: "discard", "inherit", "capture", or a function that gets bytes.
+        stderr: likewise.
+        limits: memory, deadline, fuel.
+        compute_limits: scratch memory and work.
+        ledger: counts the bytes that cross; a new one unless given.
+        imports: more host functions, by (module, name).
+        log: gets what the guest logs: a level and a line.
+        allow_copy: let a device that cannot share memory copy it; only with a device's name.
+
+    Raises:
+        UsageError: no such device, path or directory.
+        DeviceUnavailableError: the device is not on this machine.
+        CopyRefusedError: it could only copy, and `allow_copy` is False.
+        InvalidModuleError: not a module with a memory, or an import that nothing provides.
+        GuestError: as `Guest`.
+    """
+
+    def __init__(
+        self,
+        source: str | bytes | bytearray | PathLike[str] | Module,
+        *,
+        device: str | Device = "auto",
+        args: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+        dirs: Sequence[str | PathLike[str] | Dir] = (),
+        stdin: Any = None,
+        stdout: Any = "discard",
+        stderr: Any = "discard",
+        limits: Limits | None = None,
+        compute_limits: ComputeLimits | None = None,
+        ledger: Ledger | None = None,
+        imports: Mapping[tuple[str, str], HostFunction | NativeFunction] | None = None,
+        log: Log = log_line,
+        allow_copy: bool = False,
+    ) -> None:
+        self.ledger = ledger or Ledger()
+        self.device: Device = (
+            open_device(device, allow_copy=allow_copy) if isinstance(device, str) else device
+        )
+        self._owned = isinstance(device, str)
+        self._compute = Compute(
+            self.device,
+            limits=compute_limits or ComputeLimits(),
+            ledger=self.ledger,
+            log=log,
+            time_left=self._time_left,
+        )
+        more = dict(imports or {})
+        wasi = Wasi(
+            args=args,
+            env=env or {},
+            dirs=[d if isinstance(d, Dir) else Dir(d) for d in dirs],
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+        )
+        try:
+            super().__init__(
+                source,
+                imports=lambda _guest: self._imports() | more,
+                wasi=wasi,
+                limits=limits,
+                on_memory=self._compute.attach,
+            )
+        except BaseException:
+            self._detach()
+            raise
+
+    def _imports(self) -> dict[tuple[str, str], HostFunction | NativeFunction]:
+        """What the module needs from `nocopy`."""
+        needed = [(name, kind) for module, name, kind in self.module.imports if module == MODULE]
+        found = self._compute.functions(self.module.name, needed)
+        linked: dict[tuple[str, str], HostFunction | NativeFunction] = {
+            (MODULE, n): f for n, f in found.items()
+        }
+        submit = found.get("submit")
+        # The native cache knows one timeout, not how much of a deadline is left, so a guest with a deadline
+        # takes the path through Python: exact, and some microseconds slower.
+        if submit is not None and self.limits.deadline is None:
+            native = native_submit(self._compute, submit, self._calls)
+            if native is not None:
+                linked[MODULE, "submit"] = native
+        return linked
+
+    def _time_left(self) -> float | None:
+        return self._calls.time_left()
+
+    @property
+    def pages(self) -> Pages | None:
+        """The guest's memory as the device has imported it; None while the memory has no bytes.
+
+        Raises:
+            ClosedError: the guest is closed.
+        """
+        return self._compute.attachment.pages
+
+    @property
+    def last_error(self) -> str:
+        """The text of the guest's last call to `nocopy` that failed; "" if none did."""
+        return self._compute.error
+
+    def play(self, tape: TapeBuilder | Tape, *, timeout: float | None = None) -> None:
+        """Play a tape on the guest's memory, from the host; results are there when this returns.
+
+        Args:
+            tape: over `guest.memory.view(...)` and, for what only kernels need, `Space.SCRATCH`.
+            timeout: seconds.
+
+        Raises:
+            TapeError: a record is refused; nothing was played.
+            MemoryLimitError: it needs more scratch than the guest may have.
+            DeadlineError: it took longer than `timeout`.
+            DeviceError: the device failed.
+            ClosedError: the guest or the device is closed.
+        """
+        self._compute.attachment.play(bytes(tape), time_left=timeout)
+
+    def close(self) -> None:
+        """Detach the memory from the device, end the guest, and close the device if it is this guest's own.
+
+        Raises:
+            UsageError: the guest is running.
+            DeviceError: the device did not let go of the memory; its pages stay mapped.
+        """
+        if self.closed or self._calls.inside() or not self._calls.lock.acquire(blocking=False):
+            super().close()  # which does nothing, or says why not
+            return
+        try:
+            self._detach()
+        finally:
+            self._calls.lock.release()
+        super().close()
+
+    def _detach(self) -> None:
+        try:
+            self._compute.close()
+        finally:
+            if self._owned:
+                self.device.close()

@@ -1,0 +1,30 @@
+// gather: out[r,w] = table[clamp(indices[r], 0, t-1), w]. Indices are data, so they are clamped here.
+// Equal dtypes move bits. Bound: the bytes of the rows that are picked.
+#include "elementwise.cuh"
+
+__device__ inline uint64_t picked(const nocopy_launch& launch, const Tensor& table, const Tensor& indices,
+                                  const Place& p) {
+    int64_t last = (int64_t)launch.record.dims[2] - 1;
+    int64_t row = indices.as<int32_t>()[indices.at(p.i2)];
+    return table.at((uint64_t)min(max(row, (int64_t)0), last), p.i3);
+}
+
+template <typename T>
+__device__ void gather_bits(const nocopy_launch& launch, const uint32_t (&dims)[4]) {
+    Tensor out(launch, 0), table(launch, 1), indices(launch, 2);
+    each_place(
+        launch, dims, [&](const Place& p) { return table.as<T>()[picked(launch, table, indices, p)]; },
+        [&](const Place& p, T value) { out.as<T>()[out.at(p.i2, p.i3)] = value; });
+}
+
+NOCOPY_KERNEL(gather, 256) {
+    Tensor out(launch, 0), table(launch, 1), indices(launch, 2);
+    const uint32_t dims[4] = {1, 1, launch.record.dims[0], launch.record.dims[1]};
+    if (out.dtype == table.dtype) {
+        if (out.dtype == NOCOPY_F32) return gather_bits<uint32_t>(launch, dims);
+        return gather_bits<uint16_t>(launch, dims);
+    }
+    each_place(
+        launch, dims, [&](const Place& p) { return load(table, picked(launch, table, indices, p)); },
+        [&](const Place& p, float value) { store(out, out.at(p.i2, p.i3), value); });
+}

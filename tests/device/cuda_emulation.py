@@ -1,0 +1,216 @@
+"""A CUDA driver for machines without a GPU: memory is host memory, kernels run in `emulated_cuda/emulator.cpp`.
+
+It is stricter than the real one: every call must be made with the context current, ranges may not be registered
+twice or freed twice, what is started runs only when it is waited for, and a kernel whose threads do not all
+reach a barrier is an error.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import shutil
+import subprocess
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nocopy.device.cuda_compile import kernel_sources
+from nocopy.errors import DeviceError, DeviceLostError
+
+HERE = Path(__file__).parent / "emulated_cuda"
+FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-Wno-unknown-pragmas"]
+
+
+def compiler() -> str | None:
+    return shutil.which("g++") or shutil.which("clang++")
+
+
+def build_kernels(directory: Path) -> ctypes.CDLL:
+    """The kernels as a library, with the stand-in for half.cuh."""
+    cuda = directory / "cuda"
+    cuda.mkdir()
+    for name, text in kernel_sources().items():
+        (cuda / name).write_text(text)
+    for own in HERE.iterdir():
+        (cuda / own.name).write_text(own.read_text())
+    kernels = sorted(name for name in kernel_sources() if name.endswith(".cu"))
+    (cuda / "kernels.inc").write_text("".join(f'#include "{name}"\n' for name in kernels))
+    library = directory / "kernels.so"
+    built = compiler()
+    assert built is not None
+    subprocess.run([built, *FLAGS, str(cuda / "emulator.cpp"), "-o", str(library)], check=True)
+    return ctypes.CDLL(str(library))
+
+
+class NamingCompiler:
+    """Gives the name of a source instead of code: the library has all kernels already."""
+
+    version = (13, 0)
+
+    def code(self, source: str) -> bytes:
+        return source.encode()
+
+
+class EmulatedDriver:
+    """Stands in for `cuda_driver.Driver`. `refuse` names calls that fail with a DeviceError."""
+
+    def __init__(self, library: ctypes.CDLL, *, memory_bytes: int = 1 << 24) -> None:
+        self.product, self.version, self.capability = "emulated GPU", 13000, (9, 0)
+        self.memory_bytes, self.multiprocessors = memory_bytes, 3
+        self.refuse: set[str] = set()
+        self.lost = False
+        self.endless = False
+        self.launched: list[str] = []
+        self.registered: dict[int, int] = {}
+        self.allocated: dict[int, mmap.mmap] = {}
+        self.mapped_at: Callable[[int], int] = lambda address: address
+        self.graphs = 0
+        self.closed = False
+        self._library = library
+        self._depth = 0
+        self._queue: list[Callable[[], int]] = []
+        self._names: dict[int, str] = {}
+        self._stop = ctypes.c_int32()
+        self.stop_address = ctypes.addressof(self._stop)
+        self._abandoned = False
+
+    # The context
+
+    def enter(self) -> None:
+        assert not self.closed
+        if self._abandoned:
+            raise DeviceError("kernels that do not end hold the GPU")
+        self._depth += 1
+
+    def leave(self) -> None:
+        self._depth -= 1
+
+    @contextmanager
+    def current(self) -> Generator[None]:
+        self.enter()
+        try:
+            yield
+        finally:
+            self.leave()
+
+    def close(self) -> None:
+        assert not self._depth
+        if self._abandoned:
+            raise DeviceError("kernels that do not end hold the GPU")
+        self.closed = True
+        self.registered.clear()
+
+    def _called(self, name: str) -> None:
+        assert self._depth > 0, f"{name} without a current context"
+        if self.lost:
+            raise DeviceLostError(f"{name}: the context is gone")
+        if name in self.refuse:
+            raise DeviceError(f"{name} refused")
+
+    def check(self, status: int, what: str) -> None:
+        if status:
+            self.lost = True
+            raise DeviceLostError(f"{what} failed with {status}")
+
+    # Memory
+
+    def register(self, address: int, nbytes: int) -> int:
+        self._called("register")
+        assert address % mmap.PAGESIZE == 0
+        assert nbytes % mmap.PAGESIZE == 0
+        assert nbytes > 0
+        for start, size in self.registered.items():
+            assert address >= start + size or start >= address + nbytes, "registered twice"
+        self.registered[address] = nbytes
+        return self.mapped_at(address)
+
+    def unregister(self, address: int) -> None:
+        self._called("unregister")
+        del self.registered[address]
+
+    def allocate(self, nbytes: int) -> int:
+        self._called("allocate")
+        free = self.memory_bytes - sum(len(m) for m in self.allocated.values())
+        if nbytes > free:
+            raise DeviceError(f"{nbytes} bytes were asked for; {free} are free")
+        memory = mmap.mmap(-1, nbytes)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        self.allocated[address] = memory
+        return address
+
+    def free(self, address: int) -> None:
+        self._called("free")
+        del self.allocated[address]
+
+    def copy_in(self, device: int, host: int, nbytes: int) -> None:
+        self._called("copy_in")
+        self._queue.append(lambda: (ctypes.memmove(device, host, nbytes), 0)[1])
+
+    def copy_out(self, host: int, device: int, nbytes: int) -> None:
+        self.copy_in(host, device, nbytes)
+
+    # Kernels
+
+    def load(self, code: bytes) -> bytes:
+        self._called("load")
+        assert f"{code.decode()}.cu" in kernel_sources()
+        return code
+
+    def function(self, module: bytes, name: str) -> int:
+        self._called("function")
+        assert f"NOCOPY_KERNEL({name}," in kernel_sources()[f"{module.decode()}.cu"]
+        address = ctypes.cast(getattr(self._library, name), ctypes.c_void_p).value
+        assert address
+        self._names[address] = name
+        return address
+
+    def launcher(
+        self, function: int, grid: int, block: tuple[int, int], argument: bytes
+    ) -> Callable[[], int]:
+        assert 1 <= grid < 2**31
+        assert block[0] * block[1] <= 1024
+
+        def run() -> int:
+            self.launched.append(self._names[function])
+            return self._library.emulate(ctypes.c_void_p(function), grid, *block, argument)
+
+        def start() -> int:
+            self._called("start")
+            self._queue.append(run)
+            return 0
+
+        return start
+
+    def graph(self, starts: list[Callable[[], int]]) -> tuple[Callable[[], int], Callable[[], None]]:
+        self._called("graph")
+        self.graphs += 1
+
+        def start_all() -> int:
+            for start in starts:
+                start()
+            return 0
+
+        def free() -> None:
+            self.graphs -= 1
+
+        return start_all, free
+
+    # Waiting
+
+    def wait(self, deadline: float | None) -> bool:
+        self._called("wait")
+        if self.endless and not (self._stop.value and self.endless == "until asked"):
+            return deadline is None
+        queue, self._queue = self._queue, []
+        for run in queue:
+            status = run()
+            assert status != 1, f"{self.launched[-1]}: not all threads reached a barrier"
+            self.check(status, "playing")
+        return True
+
+    def ask_to_stop(self, stop: bool) -> None:
+        self._stop.value = int(stop)
+
+    def abandon(self) -> None:
+        self._abandoned = True
