@@ -112,7 +112,7 @@ def finish_metal(code: str) -> str:
         code = re.sub(rf"\b{name}\b", f"NOCOPY_CONSTANT_{number}", constant.sub("", code, count=1))
     if "function_constant" in code:
         raise SystemExit("the compiler declares constants in a way that is not expected here")
-    return code
+    return re.sub(r"\b(\d+U?)LL\b", r"\1L", code)  # Metal has 64-bit long and no long long
 
 
 def finish_spirv(code: bytes, *, exact: bool) -> bytes:

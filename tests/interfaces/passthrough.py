@@ -1,4 +1,4 @@
-"""A guest that hands every call of the host on to the module `nocopy`, so that a test can say anything to it."""
+"""A guest that hands every call of the host on to the module `nocopy`: a test can say anything to it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ def text(*, memory64: bool = False, pages: int = 1, maximum: int | str = "") -> 
     for i in IMPORTS:
         gets = " ".join(f"(local.get {n})" for n in range(len(i.params)))
         params = " ".join(i.kinds(memory64=memory64))
-        lines.append(
-            f'(func (export "{i.name}") (param {params}) (result i32) (call ${i.name} {gets}))'
-        )
+        lines.append(f'(func (export "{i.name}") (param {params}) (result i32) (call ${i.name} {gets}))')
     lines.append(f'(memory (export "memory") {word if memory64 else ""} {pages} {maximum})')
     lines.append(f'(func (export "grow") (param {word}) (result {word}) (memory.grow (local.get 0)))')
     lines.append('(func (export "spin") (loop (br 0)))')

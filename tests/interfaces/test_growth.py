@@ -1,4 +1,4 @@
-"""A device follows the memory when it grows, or the guest's memory.grow gives -1 and the reason can be read."""
+"""A device follows a memory that grows, or memory.grow gives -1 and the reason can be read."""
 
 from __future__ import annotations
 

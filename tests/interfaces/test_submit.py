@@ -78,7 +78,7 @@ def test_many_tapes_do_not_grow_without_bound(start: Start) -> None:
     for n in range(1, 81):
         assert submit(guest, doubling(n)) == 0
     assert np.all(x.numpy() == 2.0 ** np.arange(80, 0, -1))
-    assert len(guest._compute.attachment.programs) == 64
+    assert len(guest._compute.attachment.grip.programs) == 64
 
 
 def test_no_records_is_nothing_to_do(start: Start) -> None:
@@ -214,7 +214,7 @@ def test_one_guests_failure_touches_no_other(start: Start) -> None:
 
 
 def test_the_deadline_covers_what_is_submitted(start: Start) -> None:
-    """A tape of about a second under a deadline of a fifth of one. A GPU that can't be stopped still says so."""
+    """A tape of about a second under a deadline of a fifth of one; a GPU can only say so afterwards."""
     n = 256
     a, b, c = (Tensor(Space.GUEST, (1 + i) * 2**20, (n, n), DType.F32) for i in range(3))
     tape = TapeBuilder()

@@ -43,7 +43,8 @@ static int32_t play(void) {
 /* The first page behind the program's own data, with `bytes` bytes there; NULL if the memory can't grow. */
 static void* pages(size_t bytes) {
     size_t start = ((size_t)&__heap_base + WASM_PAGE - 1) / WASM_PAGE * WASM_PAGE;
-    size_t needed = (start + bytes + WASM_PAGE - 1) / WASM_PAGE;
+    uint64_t needed = ((uint64_t)start + bytes + WASM_PAGE - 1) / WASM_PAGE;
+    if (needed > UINT32_MAX / WASM_PAGE) return NULL;
     size_t have = __builtin_wasm_memory_size(0);
     if (needed > have && __builtin_wasm_memory_grow(0, needed - have) == (size_t)-1) return NULL;
     return (void*)start;

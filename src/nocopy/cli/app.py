@@ -98,6 +98,11 @@ Both take turns, and medians are compared. A ratio above 1 always means that noc
 }
 
 
+def unwrapped(text: str) -> str:
+    """One line for each paragraph: the screen decides where lines end."""
+    return "\n\n".join(paragraph.replace("\n", " ") for paragraph in text.split("\n\n"))
+
+
 def epilogue(examples: tuple[tuple[str, str], ...]) -> str:
     """The end of a help page."""
     width = max(len(command) for command, _ in examples)
@@ -132,7 +137,7 @@ for _name, _verb in VERBS.items():
         f"nocopy.cli.{_name}:{_name}",
         name=_name,
         group=_verb.group,
-        help=_verb.help,
+        help=unwrapped(_verb.help),
         help_epilogue=epilogue(_verb.examples),
     )
 

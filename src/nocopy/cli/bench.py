@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 def bench(
     name: Annotated[str | None, Parameter(help="What to measure; left out, they are listed.")] = None,
+    /,
     *,
     device: DeviceName = "auto",
     json: Json = False,

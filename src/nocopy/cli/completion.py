@@ -13,6 +13,7 @@ Shell = Literal["bash", "zsh", "fish", "powershell"]
 
 def completion(
     shell: Annotated[Shell | None, Parameter(help="Which shell; the one you are in when left out.")] = None,
+    /,
     *,
     install: Annotated[bool, Parameter(help="Install it where that shell looks for it.")] = False,
 ) -> int:

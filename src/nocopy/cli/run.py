@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 def run(
     guest: Annotated[str, Parameter(help="A .wasm or .wat file, a folder with one, or an example's name.")],
+    /,
     *args: Annotated[str, Parameter(help="The guest's own arguments, untouched.", allow_leading_hyphen=True)],
     device: DeviceName = "auto",
     dir: Annotated[

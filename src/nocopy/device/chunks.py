@@ -136,6 +136,10 @@ class ChunkedPages:
         first, limit = self.device_address, self.maker.limit
         return all(c.device_address == first + i * limit for i, c in enumerate(self.chunks))
 
+    def buffers(self) -> list[Chunk]:
+        """Every buffer over these pages."""
+        return [*self.chunks, *self.windows.values()]
+
     def staged(self, start: int, stop: int) -> list[tuple[int, int, int]]:
         """For bytes [start, stop): pieces as (host address, address of the staged copy, size)."""
         limit = self.maker.limit
@@ -190,5 +194,5 @@ class ChunkedPages:
             return
         self.closed = True
         self.forget(self)
-        self._destroy([*self.chunks, *self.windows.values()])
+        self._destroy(self.buffers())
         self.chunks, self.windows = [], {}

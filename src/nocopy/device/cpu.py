@@ -59,7 +59,6 @@ class CpuDevice:
         self._play = lib.nocopy_play
         self._player: int | None = player
         self._finalizer = weakref.finalize(self, lib.nocopy_player_destroy, player)
-        self._closing: list[weakref.WeakMethod[Callable[[], None]]] = []
         self._threads, self._level = threads, level or names[-1]
         self._on_close: list[weakref.WeakMethod[Callable[[], None]]] = []
 
@@ -76,16 +75,13 @@ class CpuDevice:
         Raises:
             ClosedError: the device is closed.
         """
-        if self._player is None:
-            raise ClosedError("the cpu device was used after it was closed")
+        self._check_open()
+        assert self._player is not None
         return self._player
-
-    def on_close(self, callback: Callable[[], None]) -> None:
-        """Have a bound method called, once, before the player goes away. It is held weakly."""
-        self._closing.append(weakref.WeakMethod(callback))
 
     def share(self, address: int, nbytes: int, *, ledger: Ledger | None = None) -> HostPages:
         """See `Device.share`."""
+        self._check_open()
         check_range(address, nbytes, mmap.PAGESIZE)
         if ledger:
             ledger.shared += nbytes
@@ -93,6 +89,7 @@ class CpuDevice:
 
     def allocate(self, nbytes: int) -> HostPages:
         """See `Device.allocate`."""
+        self._check_open()
         try:
             owner = mmap.mmap(-1, max(nbytes, 1))
         except (OSError, OverflowError) as e:
@@ -101,21 +98,25 @@ class CpuDevice:
 
     def compile(self, tape: Tape, spaces: Mapping[Space, Pages]) -> CpuProgram:
         """See `Device.compile`."""
+        self._check_open()
         check_spaces(tape, spaces)
         mine = {space: pages for space, pages in spaces.items() if isinstance(pages, HostPages)}
         if len(mine) != len(spaces):
             raise UsageError("pages of another device were given; share them with this one first")
+        if any(pages.closed for pages in mine.values()):
+            raise ClosedError("compiling was asked for; pages that the tape would use are closed")
         return CpuProgram(tape, mine)
 
     def play(self, program: Program, *, timeout: float | None = None) -> None:
         """See `Device.play`. It stops between chunks of a record, so within some milliseconds."""
-        if self._player is None or not isinstance(program, CpuProgram) or program.closed:
-            raise ClosedError("playing was asked for; the device or the program is closed")
+        self._check_open()
+        if not isinstance(program, CpuProgram) or program.closed:
+            raise ClosedError("playing was asked for; the program is closed")
         for pages in program.pages:
             if pages.closed:
                 raise ClosedError("playing was asked for; pages that the program uses are closed")
         limit = _NO_TIMEOUT if timeout is None else max(timeout, 0.0)
-        status = self._play(self._player, program.records, program.count, program.base_pointer, limit)
+        status = self._play(self.player, program.records, program.count, program.base_pointer, limit)
         if status != native.OK:
             raise _failure(status, program.tape, timeout)
 
@@ -133,12 +134,12 @@ class CpuDevice:
             callback = reference()
             if callback is not None:
                 callback()
-        closing, self._closing = self._closing, []
-        for reference in closing:
-            if callback := reference():
-                callback()
         self._player = None
         self._finalizer()
+
+    def _check_open(self) -> None:
+        if self._player is None:
+            raise ClosedError("the cpu device was used after it was closed; open it again")
 
 
 def _failure(status: int, tape: Tape, timeout: float | None) -> Exception:
@@ -184,7 +185,7 @@ def open_device(
     Args:
         allow_copy: as every device has it.
         threads: threads that play, the caller's included; `default_threads()` when left out.
-        level: instruction-set level, one of `native.levels()`; the environment's `NOCOPY_SIMD`, else the best.
+        level: instruction-set level, one of `native.levels()`; else `NOCOPY_SIMD`, else the best.
 
     Raises:
         DeviceUnavailableError: the native library is not there; the message says how to get it.

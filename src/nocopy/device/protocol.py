@@ -115,6 +115,7 @@ class Device(Protocol):
             UsageError: the address or size is not aligned, or the size is 0.
             CopyRefusedError: only a copy would do and the device was opened without allow_copy.
             DeviceError: the driver refuses.
+            ClosedError: the device is closed.
         """
         ...
 
@@ -122,7 +123,8 @@ class Device(Protocol):
         """Allocate zero-filled memory that only kernels need to reach; `address` may be 0.
 
         Raises:
-            DeviceError: there is not that much; the message names both sizes.
+            DeviceError: there is not that much; the message names what was asked and what there is.
+            ClosedError: the device is closed.
         """
         ...
 
@@ -156,6 +158,7 @@ class Device(Protocol):
         Raises:
             UsageError: a space that the tape uses is missing or smaller than the tape needs.
             DeviceError: the device cannot play it.
+            ClosedError: the device or a space is closed.
         """
         ...
 
@@ -165,7 +168,7 @@ class Device(Protocol):
         Raises:
             DeadlineError: it took longer than `timeout` seconds (on devices that can stop).
             DeviceLostError: the device failed for good.
-            ClosedError: the device or the program is closed.
+            ClosedError: the device, the program or a space that it was compiled for is closed.
         """
         ...
 

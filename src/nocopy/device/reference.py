@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nocopy.device.protocol import DeviceInfo, Mode, Pages, Program, check_range, check_spaces
-from nocopy.errors import ClosedError, DeadlineError
+from nocopy.errors import ClosedError, DeadlineError, DeviceError
 from nocopy.memory.ledger import Ledger
 from nocopy.tape import reference
 from nocopy.tape.record import Space
@@ -89,6 +89,7 @@ class ReferenceDevice:
 
     def share(self, address: int, nbytes: int, *, ledger: Ledger | None = None) -> HostPages:
         """See `Device.share`."""
+        self._check_open()
         check_range(address, nbytes, mmap.PAGESIZE)
         if ledger:
             ledger.shared += nbytes
@@ -96,7 +97,11 @@ class ReferenceDevice:
 
     def allocate(self, nbytes: int) -> HostPages:
         """See `Device.allocate`."""
-        owner = mmap.mmap(-1, max(nbytes, 1))
+        self._check_open()
+        try:
+            owner = mmap.mmap(-1, max(nbytes, 1))
+        except (OSError, OverflowError) as e:
+            raise DeviceError(f"{nbytes} bytes of memory were asked for; the system refused: {e}") from e
         return HostPages(ctypes.addressof(ctypes.c_char.from_buffer(owner)), nbytes, owner=owner)
 
     def place(
@@ -112,13 +117,18 @@ class ReferenceDevice:
 
     def compile(self, tape: Tape, spaces: Mapping[Space, Pages]) -> HostProgram:
         """See `Device.compile`."""
+        self._check_open()
         check_spaces(tape, spaces)
-        return HostProgram(tape, {s: p for s, p in spaces.items() if isinstance(p, HostPages)})
+        held = {s: p for s, p in spaces.items() if isinstance(p, HostPages)}
+        if any(pages.closed for pages in held.values()):
+            raise ClosedError("compiling was asked for; a space's pages are closed")
+        return HostProgram(tape, held)
 
     def play(self, program: Program, *, timeout: float | None = None) -> None:
         """See `Device.play`. It stops between records."""
-        if self._closed or not isinstance(program, HostProgram) or program.closed:
-            raise ClosedError("playing was asked for; the device or the program is closed")
+        self._check_open()
+        if not isinstance(program, HostProgram) or program.closed:
+            raise ClosedError("playing was asked for; the program is closed")
         spaces = {s: p.array() for s, p in program.spaces.items()}
         deadline = None if timeout is None else time.monotonic() + timeout
         for done, record in enumerate(program.tape.records):
@@ -131,6 +141,10 @@ class ReferenceDevice:
     def close(self) -> None:
         """See `Device.close`."""
         self._closed = True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("the reference device was used after it was closed; open it again")
 
 
 def open_device(*, allow_copy: bool = False) -> ReferenceDevice:

@@ -11,7 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from nocopy.device.protocol import Device, Pages, Program
-from nocopy.errors import ClosedError, DeadlineError, DeviceLostError, Error, MemoryLimitError, UsageError
+from nocopy.errors import (
+    ClosedError,
+    DeadlineError,
+    DeviceLostError,
+    Error,
+    MemoryLimitError,
+    UsageError,
+)
 from nocopy.interfaces.programs import Programs
 from nocopy.interfaces.scratch import Scratch
 from nocopy.memory.ledger import Ledger
@@ -42,8 +49,71 @@ class ComputeLimits:
                 raise UsageError(f"{name}={value!r} was asked for; a limit is a number from 0 up")
 
 
+class Grip:
+    """What a guest has on a device, and the hold on its memory that goes with it.
+
+    It refers to nobody who refers to it, so that a guest that is dropped without being closed can still be
+    taken off its device before its pages are unmapped.
+    """
+
+    def __init__(self, device: Device, memory: LinearMemory, limits: ComputeLimits) -> None:
+        self.name = device.info.name
+        self.lock = _lock_of(device)
+        self.scratch = Scratch(device, limits.scratch)
+        self.programs = Programs()
+        self.pages: Pages | None = None
+        self.lost = self.closed = False
+        self._hold: Hold = memory.hold(f"the {self.name} device")
+
+    def close(self) -> None:
+        """Give everything back to the device and let go of the memory."""
+        with self.lock:
+            self._let_go()
+
+    def abandon(self) -> None:
+        """Close, for the garbage collector, which may run while this very thread is on the device."""
+        if self.lock.acquire(blocking=False):
+            try:
+                self._let_go()
+            finally:
+                self.lock.release()
+        else:
+            _abandoned.append(self)
+
+    def _let_go(self) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        try:
+            self.programs.clear()
+            self.scratch.close()
+            if self.pages is not None:
+                self.pages.close()
+        except BaseException:
+            self._hold.leak()  # the device may still write there
+            raise
+        if self.lost:
+            self._hold.leak()  # so may what was playing when it got lost
+            warnings.warn(
+                f"the {self.name} device was lost while it played on a guest's memory, which stays mapped"
+                " until the process ends",
+                ResourceWarning,
+                stacklevel=2,
+            )
+        self._hold.release()
+
+
+_abandoned: list[Grip] = []
+"""Grips whose device was busy when the garbage collector found them; the next turn that ends closes them."""
+
+
+def _close_abandoned() -> None:
+    for _ in range(len(_abandoned)):
+        _abandoned.pop(0).abandon()
+
+
 class Attachment:
-    """One guest's memory, imported into one device, and what the guest has there.
+    """One guest's memory, imported into one device.
 
     The device may be shared with other guests, on other threads too: they take turns. The memory stays held,
     and so cannot be closed, until `close()`.
@@ -70,21 +140,23 @@ class Attachment:
         on_refusal: Callable[[Error], None] = lambda _error: None,
     ) -> None:
         self.device, self.memory, self.limits, self.ledger = device, memory, limits, ledger
-        self.scratch = Scratch(device, limits.scratch)
-        self.programs = Programs()
-        self.pages: Pages | None = None
-        """The import; None while the memory has no bytes."""
-        self._lock = _lock_of(device)
+        self.grip = Grip(device, memory, limits)
         self._on_refusal = on_refusal
-        self._playing = self._lost = False
-        self._hold: Hold | None = memory.hold(f"the {device.info.name} device")
+        self._playing = False
         try:
             with self._turn(None):
                 self._follow(memory.size)
         except BaseException:
-            self._hold.release()
+            self.grip.close()
             raise
-        self._stop_following = memory.on_grow(self)
+        self._stop_following = memory.on_grow(Follower(self))
+        self._finalizer = weakref.finalize(self, self.grip.abandon)
+        self._finalizer.atexit = False  # the system takes everything back anyway, and a play may be under way
+
+    @property
+    def pages(self) -> Pages | None:
+        """The import; None while the memory has no bytes."""
+        return self.grip.pages
 
     # Playing
 
@@ -104,46 +176,49 @@ class Attachment:
         """
         until = None if time_left is None else time.monotonic() + time_left
         with self._turn(until):
-            program = self.programs.get(records) or self._compile(records)
+            program = self.grip.programs.get(records) or self._compile(records)
             self._playing = True
             try:
                 self.device.play(program, timeout=_rest(until))
             except DeviceLostError:
-                self._lost = True
+                self.grip.lost = True
                 raise
             finally:
                 self._playing = False
         return program
 
     def _compile(self, records: bytes) -> Program:
-        sizes = {Space.GUEST: self.memory.size, Space.SCRATCH: self.scratch.limit}
+        grip = self.grip
+        sizes = {Space.GUEST: self.memory.size, Space.SCRATCH: grip.scratch.limit}
         tape = validate(records, sizes, work_limit=self.limits.work)
-        if tape.sizes.get(Space.SCRATCH, 0) > self.scratch.nbytes:
-            self.programs.clear()
-            self.scratch.grow(tape.sizes[Space.SCRATCH])
-        spaces = {Space.GUEST: self.pages, Space.SCRATCH: self.scratch.pages}
+        if tape.sizes.get(Space.SCRATCH, 0) > grip.scratch.nbytes:
+            grip.programs.clear()
+            grip.scratch.grow(tape.sizes[Space.SCRATCH])
+        spaces = {Space.GUEST: grip.pages, Space.SCRATCH: grip.scratch.pages}
         program = self.device.compile(tape, {s: p for s, p in spaces.items() if p is not None})
-        self.programs.add(records, program)
+        grip.programs.add(records, program)
         return program
 
     @contextmanager
     def _turn(self, until: float | None) -> Generator[None]:
         """Wait for the device, at most until a time."""
-        if self._hold is None:
-            raise ClosedError("a submit was asked for; the guest is detached from its device")
         rest = _rest(until)
-        if not self._lock.acquire(timeout=-1 if rest is None else min(rest, threading.TIMEOUT_MAX)):
+        if not self.grip.lock.acquire(timeout=-1 if rest is None else min(rest, threading.TIMEOUT_MAX)):
             raise DeadlineError(
                 "a submit waited for the device until the deadline; other guests were using it"
             )
         try:
+            if self.grip.closed:
+                raise ClosedError("the device was asked for; the guest is detached from it")
             yield
         finally:
-            self._lock.release()
+            self.grip.lock.release()
+            if _abandoned:
+                _close_abandoned()
 
-    # Growing: the memory calls these
+    # Growing
 
-    def before(self, old: int, new: int) -> None:
+    def check_growth(self, old: int, new: int) -> None:
         """Refuse growth while the device is at work on the memory."""
         if self._playing:
             self._refuse(
@@ -153,8 +228,8 @@ class Attachment:
                 )
             )
 
-    def after(self, size: int) -> None:
-        """Have the device follow."""
+    def follow(self, size: int) -> None:
+        """Have the device follow the memory to a size."""
         try:
             with self._turn(None):
                 self._follow(size)
@@ -167,19 +242,20 @@ class Attachment:
 
     def _follow(self, size: int) -> None:
         """Import exactly `size` bytes; drop the programs if the device sees them elsewhere now."""
-        before = self.pages.device_address if self.pages else None
-        if self.pages is None:
-            self.pages = self._share(size) if size else None
-        elif size > self.pages.nbytes:
-            self.pages.grow(size)
-        elif size < self.pages.nbytes:  # somebody after us refused the growth
-            self.pages.close()
-            self.pages = self._share(size) if size else None
-        if before != (self.pages.device_address if self.pages else None):
-            self.programs.clear()
+        grip = self.grip
+        before = grip.pages.device_address if grip.pages else None
+        if grip.pages is None:
+            grip.pages = self._share(size)
+        elif size > grip.pages.nbytes:
+            grip.pages.grow(size)
+        elif size < grip.pages.nbytes:  # somebody who was asked after us refused the growth
+            grip.pages.close()
+            grip.pages = self._share(size)
+        if before != (grip.pages.device_address if grip.pages else None):
+            grip.programs.clear()
 
-    def _share(self, size: int) -> Pages:
-        return self.device.share(self.memory.address, size, ledger=self.ledger)
+    def _share(self, size: int) -> Pages | None:
+        return self.device.share(self.memory.address, size, ledger=self.ledger) if size else None
 
     # Ending
 
@@ -189,28 +265,28 @@ class Attachment:
         Raises:
             DeviceError: the device did not let go; the pages stay mapped until the process ends.
         """
-        hold, self._hold = self._hold, None
-        if hold is None:
-            return
         self._stop_following()
-        with self._lock:
-            try:
-                self.programs.clear()
-                self.scratch.close()
-                if self.pages is not None:
-                    self.pages.close()
-            except BaseException:
-                hold.leak()  # the device may still write there
-                raise
-        if self._lost:  # what it was playing may still run
-            hold.leak()
-            warnings.warn(
-                f"the {self.device.info.name} device was lost while it played on this guest's memory;"
-                f" {self.memory.size} bytes stay mapped until the process ends",
-                ResourceWarning,
-                stacklevel=2,
-            )
-        hold.release()
+        self._finalizer.detach()
+        self.grip.close()
+
+
+class Follower:
+    """Tells an attachment when its memory grows, without keeping it alive."""
+
+    def __init__(self, attachment: Attachment) -> None:
+        self._attachment = weakref.ref(attachment)
+
+    def before(self, old: int, new: int) -> None:
+        """See `GrowthHook`."""
+        attachment = self._attachment()
+        if attachment is not None:
+            attachment.check_growth(old, new)
+
+    def after(self, size: int) -> None:
+        """See `GrowthHook`."""
+        attachment = self._attachment()
+        if attachment is not None:
+            attachment.follow(size)
 
 
 def _lock_of(device: Device) -> threading.Lock:

@@ -107,7 +107,7 @@ class Compute:
     def describe(self, pointer: int, size: int) -> int:
         """See `IMPORTS`."""
         info = device_info(self.device, self.limits)
-        return self.guarded(lambda: self._write(pointer, info[:size], len(info)))
+        return self.guarded(lambda: self._write(pointer, size, info[:size], len(info)))
 
     def submit(self, pointer: int, count: int) -> int:
         """See `IMPORTS`."""
@@ -125,7 +125,7 @@ class Compute:
         raw = self.error.encode()
         text = cut(raw, size - 1) + b"\0" if size else b""
         kept = self.error
-        result = self.guarded(lambda: self._write(pointer, text, len(raw)))
+        result = self.guarded(lambda: self._write(pointer, size, text, len(raw)))
         self.error = kept
         return result
 
@@ -159,8 +159,11 @@ class Compute:
             )
         return memory.read(pointer, count * RECORD_BYTES)
 
-    def _write(self, pointer: int, data: bytes, whole: int) -> int:
-        self.attachment.memory.write(pointer, data)
+    def _write(self, pointer: int, size: int, data: bytes, whole: int) -> int:
+        """Write to the start of a guest's buffer of `size` bytes, all of which must be there."""
+        memory = self.attachment.memory
+        memory.check(pointer, size)
+        memory.write(pointer, data)
         return whole
 
     def guarded(self, call: Callable[[], int]) -> int:

@@ -79,7 +79,7 @@ class NativeSubmit:
     def _remember(self, records: bytes) -> None:
         """Let the native side answer next time."""
         attached = self._compute.attachment
-        scratch = attached.scratch.pages.address if attached.scratch.pages else 0
+        scratch = attached.grip.scratch.pages.address if attached.grip.scratch.pages else 0
         if scratch != self._scratch:
             self.forget()
         self._scratch = scratch

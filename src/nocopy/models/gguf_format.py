@@ -53,7 +53,7 @@ LIMITS: Final[dict[str, tuple[int, str]]] = {
     "key_nbytes": (65_535, "bytes of a key; printable ASCII"),
     "string_nbytes": (2**26, "bytes of one string value"),
     "strings": (2**21, "strings in all arrays of a file together"),
-    "nested": (65_536, "arrays inside arrays"),
+    "nested": (16_384, "arrays inside arrays"),
     "depth": (4, "arrays inside one another"),
     "tensors": (16_384, "tensors of a file"),
     "name_nbytes": (255, "bytes of a tensor's name; printable ASCII"),

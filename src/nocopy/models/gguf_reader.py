@@ -65,18 +65,23 @@ class _Info:
 
 
 class _Reader:
-    """A cursor over the bytes of a file."""
+    """A cursor over the bytes of a file.
+
+    `item` is the key or tensor being read, shortened, for messages. Messages are put together only when
+    something is wrong: building them for each value would cost more than reading it.
+    """
 
     def __init__(self, file: MappedFile) -> None:
         self.file = file
         self.data = file.bytes.data
         self.end = file.nbytes
         self.position = 0
+        self.item = "the header"
         self.strings_left = LIMITS["strings"][0]
         self.nested_left = LIMITS["nested"][0]
 
     def fail(self, kind: str, message: str) -> NoReturn:
-        raise ModelFileError(str(self.file.path), kind, f"at byte {self.position}, {message}")
+        raise ModelFileError(str(self.file.path), kind, f"at byte {self.position}, in {self.item}: {message}")
 
     def skip(self, nbytes: int, what: str) -> int:
         """Step over so many bytes and return where they start."""
@@ -109,88 +114,85 @@ class _Reader:
         if version not in VERSIONS:
             if version & 0xFFFF == 0 and version != 0:
                 self.fail(
-                    "byte-order", "the file was written for a big-endian machine; convert it again without"
+                    "byte-order", "the file was written for a big-endian machine; convert it for a little one"
                 )
             self.fail("version", f"the version is {version}; versions 2 and 3 can be read; convert it again")
         tensors = self.bounded(self.u64("the number of tensors"), "tensors", "the number of tensors")
         keys = self.bounded(self.u64("the number of keys"), "keys", "the number of keys")
         return version, tensors, keys
 
-    def ascii(self, limit: str, kind: str, what: str) -> str:
-        length = self.bounded(self.u64(f"the length of {what}"), limit, f"the length of {what}")
-        start = self.skip(length, what)
+    def ascii(self, limit: str, kind: str) -> str:
+        """Read a key or a name, and make it the item of messages."""
+        length = self.bounded(self.u64("its length"), limit, "its length")
+        start = self.skip(length, "its text")
         raw = bytes(self.data[start : start + length])
         if not raw or not raw.isascii() or not (text := raw.decode("ascii")).isprintable():
-            self.fail(kind, f"{what} is {raw[:64]!r}; it must be printable ASCII and not empty")
+            self.fail(kind, f"it is {raw[:64]!r}; it must be printable ASCII and not empty")
+        self.item = f"'{text}'" if len(text) <= 64 else f"'{text[:63]}…'"
         return text
 
     def metadata(self, count: int) -> dict[str, Entry]:
         entries: dict[str, Entry] = {}
         for index in range(count):
-            key = self.ascii("key_nbytes", "key", f"key {index}")
+            self.item = f"key {index}"
+            key = self.ascii("key_nbytes", "key")
             if key in entries:
-                self.fail("duplicate-key", f"the key '{key}' comes a second time")
-            entries[key] = self.value(self.value_type(key), key)
+                self.fail("duplicate-key", "the key comes a second time")
+            entries[key] = self.value(self.value_type())
         return entries
 
-    def value_type(self, key: str) -> ValueType:
-        number = self.u32(f"the type of '{key}'")
+    def value_type(self) -> ValueType:
+        number = self.u32("its type")
         if number > max(ValueType):
-            self.fail("type", f"'{key}' has value type {number}; there are types 0 to {max(ValueType)}")
+            self.fail("type", f"it has value type {number}; there are types 0 to {max(ValueType)}")
         return ValueType(number)
 
-    def value(self, kind: ValueType, key: str) -> Entry:
+    def value(self, kind: ValueType) -> Entry:
         if kind == ValueType.ARRAY:
-            return self.array(key, 1)
+            return self.array(1)
         if kind == ValueType.STRING:
-            length = self.bounded(
-                self.u64(f"the length of '{key}'"), "string_nbytes", f"the length of '{key}'"
-            )
-            start = self.skip(length, f"the string '{key}'")
-            self.check_utf8(start, length, key)
+            length = self.bounded(self.u64("the string's length"), "string_nbytes", "the string's length")
+            start = self.skip(length, "the string")
+            self.check_utf8(start, length)
             return Entry(kind, start, length)
-        start = self.skip(SCALARS[kind].size, f"the value of '{key}'")
+        start = self.skip(SCALARS[kind].size, "the value")
         if kind == ValueType.BOOL:
-            self.check_bools(start, 1, key)
+            self.check_bools(start, 1)
         return Entry(kind, start)
 
-    def array(self, key: str, depth: int) -> Entry:
+    def array(self, depth: int) -> Entry:
         """Walk an array; nested ones are only checked, and decoded on access."""
-        self.bounded(depth, "depth", f"the depth of '{key}'")
-        element = self.value_type(key)
-        count = self.u64(f"the number of elements of '{key}'")
+        self.bounded(depth, "depth", "the depth of arrays")
+        element = self.value_type()
+        count = self.u64("the number of elements")
         start = self.position
         if element == ValueType.STRING:
-            return Entry(ValueType.ARRAY, start, count, element, self.string_starts(count, key))
+            return Entry(ValueType.ARRAY, start, count, element, self.string_starts(count))
         if element == ValueType.ARRAY:
-            self.nested_left -= self.bounded(count, "nested", f"the number of arrays in '{key}'")
+            self.nested_left -= self.bounded(count, "nested", "the number of arrays")
             if self.nested_left < 0:
-                self.fail("too-large", f"'{key}' takes the file past {LIMITS['nested'][0]} nested arrays")
+                self.fail("too-large", f"it takes the file past {LIMITS['nested'][0]} nested arrays")
             for _ in range(count):
-                self.array(key, depth + 1)
+                self.array(depth + 1)
         else:
-            self.skip(count * SCALARS[element].size, f"the array '{key}'")
+            self.skip(count * SCALARS[element].size, "the array")
             if element == ValueType.BOOL:
-                self.check_bools(start, count, key)
+                self.check_bools(start, count)
         return Entry(ValueType.ARRAY, start, count, element)
 
-    def string_starts(self, count: int, key: str) -> array[int]:
+    def string_starts(self, count: int) -> array[int]:
         """Walk so many strings. This is the one long loop of the reader: about 0.1 us a string."""
-        self.strings_left -= self.bounded(count, "strings", f"the number of strings in '{key}'")
+        self.strings_left -= self.bounded(count, "strings", "the number of strings")
         if self.strings_left < 0:
-            self.fail("too-large", f"'{key}' takes the file past {LIMITS['strings'][0]} strings in arrays")
+            self.fail("too-large", f"it takes the file past {LIMITS['strings'][0]} strings in arrays")
         if count * 8 > self.end - self.position:
-            self.fail(
-                "truncated", f"{count} strings of '{key}' cannot fit in {self.end - self.position} bytes"
-            )
-        starts = array("q", bytes(8 * (count + 1)))
+            self.fail("truncated", f"{count} strings cannot fit in {self.end - self.position} bytes")
+        starts = array("q", [0]) * (count + 1)
         data, position, end, unpack = self.data, self.position, self.end, U64.unpack_from
         for index in range(count):
             if end - position < 8 or (length := unpack(data, position)[0]) > end - position - 8:
                 self.position = position
-                self.fail(
-                    "truncated", f"string {index} of '{key}' passes the end of the file; fetch it again"
-                )
+                self.fail("truncated", f"string {index} passes the end of the file; fetch it again")
             position += 8
             starts[index] = position
             position += length
@@ -198,61 +200,57 @@ class _Reader:
         self.position = position
         return starts
 
-    def check_utf8(self, start: int, length: int, key: str) -> None:
+    def check_utf8(self, start: int, length: int) -> None:
         decoder = codecs.getincrementaldecoder("utf-8")()
         try:
             for at in range(start, start + length, UTF8_CHUNK):
                 decoder.decode(self.data[at : min(at + UTF8_CHUNK, start + length)])
             decoder.decode(b"", final=True)
         except UnicodeDecodeError as error:
-            self.fail("utf-8", f"the string '{key}' is not UTF-8: {error.reason}")
+            self.fail("utf-8", f"the string is not UTF-8: {error.reason}")
 
-    def check_bools(self, start: int, count: int, key: str) -> None:
+    def check_bools(self, start: int, count: int) -> None:
         if count and int(self.file.bytes[start : start + count].max()) > 1:
-            self.fail("bool", f"'{key}' holds a bool that is neither 0 nor 1")
+            self.fail("bool", "a bool is neither 0 nor 1")
 
     def alignment(self, entry: Entry | None) -> int:
         if entry is None:
             return DEFAULT_ALIGNMENT
+        self.item = "'general.alignment'"
         value = U32.unpack_from(self.data, entry.offset)[0] if entry.type == ValueType.U32 else 0
         most = LIMITS["alignment"][0]
         if not 8 <= value <= most or value & (value - 1):
             found = value if entry.type == ValueType.U32 else f"of type {entry.type.name}"
-            self.fail(
-                "alignment", f"general.alignment is {found}; it must be a u32, a power of two, 8 to {most}"
-            )
+            self.fail("alignment", f"it is {found}; it must be a u32, a power of two, 8 to {most}")
         return value
 
     def tensor_infos(self, count: int) -> list[_Info]:
-        infos: list[_Info] = []
-        names: set[str] = set()
+        infos: dict[str, _Info] = {}
         for index in range(count):
-            name = self.ascii("name_nbytes", "name", f"the name of tensor {index}")
-            if name in names:
-                self.fail("duplicate-tensor", f"the tensor '{name}' comes a second time")
-            names.add(name)
-            infos.append(self.tensor_info(name))
-        return infos
+            self.item = f"tensor {index}"
+            name = self.ascii("name_nbytes", "name")
+            if name in infos:
+                self.fail("duplicate-tensor", "the tensor comes a second time")
+            infos[name] = self.tensor_info(name)
+        return list(infos.values())
 
     def tensor_info(self, name: str) -> _Info:
-        rank = self.u32(f"the number of dimensions of '{name}'")
+        rank = self.u32("the number of dimensions")
         if not 1 <= rank <= LIMITS["dimensions"][0]:
-            self.fail(
-                "dimensions", f"'{name}' has {rank} dimensions; 1 to {LIMITS['dimensions'][0]} are allowed"
-            )
-        shape = tuple(self.u64(f"a dimension of '{name}'") for _ in range(rank))[::-1]
-        number = self.u32(f"the type of '{name}'")
+            self.fail("dimensions", f"it has {rank} dimensions; 1 to {LIMITS['dimensions'][0]} are allowed")
+        shape = tuple(self.u64("a dimension") for _ in range(rank))[::-1]
+        number = self.u32("the tensor's type")
         try:
             kind = GGMLType(number)
         except ValueError:
-            self.fail("type", f"the tensor '{name}' has type {number}, which the format does not have")
+            self.fail("type", f"the tensor has type {number}, which the format does not have")
         if min(shape) == 0 or shape[-1] % kind.block_elements:
             self.fail(
                 "dimensions",
-                f"'{name}' has shape {shape}; no axis may be 0, and rows of {kind.name} hold a multiple of"
+                f"the shape is {shape}; no axis may be 0, and rows of {kind.name} hold a multiple of"
                 f" {kind.block_elements} elements",
             )
-        return _Info(name, kind, shape, self.u64(f"the offset of '{name}'"))
+        return _Info(name, kind, shape, self.u64("the tensor's offset"))
 
     def place(self, infos: list[_Info], alignment: int, index: int) -> dict[str, Weight]:
         """Find where the tensors lie; refuse what is outside, unaligned or shared."""
@@ -260,14 +258,13 @@ class _Reader:
         weights: dict[str, Weight] = {}
         for info in infos:
             nbytes = info.type.nbytes(prod(info.shape))
+            self.item = f"'{info.name}'"
             if info.offset % alignment:
-                self.fail(
-                    "alignment", f"the offset of '{info.name}', {info.offset}, is not aligned to {alignment}"
-                )
+                self.fail("alignment", f"the tensor's offset {info.offset} is not a multiple of {alignment}")
             if info.offset > self.end - start or nbytes > self.end - start - info.offset:
                 self.fail(
                     "offset",
-                    f"'{info.name}' lies at {start + info.offset} and has {nbytes} bytes; the file has"
+                    f"the tensor lies at {start + info.offset} and has {nbytes} bytes; the file has"
                     f" {self.end}; fetch it again",
                 )
             offset = start + info.offset

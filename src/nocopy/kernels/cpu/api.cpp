@@ -5,7 +5,9 @@
 
 extern "C" {
 
-uint32_t nocopy_tape_version(void) { return NOCOPY_TAPE_VERSION; }
+uint32_t nocopy_tape_version(void) {
+    return NOCOPY_TAPE_VERSION;
+}
 
 nocopy_player* nocopy_player_create(uint32_t threads, const char* level_name) {
     constexpr uint32_t MAX_THREADS = 256;
@@ -18,7 +20,9 @@ nocopy_player* nocopy_player_create(uint32_t threads, const char* level_name) {
     }
 }
 
-void nocopy_player_destroy(nocopy_player* player) { delete player; }
+void nocopy_player_destroy(nocopy_player* player) {
+    delete player;
+}
 
 int32_t nocopy_play(nocopy_player* player, const nocopy_record* records, uint64_t count,
                     uint8_t* const bases[NOCOPY_SPACES], double timeout_s) {

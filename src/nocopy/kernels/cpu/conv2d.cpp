@@ -1,11 +1,11 @@
 // conv2d: out[n,o,y,x] = bias[o] + sum over c,ky,kx of
 //             weight[o,c,ky,kx] x[n, group(o) cg + c, y stride_y + ky dilation_y - pad_y, ...]
 //
-// x [n,c,h,w], weight [o,cg,kh,kw], out [n,o,oh,ow]; other layouts (NHWC) are strides; outside the input is 0. Two
-// ways:
-//     few output channels per group   direct: each input row is padded in scratch memory, then all its taps are
-//     (image filters, depthwise)      added to the output row in one pass; bound: L1 bandwidth
-//     many                            implicit GEMM: [o, c ky kx] times patches that are packed on the fly, never
+// x [n,c,h,w], weight [o,cg,kh,kw], out [n,o,oh,ow]; other layouts (NHWC) are strides; outside the input is
+// 0. Two ways:
+//     few output channels per group   direct: each input row is padded in scratch memory, then all its taps
+//     are (image filters, depthwise)      added to the output row in one pass; bound: L1 bandwidth many
+//     implicit GEMM: [o, c ky kx] times patches that are packed on the fly, never
 //                                     stored whole; bound: multiply-adds
 #include "gemm.hpp"
 #include "ops.hpp"
@@ -29,8 +29,26 @@ struct Conv {
 Conv plan(const Args& args) {
     const int64_t* d = args.dims;
     const uint32_t* p = args.params;
-    Conv v{d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7], d[8], d[9], p[0], p[1], p[2], p[3], p[4], p[5],
-           args.operands[0], args.operands[1], args.operands[2], args.operands[3]};
+    Conv v{d[0],
+           d[1],
+           d[2],
+           d[3],
+           d[4],
+           d[5],
+           d[6],
+           d[7],
+           d[8],
+           d[9],
+           p[0],
+           p[1],
+           p[2],
+           p[3],
+           p[4],
+           p[5],
+           args.operands[0],
+           args.operands[1],
+           args.operands[2],
+           args.operands[3]};
     const bool pointwise = v.kh == 1 && v.kw == 1 && v.stride_y == 1 && v.stride_x == 1 && v.pad_y == 0 &&
                            v.pad_x == 0 && v.oh == v.h && v.ow == v.w;
     const auto rows_continue = [](const Operand& t, int64_t width) {
@@ -103,8 +121,8 @@ void add_row(const Conv& v, const Operand& x, const uint8_t* row, const uint8_t*
 }
 
 // n columns of one output row, from column `left`.
-void direct_row(const Conv& v, Team& team, int64_t image, int64_t channel, int64_t y, int64_t left,
-                int64_t n, float* scratch) {
+void direct_row(const Conv& v, Team& team, int64_t image, int64_t channel, int64_t y, int64_t left, int64_t n,
+                float* scratch) {
     float *sums = scratch, *buffer = sums + TILE;
     static_assert(TILE + GROUP * TILE <= (int64_t)SCRATCH_FLOATS && REACH + TILE + W <= GROUP * TILE);
     float start = 0;
@@ -116,8 +134,8 @@ void direct_row(const Conv& v, Team& team, int64_t image, int64_t channel, int64
         for (int64_t ky = 0; ky < v.kh; ky++) {
             const int64_t row = y * v.stride_y + ky * v.dilation_y - v.pad_y;
             if (row < 0 || row >= v.h) continue;
-            const uint8_t* weights = at(v.weight, channel * v.weight.strides[0] + c * v.weight.strides[1] +
-                                                      ky * v.weight.strides[2]);
+            const uint8_t* weights = at(
+                v.weight, channel * v.weight.strides[0] + c * v.weight.strides[1] + ky * v.weight.strides[2]);
             add_row(v, v.x, at(v.x, plane + row * v.x.strides[2]), weights, left, n, sums, buffer);
         }
         if ((c & 255) == 255 && overdue(team)) return;
@@ -140,7 +158,8 @@ void direct(const Conv& v, Team& team) {
     });
 }
 
-// -- implicit GEMM -------------------------------------------------------------------------------------------
+// -- implicit GEMM
+// -------------------------------------------------------------------------------------------
 
 // Patches: out[k][NR] for pixels `first` .. first + pixels of the output image and taps from `tap` on.
 void pack_patches(const Conv& v, const Operand& x, float* out, int64_t first, int64_t pixels, int64_t tap,
@@ -214,12 +233,12 @@ void packed(const Conv& v, int64_t image, int64_t group, const Runner& runner) {
             n -= part;
         }
     };
-    const bool direct = out.dtype == NOCOPY_F32 && out.strides[3] == 1 &&
-                        (v.oh == 1 || out.strides[2] == v.ow);
+    const bool direct =
+        out.dtype == NOCOPY_F32 && out.strides[3] == 1 && (v.oh == 1 || out.strides[2] == v.ow);
     float* c = direct ? reinterpret_cast<float*>(out.data) : nullptr;
     const Product<decltype(pack_a), decltype(pack_b), decltype(put)> product{
-        rows, v.oh * v.ow, v.taps(), 1.0f, moved(v.bias, channel * v.bias.strides[0]), c, out.strides[1],
-        pack_a, pack_b, put};
+        rows, v.oh * v.ow,    v.taps(), 1.0f,   moved(v.bias, channel * v.bias.strides[0]),
+        c,    out.strides[1], pack_a,   pack_b, put};
     multiply(product, runner);
 }
 

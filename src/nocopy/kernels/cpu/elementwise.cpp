@@ -33,25 +33,47 @@ void loop2(float* out, const float* a, const float* b, int64_t n) {
     if (i < n) store_part(out + i, function(load_part(a + i, n - i), load_part(b + i, n - i)), n - i);
 }
 
-NOCOPY_INLINE F neg(F x) { return -x; }
-NOCOPY_INLINE F abs(F x) { return as<F>(as<I>(x) & INT32_MAX); }
+NOCOPY_INLINE F neg(F x) {
+    return -x;
+}
+NOCOPY_INLINE F abs(F x) {
+    return as<F>(as<I>(x) & INT32_MAX);
+}
 NOCOPY_INLINE F sign(F x) {
     const F up = x > 0.0f ? set(1.0f) : F{};
     const F signs = x < 0.0f ? set(-1.0f) : up;
     return x == x ? signs : x;
 }
-NOCOPY_INLINE F square(F x) { return x * x; }
-NOCOPY_INLINE F rsqrt(F x) { return 1.0f / sqrt(x); }
-NOCOPY_INLINE F reciprocal(F x) { return 1.0f / x; }
-NOCOPY_INLINE F sin(F x) { return sine<0>(x); }
-NOCOPY_INLINE F cos(F x) { return sine<1>(x); }
-NOCOPY_INLINE F sigmoid(F x) { return 1.0f / (1.0f + exp(-x)); }
-NOCOPY_INLINE F relu(F x) { return x < 0.0f ? F{} : x; }
-NOCOPY_INLINE F gelu(F x) { return 0.5f * x * (1.0f + erf(x * 0.707106781f)); }
+NOCOPY_INLINE F square(F x) {
+    return x * x;
+}
+NOCOPY_INLINE F rsqrt(F x) {
+    return 1.0f / sqrt(x);
+}
+NOCOPY_INLINE F reciprocal(F x) {
+    return 1.0f / x;
+}
+NOCOPY_INLINE F sin(F x) {
+    return sine<0>(x);
+}
+NOCOPY_INLINE F cos(F x) {
+    return sine<1>(x);
+}
+NOCOPY_INLINE F sigmoid(F x) {
+    return 1.0f / (1.0f + exp(-x));
+}
+NOCOPY_INLINE F relu(F x) {
+    return x < 0.0f ? F{} : x;
+}
+NOCOPY_INLINE F gelu(F x) {
+    return 0.5f * x * (1.0f + erf(x * 0.707106781f));
+}
 NOCOPY_INLINE F gelu_tanh(F x) {
     return 0.5f * x * (1.0f + tanh(0.797884561f * (x + 0.044715f * (x * x * x))));
 }
-NOCOPY_INLINE F silu(F x) { return x / (1.0f + exp(-x)); }
+NOCOPY_INLINE F silu(F x) {
+    return x / (1.0f + exp(-x));
+}
 
 struct Unary {
     Loop loop;
@@ -59,45 +81,43 @@ struct Unary {
 };
 // In the order of the op table.
 constexpr Unary UNARY[] = {
-    {loop1<neg>, CHEAP_NS},
-    {loop1<abs>, CHEAP_NS},
-    {loop1<sign>, CHEAP_NS},
-    {loop1<square>, CHEAP_NS},
-    {loop1<sqrt>, CHEAP_NS},
-    {loop1<rsqrt>, COSTLY_NS},
-    {loop1<reciprocal>, CHEAP_NS},
-    {loop1<exp>, COSTLY_NS},
-    {loop1<log>, COSTLY_NS},
-    {loop1<sin>, COSTLY_NS},
-    {loop1<cos>, COSTLY_NS},
-    {loop1<tanh>, COSTLY_NS},
-    {loop1<sigmoid>, COSTLY_NS},
-    {loop1<relu>, CHEAP_NS},
-    {loop1<gelu>, COSTLY_NS},
-    {loop1<gelu_tanh>, COSTLY_NS},
-    {loop1<silu>, COSTLY_NS},
-    {loop1<floor>, CHEAP_NS},
-    {loop1<ceil>, CHEAP_NS},
-    {loop1<rint>, CHEAP_NS},
+    {loop1<neg>, CHEAP_NS},        {loop1<abs>, CHEAP_NS},   {loop1<sign>, CHEAP_NS},
+    {loop1<square>, CHEAP_NS},     {loop1<sqrt>, CHEAP_NS},  {loop1<rsqrt>, COSTLY_NS},
+    {loop1<reciprocal>, CHEAP_NS}, {loop1<exp>, COSTLY_NS},  {loop1<log>, COSTLY_NS},
+    {loop1<sin>, COSTLY_NS},       {loop1<cos>, COSTLY_NS},  {loop1<tanh>, COSTLY_NS},
+    {loop1<sigmoid>, COSTLY_NS},   {loop1<relu>, CHEAP_NS},  {loop1<gelu>, COSTLY_NS},
+    {loop1<gelu_tanh>, COSTLY_NS}, {loop1<silu>, COSTLY_NS}, {loop1<floor>, CHEAP_NS},
+    {loop1<ceil>, CHEAP_NS},       {loop1<rint>, CHEAP_NS},
 };
 static_assert(NOCOPY_UNARY_NEG == 0 && NOCOPY_UNARY_EXP == 7 && NOCOPY_UNARY_TANH == 11 &&
               NOCOPY_UNARY_ROUND + 1 == sizeof UNARY / sizeof UNARY[0]);
 
-NOCOPY_INLINE F add(F a, F b) { return a + b; }
-NOCOPY_INLINE F sub(F a, F b) { return a - b; }
-NOCOPY_INLINE F mul(F a, F b) { return a * b; }
-NOCOPY_INLINE F div(F a, F b) { return a / b; }
-NOCOPY_INLINE F eq(F a, F b) { return a == b ? set(1.0f) : F{}; }
-NOCOPY_INLINE F lt(F a, F b) { return a < b ? set(1.0f) : F{}; }
-NOCOPY_INLINE F le(F a, F b) { return a <= b ? set(1.0f) : F{}; }
+NOCOPY_INLINE F add(F a, F b) {
+    return a + b;
+}
+NOCOPY_INLINE F sub(F a, F b) {
+    return a - b;
+}
+NOCOPY_INLINE F mul(F a, F b) {
+    return a * b;
+}
+NOCOPY_INLINE F div(F a, F b) {
+    return a / b;
+}
+NOCOPY_INLINE F eq(F a, F b) {
+    return a == b ? set(1.0f) : F{};
+}
+NOCOPY_INLINE F lt(F a, F b) {
+    return a < b ? set(1.0f) : F{};
+}
+NOCOPY_INLINE F le(F a, F b) {
+    return a <= b ? set(1.0f) : F{};
+}
 
 // In the order of the op table.
 constexpr Loop BINARY[] = {
-    loop2<add>,     loop2<sub>,
-    loop2<mul>,     loop2<div>,
-    loop2<min_nan>, loop2<max_nan>,
-    loop2<pow>,     loop2<eq>,
-    loop2<lt>,       loop2<le>,
+    loop2<add>,     loop2<sub>, loop2<mul>, loop2<div>, loop2<min_nan>,
+    loop2<max_nan>, loop2<pow>, loop2<eq>,  loop2<lt>,  loop2<le>,
 };
 static_assert(NOCOPY_BINARY_ADD == 0 && NOCOPY_BINARY_MIN == 4 && NOCOPY_BINARY_POW == 6 &&
               NOCOPY_BINARY_LE + 1 == sizeof BINARY / sizeof BINARY[0]);

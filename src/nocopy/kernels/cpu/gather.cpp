@@ -20,8 +20,8 @@ void gather(const Args& args, Team& team) {
         alignas(64) float tile[TILE];
         for (int64_t item = first; item < last; item++) {
             const int64_t row = item / across, start = item % across * SPAN;
-            const int64_t wanted = *reinterpret_cast<const volatile int32_t*>(
-                at(indices, row * indices.strides[0]));
+            const int64_t wanted =
+                *reinterpret_cast<const volatile int32_t*>(at(indices, row * indices.strides[0]));
             const int64_t index = most(0, least(wanted, last_row));
             const int64_t n = least(SPAN, width - start);
             uint8_t* to = at(out, row * out.strides[0] + start * out.strides[1]);

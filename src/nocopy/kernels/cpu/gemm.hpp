@@ -1,9 +1,9 @@
 // The matrix product that matmul and conv2d share: C[m,n] = scale * sum over k of A[m,k] B[k,n] + bias[m].
 //
-// The classic scheme: A and B are packed, as f32 and zero-padded, into panels of MR rows and NR columns of up to
-// `depth` k; a micro-kernel keeps an MR x NR tile of C in registers. Packing is where strides and element
-// types are dealt with; the caller gives the functions that pack. Bound: one multiply-add of W lanes per cycle and
-// port; see bench/matmul.py.
+// The classic scheme: A and B are packed, as f32 and zero-padded, into panels of MR rows and NR columns of up
+// to `depth` k; a micro-kernel keeps an MR x NR tile of C in registers. Packing is where strides and element
+// types are dealt with; the caller gives the functions that pack. Bound: one multiply-add of W lanes per
+// cycle and port; see bench/matmul.py.
 #pragma once
 
 #include "tile.hpp"
@@ -22,8 +22,8 @@ inline constexpr int MR = 4, NV = 2;
 #endif
 inline constexpr int NR = NV * W;
 
-// Sizes of the blocks that are packed at once. Shared by a team: A 1.5 MiB and B 3 MiB lie in the L3 cache, of which
-// each thread's part of A stays in its L2. On one thread: all within its scratch memory.
+// Sizes of the blocks that are packed at once. Shared by a team: A 1.5 MiB and B 3 MiB lie in the L3 cache,
+// of which each thread's part of A stays in its L2. On one thread: all within its scratch memory.
 struct Blocks {
     int64_t rows, columns, depth;
 };
@@ -31,16 +31,18 @@ inline constexpr Blocks TEAM_BLOCKS{1008, 2048, 384};
 inline constexpr Blocks LONE_BLOCKS{192, 256, 256};
 static_assert(TEAM_BLOCKS.rows % MR == 0 && LONE_BLOCKS.rows % MR == 0 && LONE_BLOCKS.columns % NR == 0);
 static_assert((TEAM_BLOCKS.rows + TEAM_BLOCKS.columns) * TEAM_BLOCKS.depth +
-                  TEAM_BLOCKS.rows * TEAM_BLOCKS.columns <= (int64_t)SHARED_FLOATS);
+                  TEAM_BLOCKS.rows * TEAM_BLOCKS.columns <=
+              (int64_t)SHARED_FLOATS);
 inline constexpr int64_t PACK_FLOATS = NR * TEAM_BLOCKS.depth;  // what a packing function may use as scratch
 static_assert((LONE_BLOCKS.rows + LONE_BLOCKS.columns) * LONE_BLOCKS.depth +
-                  LONE_BLOCKS.rows * LONE_BLOCKS.columns + PACK_FLOATS <= (int64_t)SCRATCH_FLOATS);
+                  LONE_BLOCKS.rows * LONE_BLOCKS.columns + PACK_FLOATS <=
+              (int64_t)SCRATCH_FLOATS);
 
 // Where a tile of C goes: f32 rows `pitch` floats apart.
 struct Target {
     float* c;
     int64_t pitch;
-    bool add;           // to what is there (a later block of k)
+    bool add;  // to what is there (a later block of k)
     float scale;
     const float* bias;  // one value for each row, or NULL
 };
@@ -128,8 +130,8 @@ void pack(float* out, const Operand& x, int64_t start, int64_t line_stride, int6
         for (int i = 0; i < R; i++) out[k * R + i] = rows[i][k];
 }
 
-// One product. PackA and PackB: (out, first line, lines, first k, depth, scratch). Put: (row, column, n, values)
-// stores finished f32 values; it is not called when C is f32 with contiguous rows (`c` is not NULL).
+// One product. PackA and PackB: (out, first line, lines, first k, depth, scratch). Put: (row, column, n,
+// values) stores finished f32 values; it is not called when C is f32 with contiguous rows (`c` is not NULL).
 template <class PackA, class PackB, class Put>
 struct Product {
     int64_t m, n, k;
@@ -142,7 +144,8 @@ struct Product {
     const Put& put;
 };
 
-// Runs bodies on a team, its packed panels in shared memory, or on one thread in that thread's scratch memory.
+// Runs bodies on a team, its packed panels in shared memory, or on one thread in that thread's scratch
+// memory.
 struct TeamRunner {
     Team& team;
     float* memory() const { return shared(team); }
@@ -170,8 +173,8 @@ struct LoneRunner {
 // Nanoseconds of one core, to cut work by: packing an element; a multiply-add.
 inline constexpr double PACK_NS = 0.4, MULTIPLY_NS = 0.5 / W;
 
-// How a block of rows x columns is cut for the team: pieces of about 16 x MR rows, as even as possible, and narrower
-// while there are too few of them.
+// How a block of rows x columns is cut for the team: pieces of about 16 x MR rows, as even as possible, and
+// narrower while there are too few of them.
 struct Pieces {
     int64_t rows, columns, down, across;
 };
@@ -225,7 +228,8 @@ void multiply_block(const P& p, const Runner& runner, int64_t top, int64_t rows,
                         if (biased)
                             read(starts, p.bias.dtype, at(p.bias, (top + r) * p.bias.strides[0]),
                                  p.bias.strides[0], height);
-                        float* tile = p.c ? p.c + (top + r) * p.pitch + left + c : stage + r * stage_pitch + c;
+                        float* tile =
+                            p.c ? p.c + (top + r) * p.pitch + left + c : stage + r * stage_pitch + c;
                         const Target to{tile, p.c ? p.pitch : stage_pitch, k > 0, p.scale,
                                         biased ? starts : nullptr};
                         if (p.c && width < NR)

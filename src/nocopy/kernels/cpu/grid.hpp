@@ -5,8 +5,8 @@
 
 namespace nocopy::NOCOPY_LEVEL {
 
-// The axes of an element-wise op, reordered and merged: the last one has the smallest output stride. Element-wise
-// ops may write over an input of the same layout, so any order is right.
+// The axes of an element-wise op, reordered and merged: the last one has the smallest output stride.
+// Element-wise ops may write over an input of the same layout, so any order is right.
 struct Grid {
     static constexpr int MAX_OPERANDS = 3;  // output and two inputs
     int axes = 0;
@@ -83,8 +83,8 @@ NOCOPY_INLINE Grid plan(const Args& args, int operands) {
     return grid;
 }
 
-// Rows x columns of the last two axes. Long rows stream; where an input runs across the rows (a transpose), small
-// blocks use each of its cache lines 16 times before it is evicted.
+// Rows x columns of the last two axes. Long rows stream; where an input runs across the rows (a transpose),
+// small blocks use each of its cache lines 16 times before it is evicted.
 struct Block {
     int64_t rows, columns;
 };

@@ -1,8 +1,8 @@
 // The native side of guest calls: `nocopy.submit` without Python when the guest submits a tape again.
 //
-// The guest may change its memory at any time (another of its threads), so what is compared and what is played is
-// never the guest's own bytes: records are copied out once, the copy is compared with tapes that the validator
-// accepted, and on a hit our own copy of the accepted tape is played.
+// The guest may change its memory at any time (another of its threads), so what is compared and what is
+// played is never the guest's own bytes: records are copied out once, the copy is compared with tapes that
+// the validator accepted, and on a hit our own copy of the accepted tape is played.
 #include <cstring>
 #include <new>
 #include <vector>
@@ -104,16 +104,20 @@ nocopy_host* nocopy_host_create(const nocopy_host_config* config) {
     return new (std::nothrow) nocopy_host{*config, {}, {}};
 }
 
-void nocopy_host_destroy(nocopy_host* host) { delete host; }
+void nocopy_host_destroy(nocopy_host* host) {
+    delete host;
+}
 
-nocopy_host_config* nocopy_host_settings(nocopy_host* host) { return &host->config; }
+nocopy_host_config* nocopy_host_settings(nocopy_host* host) {
+    return &host->config;
+}
 
 wasm_trap_t* nocopy_host_submit(void* env, wasmtime_caller_t* caller, nocopy_wasm_value* values,
                                 size_t count) {
     auto* host = static_cast<nocopy_host*>(env);
     const nocopy_host_config& config = host->config;
-    const uint64_t pointer = config.memory64 ? static_cast<uint64_t>(values[0].i64)
-                                             : static_cast<uint32_t>(values[0].i32);
+    const uint64_t pointer =
+        config.memory64 ? static_cast<uint64_t>(values[0].i64) : static_cast<uint32_t>(values[0].i32);
     if (!host->replay(pointer, static_cast<uint32_t>(values[1].i32)))
         return config.fallback(config.fallback_env, caller, values, count);
     values[0].i32 = 0;
@@ -128,11 +132,17 @@ int32_t nocopy_host_remember(nocopy_host* host, const nocopy_record* records, ui
     }
 }
 
-void nocopy_host_forget(nocopy_host* host) { host->tapes.clear(); }
+void nocopy_host_forget(nocopy_host* host) {
+    host->tapes.clear();
+}
 
-int32_t nocopy_host_status(const nocopy_host* host) { return host->status; }
+int32_t nocopy_host_status(const nocopy_host* host) {
+    return host->status;
+}
 
-uint64_t nocopy_host_hits(const nocopy_host* host) { return host->hits; }
+uint64_t nocopy_host_hits(const nocopy_host* host) {
+    return host->hits;
+}
 
 wasm_trap_t* nocopy_host_version(void*, wasmtime_caller_t*, nocopy_wasm_value* values, size_t) {
     values[0].i32 = NOCOPY_TAPE_VERSION;

@@ -5,9 +5,9 @@
 
 namespace nocopy {
 
-#define NOCOPY_DECLARE(level)          \
-    namespace level {                  \
-    extern const Kernel kernels[];     \
+#define NOCOPY_DECLARE(level)      \
+    namespace level {              \
+    extern const Kernel kernels[]; \
     }
 #ifdef NOCOPY_HAS_BASELINE
 NOCOPY_DECLARE(baseline)
@@ -25,7 +25,9 @@ NOCOPY_DECLARE(avx512)
 
 namespace {
 
-[[maybe_unused]] bool always() { return true; }
+[[maybe_unused]] bool always() {
+    return true;
+}
 
 #ifdef NOCOPY_HAS_AVX2
 // __builtin_cpu_supports also asks whether the operating system saves the wide registers.

@@ -17,15 +17,15 @@ struct Team;  // the threads that play; see pool.hpp
 
 // Floats of private scratch memory that each thread has, 64-byte aligned: 1 MiB, about an L2 cache.
 inline constexpr std::size_t SCRATCH_FLOATS = 256 * 1024;
-// Floats of scratch memory that all threads share, 64-byte aligned: packed panels of a matmul. Untouched pages
-// cost nothing.
+// Floats of scratch memory that all threads share, 64-byte aligned: packed panels of a matmul. Untouched
+// pages cost nothing.
 inline constexpr std::size_t SHARED_FLOATS = 8 * 1024 * 1024;
 
 using Body = void (*)(const void* context, std::uint64_t chunk, float* scratch);
 
-// Runs body(context, 0 .. chunks-1, scratch of the running thread), in any order, on the team's threads and the
-// caller's, and returns when all have ended. After the deadline the remaining chunks are skipped; a kernel
-// that runs several times in a row asks `expired` in between. One chunk runs on the caller alone.
+// Runs body(context, 0 .. chunks-1, scratch of the running thread), in any order, on the team's threads and
+// the caller's, and returns when all have ended. After the deadline the remaining chunks are skipped; a
+// kernel that runs several times in a row asks `expired` in between. One chunk runs on the caller alone.
 void run(Team& team, std::uint64_t chunks, Body body, const void* context);
 bool expired(const Team& team);
 // The same, after a look at the clock (25 ns): for bodies whose single chunk may take long.

@@ -5,7 +5,9 @@
 
 namespace nocopy::NOCOPY_LEVEL {
 
-NOCOPY_INLINE int64_t line_count(const Args& args) { return args.dims[0] * args.dims[1] * args.dims[2]; }
+NOCOPY_INLINE int64_t line_count(const Args& args) {
+    return args.dims[0] * args.dims[1] * args.dims[2];
+}
 
 // Where line `index` of an operand starts.
 NOCOPY_INLINE uint8_t* line(const Args& args, const Operand& operand, int64_t index) {
@@ -14,8 +16,8 @@ NOCOPY_INLINE uint8_t* line(const Args& args, const Operand& operand, int64_t in
     return at(operand, i0 * operand.strides[0] + i1 * operand.strides[1] + i2 * operand.strides[2]);
 }
 
-// A line of any type and stride as pieces of contiguous f32. A line of one piece is converted once, however many
-// passes are made over it.
+// A line of any type and stride as pieces of contiguous f32. A line of one piece is converted once, however
+// many passes are made over it.
 struct Line {
     static constexpr int64_t PIECE = SCRATCH_FLOATS / 4;
     uint32_t dtype = NOCOPY_NONE;
@@ -44,8 +46,8 @@ NOCOPY_INLINE void pieces(int64_t n, const Function& f) {
     for (int64_t start = 0; start < n; start += Line::PIECE) f(start, least(Line::PIECE, n - start));
 }
 
-// Sum of function(x[i]) over n floats. Blocks are summed in f32 by 4 x W lanes and added in f64, so the error does
-// not grow with n.
+// Sum of function(x[i]) over n floats. Blocks are summed in f32 by 4 x W lanes and added in f64, so the error
+// does not grow with n.
 template <class Function>
 NOCOPY_INLINE double total(const float* x, int64_t n, const Function& function) {
     constexpr int64_t BLOCK = 1024;

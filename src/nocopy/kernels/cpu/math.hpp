@@ -1,5 +1,6 @@
-// Elementary functions of W floats. Errors are at most a few units in the last place over the whole range; special
-// values (infinities, NaN, zeros) are those of <math.h>. Polynomials are minimax over the reduced range.
+// Elementary functions of W floats. Errors are at most a few units in the last place over the whole range;
+// special values (infinities, NaN, zeros) are those of <math.h>. Polynomials are minimax over the reduced
+// range.
 #pragma once
 
 #include <math.h>

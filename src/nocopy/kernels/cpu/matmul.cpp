@@ -67,15 +67,25 @@ void fold_batch(Matmul& p) {
 }
 
 Matmul plan(const Args& args) {
-    Matmul p{args.dims[0],     args.dims[1],     args.dims[2],
-             args.dims[3],     args.dims[4],     param(args, 0),
-             args.operands[0], args.operands[1], args.operands[2],
-             strides_of(args.operands[0]), strides_of(args.operands[1]), strides_of(args.operands[2])};
+    Matmul p{args.dims[0],
+             args.dims[1],
+             args.dims[2],
+             args.dims[3],
+             args.dims[4],
+             param(args, 0),
+             args.operands[0],
+             args.operands[1],
+             args.operands[2],
+             strides_of(args.operands[0]),
+             strides_of(args.operands[1]),
+             strides_of(args.operands[2])};
     if (p.k == 0) p.a_s = p.b_s = {};  // empty operands may have any strides
     fold_batch(p);
     const bool columns_lie_together = p.out_s.row == 1 && p.out_s.column != 1;
-    if (p.n <= MAX_SKINNY && p.m > p.n) transpose(p);
-    else if (p.m > MAX_SKINNY && columns_lie_together) transpose(p);
+    if (p.n <= MAX_SKINNY && p.m > p.n)
+        transpose(p);
+    else if (p.m > MAX_SKINNY && columns_lie_together)
+        transpose(p);
     return p;
 }
 

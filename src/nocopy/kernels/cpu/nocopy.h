@@ -19,7 +19,7 @@ extern "C" {
 enum {
     NOCOPY_SPACES = 4,
     NOCOPY_OK = 0,
-    NOCOPY_DEADLINE = 1,  // stopped between chunks; outputs of the record under way are half written
+    NOCOPY_DEADLINE = 1,    // stopped between chunks; outputs of the record under way are half written
     NOCOPY_UNKNOWN_OP = 2,  // a record that this library is too old for; records before it were played
 };
 
@@ -63,15 +63,15 @@ typedef wasm_trap_t* (*nocopy_host_function)(void* env, wasmtime_caller_t* calle
 // until `nocopy_host_destroy`; fields may be changed while the guest is not running, `bases` only together
 // with `nocopy_host_forget`.
 typedef struct nocopy_host_config {
-    nocopy_player* player;         // NULL: nothing is cached and every call goes to `fallback`
-    uint8_t* memory;               // base of the guest's linear memory
-    const size_t* memory_bytes;    // its current size; read on every call
+    nocopy_player* player;          // NULL: nothing is cached and every call goes to `fallback`
+    uint8_t* memory;                // base of the guest's linear memory
+    const size_t* memory_bytes;     // its current size; read on every call
     uint8_t* bases[NOCOPY_SPACES];  // what accepted records play over; `bases[0]` is `memory`
-    double timeout_s;              // for each play, as in `nocopy_play`
-    uint32_t memory64;             // 1: the pointer argument is an i64
-    uint32_t capacity;             // accepted tapes to keep, at most 64; 0 keeps none
+    double timeout_s;               // for each play, as in `nocopy_play`
+    uint32_t memory64;              // 1: the pointer argument is an i64
+    uint32_t capacity;              // accepted tapes to keep, at most 64; 0 keeps none
     nocopy_host_function fallback;  // called when the cache cannot answer
-    void* fallback_env;            // its first argument
+    void* fallback_env;             // its first argument
 } nocopy_host_config;
 
 typedef struct nocopy_host nocopy_host;
@@ -84,9 +84,9 @@ NOCOPY_API void nocopy_host_destroy(nocopy_host* host);
 NOCOPY_API nocopy_host_config* nocopy_host_settings(nocopy_host* host);
 
 // `nocopy.submit(tape: i32 or i64, count: i32) -> i32` as wasmtime's unchecked callback; `env` is a
-// `nocopy_host*`. Copies the guest's records to private memory, looks the copy up among the accepted tapes and
-// plays the cached one: 0 for the guest. Otherwise (not in the cache, out of bounds, more records than are
-// cached, or the play did not end with NOCOPY_OK) the fallback gets the same arguments and answers. It
+// `nocopy_host*`. Copies the guest's records to private memory, looks the copy up among the accepted tapes
+// and plays the cached one: 0 for the guest. Otherwise (not in the cache, out of bounds, more records than
+// are cached, or the play did not end with NOCOPY_OK) the fallback gets the same arguments and answers. It
 // finds out about the last case with `nocopy_host_status` and must not play again then.
 NOCOPY_API wasm_trap_t* nocopy_host_submit(void* env, wasmtime_caller_t* caller, nocopy_wasm_value* values,
                                            size_t count);

@@ -12,8 +12,8 @@ namespace {
 constexpr std::uint64_t OPEN = std::uint64_t{1} << 31;
 constexpr std::uint64_t INSIDE = OPEN - 1;
 
-// Spinning: about 2 us of pause instructions, then yielding the core, then sleep. 50 us covers the pause between
-// two plays of a guest that submits in a loop; see bench/matmul.py.
+// Spinning: about 2 us of pause instructions, then yielding the core, then sleep. 50 us covers the pause
+// between two plays of a guest that submits in a loop; see bench/matmul.py.
 constexpr int PAUSES = 64;
 constexpr std::chrono::microseconds AWAKE{50};
 
@@ -61,12 +61,12 @@ Floats map_floats(std::size_t count) {
 
 }  // namespace
 
-void Unmap::operator()(float* memory) const { munmap(memory, bytes); }
+void Unmap::operator()(float* memory) const {
+    munmap(memory, bytes);
+}
 
 Team::Team(unsigned threads)
-    : threads_(threads),
-      scratch_(map_floats(threads * SCRATCH_FLOATS)),
-      shared_(map_floats(SHARED_FLOATS)) {
+    : threads_(threads), scratch_(map_floats(threads * SCRATCH_FLOATS)), shared_(map_floats(SHARED_FLOATS)) {
     workers_.reserve(threads - 1);
     try {
         for (unsigned i = 1; i < threads; i++) workers_.emplace_back([this, i] { worker(i); });
@@ -172,9 +172,17 @@ std::uint64_t Team::next_job(std::uint32_t seen) {
 void run(Team& team, std::uint64_t chunks, Body body, const void* context) {
     team.run(chunks, body, context);
 }
-bool expired(const Team& team) { return team.expired(); }
-bool overdue(Team& team) { return team.check_deadline(); }
-unsigned threads(const Team& team) { return team.threads(); }
-float* shared(Team& team) { return team.shared(); }
+bool expired(const Team& team) {
+    return team.expired();
+}
+bool overdue(Team& team) {
+    return team.check_deadline();
+}
+unsigned threads(const Team& team) {
+    return team.threads();
+}
+float* shared(Team& team) {
+    return team.shared();
+}
 
 }  // namespace nocopy

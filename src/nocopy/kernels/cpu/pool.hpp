@@ -1,8 +1,8 @@
 // The threads that play a tape.
 //
-// One caller walks the tape; `threads - 1` workers help with the chunks of the record under way. A worker joins a
-// job by itself and the caller never waits for one that has not joined, so a machine with fewer cores than
-// threads, or a worker that the scheduler has put aside, costs help but never a stall. Workers spin for
+// One caller walks the tape; `threads - 1` workers help with the chunks of the record under way. A worker
+// joins a job by itself and the caller never waits for one that has not joined, so a machine with fewer cores
+// than threads, or a worker that the scheduler has put aside, costs help but never a stall. Workers spin for
 // some microseconds after a job, since the next record follows at once, and then sleep in the kernel.
 #pragma once
 

@@ -3,9 +3,10 @@
 //     at(i)    = clamp((i + 0.5) * (size / out_size) - 0.5, 0, size - 1)
 //     out[y,x] = (1-fy) ((1-fx) x[y0,x0] + fx x[y0,x1]) + fy ((1-fx) x[y1,x0] + fx x[y1,x1])
 //
-// x [n,c,h,w] to out [n,c,oh,ow]; any strides and element types. For each output row and tile of columns the two input
-// rows are blended first, in vectors over the input's columns, then columns are picked from the blend. A
-// downscale that skips most columns reads its four elements directly. Bound: picking, about 1 ns per element.
+// x [n,c,h,w] to out [n,c,oh,ow]; any strides and element types. For each output row and tile of columns the
+// two input rows are blended first, in vectors over the input's columns, then columns are picked from the
+// blend. A downscale that skips most columns reads its four elements directly. Bound: picking, about 1 ns per
+// element.
 #include "ops.hpp"
 #include "tile.hpp"
 
@@ -52,7 +53,9 @@ float element(const uint8_t* row, const Operand& x, int64_t column) {
     return value;
 }
 
-NOCOPY_INLINE float mix(float a, float b, float share) { return a * (1.0f - share) + b * share; }
+NOCOPY_INLINE float mix(float a, float b, float share) {
+    return a * (1.0f - share) + b * share;
+}
 
 }  // namespace
 
@@ -87,14 +90,14 @@ void resize(const Args& args, Team& team) {
             if (reach <= least(REACH, 8 * count + 16)) {
                 blend(mixed, top_tile, bottom_tile, x, rows, from, reach);
                 for (int64_t i = 0; i < count; i++)
-                    result[i] = mix(mixed[samples[i].low - from], mixed[samples[i].high - from],
-                                    samples[i].share);
+                    result[i] =
+                        mix(mixed[samples[i].low - from], mixed[samples[i].high - from], samples[i].share);
             } else {
                 for (int64_t i = 0; i < count; i++) {
                     const auto [low, high, share] = samples[i];
-                    result[i] = mix(mix(element(rows.top, x, low), element(rows.top, x, high), share),
-                                    mix(element(rows.bottom, x, low), element(rows.bottom, x, high), share),
-                                    y.share);
+                    result[i] =
+                        mix(mix(element(rows.top, x, low), element(rows.top, x, high), share),
+                            mix(element(rows.bottom, x, low), element(rows.bottom, x, high), share), y.share);
                 }
             }
             uint8_t* to = at(out, image * out.strides[0] + channel * out.strides[1] + oy * out.strides[2] +

@@ -5,8 +5,8 @@
 //     rmsnorm    out[d0,d1,d2,n] = x / sqrt(mean(x^2) + eps) * weight[n]
 //     layernorm  out[d0,d1,d2,n] = (x - mean) / sqrt(variance + eps) * weight[n] + bias[n]
 //
-// Lines are converted to f32 once and stay in the L2 cache for all passes; lines of more than 64 Ki elements are read
-// again for each pass. Sums are accurate to f32 for any n. Bound: memory bandwidth, softmax: exp.
+// Lines are converted to f32 once and stay in the L2 cache for all passes; lines of more than 64 Ki elements
+// are read again for each pass. Sums are accurate to f32 for any n. Bound: memory bandwidth, softmax: exp.
 #include "lines.hpp"
 #include "math.hpp"
 #include "ops.hpp"
@@ -18,10 +18,18 @@ namespace {
 // Nanoseconds per element and per line on one Zen 4 core; they only decide how work is cut.
 constexpr double FOLD_NS = 0.1, NORM_NS = 0.25, SOFTMAX_NS = 0.6, LINE_NS = 20;
 
-NOCOPY_INLINE F same(F x) { return x; }
-NOCOPY_INLINE F squared(F x) { return x * x; }
-NOCOPY_INLINE F pick_max(F a, F b) { return max_nan(a, b); }
-NOCOPY_INLINE F pick_min(F a, F b) { return min_nan(a, b); }
+NOCOPY_INLINE F same(F x) {
+    return x;
+}
+NOCOPY_INLINE F squared(F x) {
+    return x * x;
+}
+NOCOPY_INLINE F pick_max(F a, F b) {
+    return max_nan(a, b);
+}
+NOCOPY_INLINE F pick_min(F a, F b) {
+    return min_nan(a, b);
+}
 
 // -- reduce ------------------------------------------------------------------------------------------------
 
@@ -44,11 +52,10 @@ double reduce_part(const Args& args, int64_t index, int64_t from, int64_t count,
     double result = identity(args.function);
     pieces(count, [&](int64_t start, int64_t n) {
         const float* values = x.piece(start, n);
-        const double part = args.function == NOCOPY_REDUCE_MAX
-                                ? (double)fold(values, n, -__builtin_inff(), pick_max)
-                            : args.function == NOCOPY_REDUCE_MIN
-                                ? (double)fold(values, n, __builtin_inff(), pick_min)
-                                : total(values, n, same);
+        const double part =
+            args.function == NOCOPY_REDUCE_MAX   ? (double)fold(values, n, -__builtin_inff(), pick_max)
+            : args.function == NOCOPY_REDUCE_MIN ? (double)fold(values, n, __builtin_inff(), pick_min)
+                                                 : total(values, n, same);
         result = combine(args.function, result, part);
     });
     return result;
@@ -86,8 +93,8 @@ void reduce_columns(const Args& args, Team& team) {
     const unsigned function = args.function;
     const bool adds = function == NOCOPY_REDUCE_SUM || function == NOCOPY_REDUCE_MEAN;
     constexpr int64_t RUN = 64;  // additions in f32 before a sum is set aside, for accuracy
-    const Cut work = cut(team, args.dims[0] * args.dims[1] * across,
-                         FOLD_NS * (double)(least(width, TILE) * n) + LINE_NS);
+    const Cut work =
+        cut(team, args.dims[0] * args.dims[1] * across, FOLD_NS * (double)(least(width, TILE) * n) + LINE_NS);
     parallel(team, work, [&](int64_t first, int64_t last, float* scratch) {
         float *tile = scratch, *sum = scratch + TILE, *result = scratch + 2 * TILE;
         for (int64_t item = first; item < last; item++) {
@@ -121,7 +128,8 @@ void reduce_columns(const Args& args, Team& team) {
     });
 }
 
-// -- normalisations ------------------------------------------------------------------------------------------
+// -- normalisations
+// ------------------------------------------------------------------------------------------
 
 // The four pieces of a thread's scratch memory that a normalisation uses.
 struct Lines {
@@ -222,17 +230,17 @@ void softmax(const Args& args, Team& team) {
                 most = (float)combine(NOCOPY_REDUCE_MAX, most, fold(x, count, most, pick_max));
         });
         const float top = scale * (scale < 0 ? least : most);
+        // The product is rounded as `top` was, so that the largest exponent is 0 however large the scale is.
+        const auto exponential = [&](F x, int64_t, int64_t) { return exp(rounded(scale * x) - top); };
         double sum = 0;
         pieces(n, [&](int64_t start, int64_t count) {
-            transform(l.result, l.x.piece(start, count), count,
-                      [&](F x, int64_t, int64_t) { return exp(scale * x - top); });
+            transform(l.result, l.x.piece(start, count), count, exponential);
             sum += total(l.result, count, same);
         });
         const float factor = (float)(1.0 / sum);
         pieces(n, [&](int64_t start, int64_t count) {
             if (n > Line::PIECE)  // only the last piece is still there
-                transform(l.result, l.x.piece(start, count), count,
-                          [&](F x, int64_t, int64_t) { return exp(scale * x - top); });
+                transform(l.result, l.x.piece(start, count), count, exponential);
             transform(l.result, l.result, count, [&](F e, int64_t, int64_t) { return e * factor; });
             put(args, to, start, l.result, count);
         });

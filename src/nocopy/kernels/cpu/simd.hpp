@@ -1,7 +1,7 @@
 // W-wide vectors of f32 and conversions to and from the element types of tapes.
 //
-// The compilers' vector extensions give arithmetic, comparisons and selection (`mask ? a : b`); only what they
-// lack is written per instruction set: rounding, square root, half-precision conversion, partial loads.
+// The compilers' vector extensions give arithmetic, comparisons and selection (`mask ? a : b`); only what
+// they lack is written per instruction set: rounding, square root, half-precision conversion, partial loads.
 // a * b + c contracts to a fused multiply-add where the level has one.
 #pragma once
 
@@ -57,10 +57,30 @@ NOCOPY_INLINE To as(From v) {
     return to;
 }
 
-NOCOPY_INLINE F load(const float* from) { return load_bits<F>(from); }
-NOCOPY_INLINE void store(float* to, F v) { store_bits(to, v); }
-NOCOPY_INLINE F set(float x) { return x - F{}; }
-NOCOPY_INLINE I set_int(int32_t x) { return x - I{}; }
+NOCOPY_INLINE F load(const float* from) {
+    return load_bits<F>(from);
+}
+NOCOPY_INLINE void store(float* to, F v) {
+    store_bits(to, v);
+}
+NOCOPY_INLINE F set(float x) {
+    return x - F{};
+}
+NOCOPY_INLINE I set_int(int32_t x) {
+    return x - I{};
+}
+
+// x, as a value that the compiler cannot contract into a multiply-add with what it came from.
+NOCOPY_INLINE F rounded(F x) {
+#if defined(__x86_64__)
+    asm("" : "+x"(x));
+#elif defined(__aarch64__)
+    asm("" : "+w"(x));
+#else
+    asm("" : "+m"(x));
+#endif
+    return x;
+}
 
 // The first n < W elements; the others read as 0 and are not written.
 NOCOPY_INLINE F load_part(const float* from, int64_t n) {
@@ -82,20 +102,44 @@ NOCOPY_INLINE void store_part(float* to, F v, int64_t n) {
 
 // Rounding modes are named as in <math.h>; rint is half to even.
 #if defined(__AVX512F__)
-NOCOPY_INLINE F sqrt(F x) { return (F)_mm512_sqrt_ps((__m512)x); }
-NOCOPY_INLINE F rint(F x) { return (F)_mm512_roundscale_ps((__m512)x, 0x08); }
-NOCOPY_INLINE F floor(F x) { return (F)_mm512_roundscale_ps((__m512)x, 0x09); }
-NOCOPY_INLINE F ceil(F x) { return (F)_mm512_roundscale_ps((__m512)x, 0x0a); }
+NOCOPY_INLINE F sqrt(F x) {
+    return (F)_mm512_sqrt_ps((__m512)x);
+}
+NOCOPY_INLINE F rint(F x) {
+    return (F)_mm512_roundscale_ps((__m512)x, 0x08);
+}
+NOCOPY_INLINE F floor(F x) {
+    return (F)_mm512_roundscale_ps((__m512)x, 0x09);
+}
+NOCOPY_INLINE F ceil(F x) {
+    return (F)_mm512_roundscale_ps((__m512)x, 0x0a);
+}
 #elif defined(__AVX2__)
-NOCOPY_INLINE F sqrt(F x) { return (F)_mm256_sqrt_ps((__m256)x); }
-NOCOPY_INLINE F rint(F x) { return (F)_mm256_round_ps((__m256)x, 0x08); }
-NOCOPY_INLINE F floor(F x) { return (F)_mm256_round_ps((__m256)x, 0x09); }
-NOCOPY_INLINE F ceil(F x) { return (F)_mm256_round_ps((__m256)x, 0x0a); }
+NOCOPY_INLINE F sqrt(F x) {
+    return (F)_mm256_sqrt_ps((__m256)x);
+}
+NOCOPY_INLINE F rint(F x) {
+    return (F)_mm256_round_ps((__m256)x, 0x08);
+}
+NOCOPY_INLINE F floor(F x) {
+    return (F)_mm256_round_ps((__m256)x, 0x09);
+}
+NOCOPY_INLINE F ceil(F x) {
+    return (F)_mm256_round_ps((__m256)x, 0x0a);
+}
 #elif defined(__aarch64__)
-NOCOPY_INLINE F sqrt(F x) { return (F)vsqrtq_f32((float32x4_t)x); }
-NOCOPY_INLINE F rint(F x) { return (F)vrndnq_f32((float32x4_t)x); }
-NOCOPY_INLINE F floor(F x) { return (F)vrndmq_f32((float32x4_t)x); }
-NOCOPY_INLINE F ceil(F x) { return (F)vrndpq_f32((float32x4_t)x); }
+NOCOPY_INLINE F sqrt(F x) {
+    return (F)vsqrtq_f32((float32x4_t)x);
+}
+NOCOPY_INLINE F rint(F x) {
+    return (F)vrndnq_f32((float32x4_t)x);
+}
+NOCOPY_INLINE F floor(F x) {
+    return (F)vrndmq_f32((float32x4_t)x);
+}
+NOCOPY_INLINE F ceil(F x) {
+    return (F)vrndpq_f32((float32x4_t)x);
+}
 #else
 NOCOPY_INLINE F sqrt(F x) {
     for (int i = 0; i < W; i++) x[i] = __builtin_sqrtf(x[i]);
@@ -120,14 +164,26 @@ NOCOPY_INLINE F ceil(F x) {
 
 // Half precision: exact widening, round-to-nearest-even narrowing.
 #if defined(__AVX512F__)
-NOCOPY_INLINE F from_half(Halves h) { return (F)_mm512_cvtph_ps((__m256i)h); }
-NOCOPY_INLINE Halves to_half(F x) { return (Halves)_mm512_cvtps_ph((__m512)x, 0x08); }
+NOCOPY_INLINE F from_half(Halves h) {
+    return (F)_mm512_cvtph_ps((__m256i)h);
+}
+NOCOPY_INLINE Halves to_half(F x) {
+    return (Halves)_mm512_cvtps_ph((__m512)x, 0x08);
+}
 #elif defined(__AVX2__)
-NOCOPY_INLINE F from_half(Halves h) { return (F)_mm256_cvtph_ps((__m128i)h); }
-NOCOPY_INLINE Halves to_half(F x) { return (Halves)_mm256_cvtps_ph((__m256)x, 0x08); }
+NOCOPY_INLINE F from_half(Halves h) {
+    return (F)_mm256_cvtph_ps((__m128i)h);
+}
+NOCOPY_INLINE Halves to_half(F x) {
+    return (Halves)_mm256_cvtps_ph((__m256)x, 0x08);
+}
 #elif defined(__aarch64__)
-NOCOPY_INLINE F from_half(Halves h) { return (F)vcvt_f32_f16((float16x4_t)h); }
-NOCOPY_INLINE Halves to_half(F x) { return (Halves)vcvt_f16_f32((float32x4_t)x); }
+NOCOPY_INLINE F from_half(Halves h) {
+    return (F)vcvt_f32_f16((float16x4_t)h);
+}
+NOCOPY_INLINE Halves to_half(F x) {
+    return (Halves)vcvt_f16_f32((float32x4_t)x);
+}
 #else
 NOCOPY_INLINE F from_half(Halves h) {
     const U bits = __builtin_convertvector(h, U);
@@ -152,7 +208,9 @@ NOCOPY_INLINE Halves to_half(F x) {
 }
 #endif
 
-NOCOPY_INLINE F from_brain(Halves h) { return as<F>(__builtin_convertvector(h, U) << 16); }
+NOCOPY_INLINE F from_brain(Halves h) {
+    return as<F>(__builtin_convertvector(h, U) << 16);
+}
 NOCOPY_INLINE Halves to_brain(F x) {
     const U bits = as<U>(x);
     const U rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
@@ -176,18 +234,36 @@ NOCOPY_INLINE U to_byte(F x) {
 }
 
 // W elements of a type as f32, and back.
-NOCOPY_INLINE F widen(const float* from) { return load(from); }
-NOCOPY_INLINE F widen(const Float16* from) { return from_half(load_bits<Halves>(from)); }
-NOCOPY_INLINE F widen(const BFloat16* from) { return from_brain(load_bits<Halves>(from)); }
-NOCOPY_INLINE F widen(const int32_t* from) { return __builtin_convertvector(load_bits<I>(from), F); }
+NOCOPY_INLINE F widen(const float* from) {
+    return load(from);
+}
+NOCOPY_INLINE F widen(const Float16* from) {
+    return from_half(load_bits<Halves>(from));
+}
+NOCOPY_INLINE F widen(const BFloat16* from) {
+    return from_brain(load_bits<Halves>(from));
+}
+NOCOPY_INLINE F widen(const int32_t* from) {
+    return __builtin_convertvector(load_bits<I>(from), F);
+}
 NOCOPY_INLINE F widen(const uint8_t* from) {
     return __builtin_convertvector(__builtin_convertvector(load_bits<Bytes>(from), I), F);
 }
-NOCOPY_INLINE void narrow(float* to, F v) { store(to, v); }
-NOCOPY_INLINE void narrow(Float16* to, F v) { store_bits(to, to_half(v)); }
-NOCOPY_INLINE void narrow(BFloat16* to, F v) { store_bits(to, to_brain(v)); }
-NOCOPY_INLINE void narrow(int32_t* to, F v) { store_bits(to, to_int(v)); }
-NOCOPY_INLINE void narrow(uint8_t* to, F v) { store_bits(to, __builtin_convertvector(to_byte(v), Bytes)); }
+NOCOPY_INLINE void narrow(float* to, F v) {
+    store(to, v);
+}
+NOCOPY_INLINE void narrow(Float16* to, F v) {
+    store_bits(to, to_half(v));
+}
+NOCOPY_INLINE void narrow(BFloat16* to, F v) {
+    store_bits(to, to_brain(v));
+}
+NOCOPY_INLINE void narrow(int32_t* to, F v) {
+    store_bits(to, to_int(v));
+}
+NOCOPY_INLINE void narrow(uint8_t* to, F v) {
+    store_bits(to, __builtin_convertvector(to_byte(v), Bytes));
+}
 
 NOCOPY_INLINE float sum_lanes(F v) {
     float sum = 0;

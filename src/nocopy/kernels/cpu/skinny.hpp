@@ -1,5 +1,5 @@
-// Products with at most four rows, above all matrix times vector: B is read once, straight from memory, and never
-// packed. Bound: memory bandwidth.
+// Products with at most four rows, above all matrix times vector: B is read once, straight from memory, and
+// never packed. Bound: memory bandwidth.
 #pragma once
 
 #include <type_traits>
@@ -70,8 +70,7 @@ void along_k(const Skinny& p, Team& team, int64_t first, int64_t last, float* sc
             for (int64_t j = 0; j < n; j++)
                 columns[j] = reinterpret_cast<const T*>(at(p.b, k + (start + j) * p.b_n));
             int64_t j = 0;
-            for (; j + GROUP <= n; j += GROUP)
-                dots<ROWS, GROUP>(columns + j, scratch, depth, sums + j, SPAN);
+            for (; j + GROUP <= n; j += GROUP) dots<ROWS, GROUP>(columns + j, scratch, depth, sums + j, SPAN);
             for (; j < n; j++) dots<ROWS, 1>(columns + j, scratch, depth, sums + j, SPAN);
         }
         write_out(p, sums, SPAN, start, n);
@@ -118,8 +117,10 @@ template <int ROWS>
 void skinny_rows(const Skinny& p, Team& team, bool alone, float* scratch) {
     constexpr double READ_NS = 0.12;  // per element of b, from the L3 cache
     const auto spread = [&](int64_t items, double cost, const auto& body) {
-        if (alone) body(0, items, scratch);
-        else parallel(team, cut(team, items, cost), body);
+        if (alone)
+            body(0, items, scratch);
+        else
+            parallel(team, cut(team, items, cost), body);
     };
     if (p.b_k == 1 && p.k > 1 && p.b_n != 1) {
         with_float(p.b.dtype, [&]([[maybe_unused]] auto* type) {

@@ -8,10 +8,18 @@ namespace nocopy::NOCOPY_LEVEL {
 
 inline constexpr int64_t TILE = 512;  // floats; a few tiles lie in the L1 cache together
 
-NOCOPY_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-NOCOPY_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-NOCOPY_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-NOCOPY_INLINE float param(const Args& args, unsigned index) { return as<float>(args.params[index]); }
+NOCOPY_INLINE int64_t least(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+NOCOPY_INLINE int64_t most(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+NOCOPY_INLINE int64_t ceil_div(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
+NOCOPY_INLINE float param(const Args& args, unsigned index) {
+    return as<float>(args.params[index]);
+}
 
 NOCOPY_INLINE int64_t item_bytes(uint32_t dtype) {
     return dtype == NOCOPY_U8 ? 1 : dtype == NOCOPY_F16 || dtype == NOCOPY_BF16 ? 2 : 4;
@@ -21,11 +29,16 @@ NOCOPY_INLINE int64_t item_bytes(uint32_t dtype) {
 template <class Function>
 NOCOPY_INLINE void with_type(uint32_t dtype, const Function& f) {
     switch (dtype) {
-        case NOCOPY_F32: return f(static_cast<float*>(nullptr));
-        case NOCOPY_F16: return f(static_cast<Float16*>(nullptr));
-        case NOCOPY_BF16: return f(static_cast<BFloat16*>(nullptr));
-        case NOCOPY_I32: return f(static_cast<int32_t*>(nullptr));
-        default: return f(static_cast<uint8_t*>(nullptr));
+        case NOCOPY_F32:
+            return f(static_cast<float*>(nullptr));
+        case NOCOPY_F16:
+            return f(static_cast<Float16*>(nullptr));
+        case NOCOPY_BF16:
+            return f(static_cast<BFloat16*>(nullptr));
+        case NOCOPY_I32:
+            return f(static_cast<int32_t*>(nullptr));
+        default:
+            return f(static_cast<uint8_t*>(nullptr));
     }
 }
 
@@ -33,9 +46,12 @@ NOCOPY_INLINE void with_type(uint32_t dtype, const Function& f) {
 template <class Function>
 NOCOPY_INLINE void with_float(uint32_t dtype, const Function& f) {
     switch (dtype) {
-        case NOCOPY_F32: return f(static_cast<float*>(nullptr));
-        case NOCOPY_F16: return f(static_cast<Float16*>(nullptr));
-        default: return f(static_cast<BFloat16*>(nullptr));
+        case NOCOPY_F32:
+            return f(static_cast<float*>(nullptr));
+        case NOCOPY_F16:
+            return f(static_cast<Float16*>(nullptr));
+        default:
+            return f(static_cast<BFloat16*>(nullptr));
     }
 }
 

@@ -3,9 +3,9 @@
 //     argmax  out[d0,d1,d2] = lowest n where x[d0,d1,d2,n] is largest
 //     topk    values, indices [d0,d1,d2,k]: the k largest, in falling order, ties by lowest index
 //
-// NaN counts as -infinity. A fold in vectors finds which block can matter; only there are elements compared one by
-// one. topk keeps a heap of indices in the output itself, so it needs no memory however large k is: O(n + m log k)
-// for m elements that enter the heap. Bound: memory bandwidth for small k.
+// NaN counts as -infinity. A fold in vectors finds which block can matter; only there are elements compared
+// one by one. topk keeps a heap of indices in the output itself, so it needs no memory however large k is:
+// O(n + m log k) for m elements that enter the heap. Bound: memory bandwidth for small k.
 #include "lines.hpp"
 #include "ops.hpp"
 
@@ -16,9 +16,13 @@ namespace {
 constexpr double SCAN_NS = 0.1, ENTER_NS = 10, LINE_NS = 30;
 constexpr int64_t BLOCK = 256;
 
-NOCOPY_INLINE F larger(F a, F b) { return b > a ? b : a; }  // a unless b is larger; never NaN if a is not
+NOCOPY_INLINE F larger(F a, F b) {
+    return b > a ? b : a;
+}  // a unless b is larger; never NaN if a is not
 
-float largest(const float* x, int64_t n) { return fold(x, n, -__builtin_inff(), larger); }
+float largest(const float* x, int64_t n) {
+    return fold(x, n, -__builtin_inff(), larger);
+}
 
 int64_t find(const float* x, int64_t n, float value) {
     for (int64_t start = 0; start < n; start += BLOCK) {
@@ -55,8 +59,10 @@ struct Heap {
 
     float value(int64_t index) const {
         float v;
-        if (values) v = values[index];
-        else read(&v, line.dtype, line.data + index * line.stride * item_bytes(line.dtype), 1, 1);
+        if (values)
+            v = values[index];
+        else
+            read(&v, line.dtype, line.data + index * line.stride * item_bytes(line.dtype), 1, 1);
         return v == v ? v : -__builtin_inff();
     }
 

@@ -68,8 +68,9 @@ struct Tensor {
 
 __device__ inline int32_t saturate_i32(float value) { return value != value ? 0 : __float2int_rn(value); }
 
-// fmaxf gives its other argument for NaN, so NaN becomes 0.
-__device__ inline uint8_t saturate_u8(float value) { return (uint8_t)fminf(fmaxf(rintf(value), 0.0f), 255.0f); }
+__device__ inline uint8_t saturate_u8(float value) {
+    return value != value ? 0 : (uint8_t)fminf(fmaxf(rintf(value), 0.0f), 255.0f);
+}
 
 // The element as f32; integers round to nearest even.
 __device__ inline float load(const Tensor& t, uint64_t index) {

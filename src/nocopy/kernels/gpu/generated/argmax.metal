@@ -66,7 +66,7 @@ uint4 unravel_0(ulong i_0, uint4 dims_1, ulong count_1)
         return uint4(0U, 0U, 0U, uint(i_0));
     }
     thread uint4 c_0;
-    if(count_1 <= 4294967295ULL)
+    if(count_1 <= 4294967295UL)
     {
         uint r_1 = uint(i_0);
         uint _S6 = r_1 % _S4;
@@ -262,11 +262,11 @@ void store_raw_0(ulong address_5, uint dtype_3, ulong i_4, uint bits_1)
         }
         else
         {
-            _S29 = 0ULL;
+            _S29 = 0UL;
         }
         uint4 _S30 = row_coordinates_0(_S29, _S26, &kernelContext_3);
         ulong _S31 = offset_of_0(_S23.strides_0, _S30);
-        ulong best_0 = 0ULL;
+        ulong best_0 = 0UL;
         uint i_5 = _S25.lane_0;
         for(;;)
         {

@@ -52,7 +52,7 @@ uint4 leading_dims_0(KernelContext_0 thread* kernelContext_1)
 
 ulong first_item_0(uint group_0, uint thread_0)
 {
-    return ulong(group_0) * 256ULL + ulong(thread_0);
+    return ulong(group_0) * 256UL + ulong(thread_0);
 }
 
 uint4 unravel_0(ulong i_0, uint4 dims_1, ulong count_1)
@@ -64,7 +64,7 @@ uint4 unravel_0(ulong i_0, uint4 dims_1, ulong count_1)
         return uint4(0U, 0U, 0U, uint(i_0));
     }
     thread uint4 c_0;
-    if(count_1 <= 4294967295ULL)
+    if(count_1 <= 4294967295UL)
     {
         uint r_0 = uint(i_0);
         uint _S4 = r_0 % _S2;
@@ -295,18 +295,14 @@ float pow_positive_0(float x_3, float y_1)
     float s_1 = f_0 / t_1;
     float s_high_0 = upper_half_0(s_1);
     float t_high_0 = upper_half_0(t_1);
-    precise float t_low_0 = f_0 - (t_high_0 - 2.0);
-    precise float s_low_0 = (f_0 - s_high_0 * t_high_0 - s_high_0 * t_low_0) / t_1;
-    precise float rest_0 = 2.0 * s_low_0 + s_1 * atanh_series_0(s_1);
     float _S20 = 2.0 * s_high_0;
-    precise float p_high_0 = _S20 * 1.4423828125;
-    precise float p_low_0 = _S20 * 0.00031222851248458 + rest_0 * 1.4426950216293335;
+    float p_high_0 = _S20 * 1.4423828125;
     float k_2 = float(e_1);
-    precise float sum_0 = k_2 + p_high_0;
-    precise float sum_low_0 = p_high_0 - (sum_0 - k_2) + p_low_0;
-    precise float log_all_0 = sum_0 + sum_low_0;
+    float sum_0 = k_2 + p_high_0;
+    float sum_low_0 = p_high_0 - (sum_0 - k_2) + (_S20 * 0.00031222851248458 + (2.0 * ((f_0 - s_high_0 * t_high_0 - s_high_0 * (f_0 - (t_high_0 - 2.0))) / t_1) + s_1 * atanh_series_0(s_1)) * 1.4426950216293335);
+    float log_all_0 = sum_0 + sum_low_0;
     float log_high_0 = upper_half_0(log_all_0);
-    precise float log_low_0 = sum_0 - log_high_0 + sum_low_0;
+    float log_low_0 = sum_0 - log_high_0 + sum_low_0;
     float z_1 = y_1 * log_all_0;
     if(z_1 >= 129.0)
     {
@@ -317,12 +313,9 @@ float pow_positive_0(float x_3, float y_1)
         return 0.0;
     }
     float y_high_0 = upper_half_0(y_1);
-    precise float y_low_0 = y_1 - y_high_0;
-    precise float z_high_0 = y_high_0 * log_high_0;
-    precise float z_low_0 = y_low_0 * log_high_0 + y_1 * log_low_0;
+    float z_high_0 = y_high_0 * log_high_0;
     float n_0 = rint(z_high_0);
-    precise float fraction_0 = z_high_0 - n_0 + z_low_0;
-    return scale_by_power_0(exp_series_0(fraction_0 * 0.69314718246459961), int(n_0));
+    return scale_by_power_0(exp_series_0((z_high_0 - n_0 + ((y_1 - y_high_0) * log_high_0 + y_1 * log_low_0)) * 0.69314718246459961), int(n_0));
 }
 
 bool is_odd_0(float y_2)
@@ -636,16 +629,16 @@ uint f32_to_f16_bits_0(uint x_6)
     uint mantissa_1 = (a_5 & 8388607U) | 8388608U;
     uint shift_1 = 126U - (a_5 >> 23U);
     uint h_2 = mantissa_1 >> shift_1;
-    uint rest_1 = mantissa_1 & ((1U << shift_1) - 1U);
+    uint rest_0 = mantissa_1 & ((1U << shift_1) - 1U);
     uint half_way_0 = 1U << (shift_1 - 1U);
     bool _S28;
-    if(rest_1 > half_way_0)
+    if(rest_0 > half_way_0)
     {
         _S28 = true;
     }
     else
     {
-        if(rest_1 == half_way_0)
+        if(rest_0 == half_way_0)
         {
             _S28 = (h_2 & 1U) != 0U;
         }
@@ -719,7 +712,7 @@ void store_0(ulong address_7, uint dtype_5, ulong i_6, float x_8)
 
 ulong item_step_0(KernelContext_0 thread* kernelContext_2)
 {
-    return ulong(kernelContext_2->args_0->groups_0) * 256ULL;
+    return ulong(kernelContext_2->args_0->groups_0) * 256UL;
 }
 
 [[kernel]] void binary_kernel(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_1 [[threadgroup_position_in_grid]], Args_0 constant* args_1 [[buffer(0)]])

@@ -37,7 +37,7 @@ Tensor_0 operand_0(uint slot_0, KernelContext_0 thread* kernelContext_0)
 
 ulong first_item_0(uint group_0, uint thread_0)
 {
-    return ulong(group_0) * 256ULL + ulong(thread_0);
+    return ulong(group_0) * 256UL + ulong(thread_0);
 }
 
 uint4 unravel_0(ulong i_0, uint4 dims_1, ulong count_1)
@@ -49,7 +49,7 @@ uint4 unravel_0(ulong i_0, uint4 dims_1, ulong count_1)
         return uint4(0U, 0U, 0U, uint(i_0));
     }
     thread uint4 c_0;
-    if(count_1 <= 4294967295ULL)
+    if(count_1 <= 4294967295UL)
     {
         uint r_0 = uint(i_0);
         uint _S3 = r_0 % _S1;
@@ -160,7 +160,7 @@ float window_sum_0(const Tensor_0 thread* source_0, const Tensor_0 thread* weigh
         }
         long row_0 = _S21 + long(ky_0) * long(kernelContext_1->args_0->params_0[int(4)]);
         bool _S23;
-        if(row_0 < 0LL)
+        if(row_0 < 0L)
         {
             _S23 = true;
         }
@@ -189,7 +189,7 @@ float window_sum_0(const Tensor_0 thread* source_0, const Tensor_0 thread* weigh
             }
             long column_0 = _S22 + long(kx_0) * long(kernelContext_1->args_0->params_0[int(5)]);
             bool _S24;
-            if(column_0 < 0LL)
+            if(column_0 < 0L)
             {
                 _S24 = true;
             }
@@ -400,7 +400,7 @@ void store_0(ulong address_7, uint dtype_5, ulong i_6, float x_5)
 
 ulong item_step_0(KernelContext_0 thread* kernelContext_2)
 {
-    return ulong(kernelContext_2->args_0->groups_0) * 256ULL;
+    return ulong(kernelContext_2->args_0->groups_0) * 256UL;
 }
 
 [[kernel]] void conv2d_kernel(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_1 [[threadgroup_position_in_grid]], Args_0 constant* args_1 [[buffer(0)]])

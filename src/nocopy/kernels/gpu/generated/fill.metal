@@ -47,7 +47,7 @@ float param_f32_0(uint slot_1, KernelContext_0 thread* kernelContext_2)
 
 ulong first_item_0(uint group_0, uint thread_0)
 {
-    return ulong(group_0) * 256ULL + ulong(thread_0);
+    return ulong(group_0) * 256UL + ulong(thread_0);
 }
 
 uint4 unravel_0(ulong i_0, uint4 dims_1, ulong count_1)
@@ -59,7 +59,7 @@ uint4 unravel_0(ulong i_0, uint4 dims_1, ulong count_1)
         return uint4(0U, 0U, 0U, uint(i_0));
     }
     thread uint4 c_0;
-    if(count_1 <= 4294967295ULL)
+    if(count_1 <= 4294967295UL)
     {
         uint r_0 = uint(i_0);
         uint _S3 = r_0 % _S1;
@@ -255,7 +255,7 @@ void store_0(ulong address_4, uint dtype_2, ulong i_3, float x_4)
 
 ulong item_step_0(KernelContext_0 thread* kernelContext_3)
 {
-    return ulong(kernelContext_3->args_0->groups_0) * 256ULL;
+    return ulong(kernelContext_3->args_0->groups_0) * 256UL;
 }
 
 [[kernel]] void fill_kernel(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_1 [[threadgroup_position_in_grid]], Args_0 constant* args_1 [[buffer(0)]])

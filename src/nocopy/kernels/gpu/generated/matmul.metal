@@ -50,7 +50,7 @@ uint4 unravel_0(ulong i_0, uint4 dims_1, ulong count_1)
         return uint4(0U, 0U, 0U, uint(i_0));
     }
     thread uint4 c_0;
-    if(count_1 <= 4294967295ULL)
+    if(count_1 <= 4294967295UL)
     {
         uint r_0 = uint(i_0);
         uint _S3 = r_0 % _S1;

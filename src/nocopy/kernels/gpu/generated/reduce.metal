@@ -66,7 +66,7 @@ uint4 unravel_0(ulong i_0, uint4 dims_1, ulong count_1)
         return uint4(0U, 0U, 0U, uint(i_0));
     }
     thread uint4 c_0;
-    if(count_1 <= 4294967295ULL)
+    if(count_1 <= 4294967295UL)
     {
         uint r_1 = uint(i_0);
         uint _S6 = r_1 % _S4;
@@ -254,6 +254,7 @@ float across_lanes_0(uint how_1, float value_0, uint thread_1, uint lanes_2, Ker
     {
         return value_0;
     }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
     (*kernelContext_3->partial_0)[thread_1] = value_0;
     threadgroup_barrier(mem_flags::mem_threadgroup);
     uint step_0 = lanes_2 / 2U;
@@ -273,7 +274,6 @@ float across_lanes_0(uint how_1, float value_0, uint thread_1, uint lanes_2, Ker
         threadgroup_barrier(mem_flags::mem_threadgroup);
         step_0 = step_0 >> 1U;
     }
-    threadgroup_barrier(mem_flags::mem_threadgroup);
     return (*kernelContext_3->partial_0)[thread_1 & (~(lanes_2 - 1U))];
 }
 
@@ -494,7 +494,7 @@ void store_0(ulong address_7, uint dtype_5, ulong i_6, float x_4)
         }
         else
         {
-            _S33 = 0ULL;
+            _S33 = 0UL;
         }
         uint4 _S34 = row_coordinates_0(_S33, _S30, &kernelContext_4);
         ulong _S35 = offset_of_0(_S26.strides_0, _S34);

@@ -37,7 +37,7 @@ Tensor_0 operand_0(uint slot_0, KernelContext_0 thread* kernelContext_0)
 
 ulong first_item_0(uint group_0, uint thread_0)
 {
-    return ulong(group_0) * 256ULL + ulong(thread_0);
+    return ulong(group_0) * 256UL + ulong(thread_0);
 }
 
 uint4 unravel_0(ulong i_0, uint4 dims_1, ulong count_1)
@@ -49,7 +49,7 @@ uint4 unravel_0(ulong i_0, uint4 dims_1, ulong count_1)
         return uint4(0U, 0U, 0U, uint(i_0));
     }
     thread uint4 c_0;
-    if(count_1 <= 4294967295ULL)
+    if(count_1 <= 4294967295UL)
     {
         uint r_0 = uint(i_0);
         uint _S3 = r_0 % _S1;
@@ -90,15 +90,14 @@ struct Between_0
 
 Between_0 between_0(uint index_0, uint size_0, float ratio_0)
 {
-    precise float at_0 = (float(index_0) + 0.5) * ratio_0 - 0.5;
     uint _S15 = size_0 - 1U;
-    precise float at_1 = clamp(at_0, 0.0, float(_S15));
-    float whole_0 = floor(at_1);
+    float at_0 = clamp((float(index_0) + 0.5) * ratio_0 - 0.5, 0.0, float(_S15));
+    float whole_0 = floor(at_0);
     thread Between_0 b_0;
     uint _S16 = min(uint(whole_0), _S15);
     (&b_0)->low_0 = _S16;
     (&b_0)->high_0 = min(_S16 + 1U, _S15);
-    (&b_0)->weight_0 = at_1 - whole_0;
+    (&b_0)->weight_0 = at_0 - whole_0;
     return b_0;
 }
 
@@ -323,7 +322,7 @@ void store_0(ulong address_7, uint dtype_5, ulong i_6, float x_4)
 
 ulong item_step_0(KernelContext_0 thread* kernelContext_1)
 {
-    return ulong(kernelContext_1->args_0->groups_0) * 256ULL;
+    return ulong(kernelContext_1->args_0->groups_0) * 256UL;
 }
 
 [[kernel]] void resize_kernel(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_1 [[threadgroup_position_in_grid]], Args_0 constant* args_1 [[buffer(0)]])

@@ -71,7 +71,7 @@ uint4 unravel_0(ulong i_0, uint4 dims_1, ulong count_1)
         return uint4(0U, 0U, 0U, uint(i_0));
     }
     thread uint4 c_0;
-    if(count_1 <= 4294967295ULL)
+    if(count_1 <= 4294967295UL)
     {
         uint r_1 = uint(i_0);
         uint _S6 = r_1 % _S4;
@@ -259,6 +259,7 @@ float across_lanes_0(uint how_1, float value_0, uint thread_1, uint lanes_2, Ker
     {
         return value_0;
     }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
     (*kernelContext_4->partial_0)[thread_1] = value_0;
     threadgroup_barrier(mem_flags::mem_threadgroup);
     uint step_0 = lanes_2 / 2U;
@@ -278,7 +279,6 @@ float across_lanes_0(uint how_1, float value_0, uint thread_1, uint lanes_2, Ker
         threadgroup_barrier(mem_flags::mem_threadgroup);
         step_0 = step_0 >> 1U;
     }
-    threadgroup_barrier(mem_flags::mem_threadgroup);
     return (*kernelContext_4->partial_0)[thread_1 & (~(lanes_2 - 1U))];
 }
 
@@ -313,8 +313,7 @@ float exp_0(float x_1)
         return 0.0;
     }
     float k_2 = rint(x_1 * 1.4426950216293335);
-    precise float r_7 = x_1 - k_2 * 0.693359375 - k_2 * -0.00021219444170129;
-    return scale_by_power_0(exp_series_0(r_7), int(k_2));
+    return scale_by_power_0(exp_series_0(x_1 - k_2 * 0.693359375 - k_2 * -0.00021219444170129), int(k_2));
 }
 
 int to_i32_0(float x_2)
@@ -323,16 +322,16 @@ int to_i32_0(float x_2)
     {
         return int(0);
     }
-    float r_8 = rint(x_2);
-    if(r_8 >= 2.147483648e+09)
+    float r_7 = rint(x_2);
+    if(r_7 >= 2.147483648e+09)
     {
         return int(2147483647);
     }
-    if(r_8 <= -2.147483648e+09)
+    if(r_7 <= -2.147483648e+09)
     {
         return int(-2147483648);
     }
-    return int(r_8);
+    return int(r_7);
 }
 
 void store_raw_0(ulong address_5, uint dtype_3, ulong i_4, uint bits_0)
@@ -503,7 +502,7 @@ void store_0(ulong address_7, uint dtype_5, ulong i_6, float x_5)
         }
         else
         {
-            _S33 = 0ULL;
+            _S33 = 0UL;
         }
         uint4 _S34 = row_coordinates_0(_S33, _S30, &kernelContext_5);
         ulong _S35 = offset_of_0(_S26.strides_0, _S34);

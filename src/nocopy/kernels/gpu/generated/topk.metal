@@ -46,7 +46,7 @@ uint4 unravel_0(ulong i_0, uint4 dims_1, ulong count_1)
         return uint4(0U, 0U, 0U, uint(i_0));
     }
     thread uint4 c_0;
-    if(count_1 <= 4294967295ULL)
+    if(count_1 <= 4294967295UL)
     {
         uint r_0 = uint(i_0);
         uint _S3 = r_0 % _S1;
@@ -215,8 +215,8 @@ void sort_ranks_0(uint thread_0, KernelContext_0 thread* kernelContext_2)
 
 void select_batch_0(ulong address_5, ulong start_0, uint stride_0, uint n_0, ulong limit_0, uint thread_1, KernelContext_0 thread* kernelContext_3)
 {
-    (*kernelContext_3->ranks_0)[thread_1] = 0ULL;
-    ulong base_0 = 0ULL;
+    (*kernelContext_3->ranks_0)[thread_1] = 0UL;
+    ulong base_0 = 0UL;
     for(;;)
     {
         ulong _S18 = ulong(n_0);
@@ -235,7 +235,7 @@ void select_batch_0(ulong address_5, ulong start_0, uint stride_0, uint n_0, ulo
         }
         else
         {
-            rank_0 = 0ULL;
+            rank_0 = 0UL;
         }
         ulong rank_1;
         if(rank_0 < limit_0)
@@ -244,7 +244,7 @@ void select_batch_0(ulong address_5, ulong start_0, uint stride_0, uint n_0, ulo
         }
         else
         {
-            rank_1 = 0ULL;
+            rank_1 = 0UL;
         }
         (*kernelContext_3->ranks_0)[256U + thread_1] = rank_1;
         if(thread_1 == 0U)
@@ -262,7 +262,7 @@ void select_batch_0(ulong address_5, ulong start_0, uint stride_0, uint n_0, ulo
             sort_ranks_0(thread_1, kernelContext_3);
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        base_0 = base_0 + 256ULL;
+        base_0 = base_0 + 256UL;
     }
     return;
 }
@@ -458,8 +458,8 @@ void store_0(ulong address_8, uint dtype_5, ulong i_7, float x_6)
         ulong _S28 = offset_of_0(_S23.strides_0, _S27);
         ulong _S29 = offset_of_0(_S21.strides_0, _S27);
         ulong _S30 = offset_of_0(_S22.strides_0, _S27);
-        ulong limit_1 = 18446744073709551615ULL;
-        ulong done_0 = 0ULL;
+        ulong limit_1 = 18446744073709551615UL;
+        ulong done_0 = 0UL;
         for(;;)
         {
             ulong _S31 = ulong(_S25);
@@ -493,7 +493,7 @@ void store_0(ulong address_8, uint dtype_5, ulong i_7, float x_6)
                 store_raw_0(_S22.address_0, 4U, _S30 + place_0 * ulong(_S22.strides_0.w), _S34);
             }
             threadgroup_barrier(mem_flags::mem_threadgroup);
-            ulong done_1 = done_0 + 256ULL;
+            ulong done_1 = done_0 + 256UL;
             limit_1 = _S33;
             done_0 = done_1;
         }

@@ -53,7 +53,7 @@ uint4 leading_dims_0(KernelContext_0 thread* kernelContext_1)
 
 ulong first_item_0(uint group_0, uint thread_0)
 {
-    return ulong(group_0) * 256ULL + ulong(thread_0);
+    return ulong(group_0) * 256UL + ulong(thread_0);
 }
 
 uint4 unravel_0(ulong i_0, uint4 dims_1, ulong count_1)
@@ -65,7 +65,7 @@ uint4 unravel_0(ulong i_0, uint4 dims_1, ulong count_1)
         return uint4(0U, 0U, 0U, uint(i_0));
     }
     thread uint4 c_0;
-    if(count_1 <= 4294967295ULL)
+    if(count_1 <= 4294967295UL)
     {
         uint r_0 = uint(i_0);
         uint _S4 = r_0 % _S2;
@@ -204,8 +204,7 @@ float exp_0(float x_1)
         return 0.0;
     }
     float k_2 = rint(x_1 * 1.4426950216293335);
-    precise float r_6 = x_1 - k_2 * 0.693359375 - k_2 * -0.00021219444170129;
-    return scale_by_power_0(exp_series_0(r_6), int(k_2));
+    return scale_by_power_0(exp_series_0(x_1 - k_2 * 0.693359375 - k_2 * -0.00021219444170129), int(k_2));
 }
 
 float split_exponent_0(float x_2, int thread* e_0)
@@ -270,9 +269,7 @@ float log_0(float x_3)
     float s_1 = f_0 / (2.0 + f_0);
     float half_square_0 = 0.5 * f_0 * f_0;
     float k_3 = float(e_1);
-    precise float tail_0 = s_1 * (half_square_0 + atanh_series_0(s_1)) + k_3 * -0.00021219444170129;
-    precise float sum_0 = f_0 - half_square_0 + tail_0;
-    return sum_0 + k_3 * 0.693359375;
+    return f_0 - half_square_0 + (s_1 * (half_square_0 + atanh_series_0(s_1)) + k_3 * -0.00021219444170129) + k_3 * 0.693359375;
 }
 
 uint two_over_pi_0(uint bit_0)
@@ -296,23 +293,23 @@ float reduce_quadrant_0(float x_4, uint thread* quadrant_0)
     uint top_0 = uint(m_0 * ulong(two_over_pi_0(first_1)) + (middle_0 >> 32U));
     ulong fraction_0 = (((ulong(top_0) << 32U) | ulong(uint(middle_0))) << 2U) | ulong(uint(low_0) >> 30U);
     *quadrant_0 = top_0 >> 30U;
-    if((fraction_0 >> 63U) != 0ULL)
+    if((fraction_0 >> 63U) != 0UL)
     {
         *quadrant_0 = *quadrant_0 + 1U;
     }
     return float(long(fraction_0)) * 8.51530418717630649e-20;
 }
 
-float cos_series_0(float r_7)
+float cos_series_0(float r_6)
 {
-    float z_1 = r_7 * r_7;
+    float z_1 = r_6 * r_6;
     return 1.0 - (0.5 * z_1 - z_1 * z_1 * (((-2.75573199814971304e-07 * z_1 + 0.00002480158764229) * z_1 - 0.00138888892251998) * z_1 + 0.0416666679084301));
 }
 
-float sin_series_0(float r_8)
+float sin_series_0(float r_7)
 {
-    float z_2 = r_8 * r_8;
-    return r_8 + r_8 * z_2 * (((2.75573188446287531e-06 * z_2 - 0.0001984127011383) * z_2 + 0.00833333376795053) * z_2 - 0.1666666716337204);
+    float z_2 = r_7 * r_7;
+    return r_7 + r_7 * z_2 * (((2.75573188446287531e-06 * z_2 - 0.0001984127011383) * z_2 + 0.00833333376795053) * z_2 - 0.1666666716337204);
 }
 
 float sin_0(float x_5)
@@ -323,15 +320,15 @@ float sin_0(float x_5)
         return (as_type<float>((2143289344U)));
     }
     thread uint quadrant_1;
-    float r_9 = reduce_quadrant_0(x_5, &quadrant_1);
+    float r_8 = reduce_quadrant_0(x_5, &quadrant_1);
     float y_0;
     if((quadrant_1 & 1U) != 0U)
     {
-        y_0 = cos_series_0(r_9);
+        y_0 = cos_series_0(r_8);
     }
     else
     {
-        y_0 = sin_series_0(r_9);
+        y_0 = sin_series_0(r_8);
     }
     return (as_type<float>(((as_type<uint>((y_0))) ^ (((quadrant_1 << 30U) ^ _S20) & 2147483648U))));
 }
@@ -343,15 +340,15 @@ float cos_0(float x_6)
         return (as_type<float>((2143289344U)));
     }
     thread uint quadrant_2;
-    float r_10 = reduce_quadrant_0(x_6, &quadrant_2);
+    float r_9 = reduce_quadrant_0(x_6, &quadrant_2);
     float y_1;
     if((quadrant_2 & 1U) != 0U)
     {
-        y_1 = sin_series_0(r_10);
+        y_1 = sin_series_0(r_9);
     }
     else
     {
-        y_1 = cos_series_0(r_10);
+        y_1 = cos_series_0(r_9);
     }
     return (as_type<float>(((as_type<uint>((y_1))) ^ (((quadrant_2 + 1U) << 30U) & 2147483648U))));
 }
@@ -534,16 +531,16 @@ int to_i32_0(float x_10)
     {
         return int(0);
     }
-    float r_11 = rint(x_10);
-    if(r_11 >= 2.147483648e+09)
+    float r_10 = rint(x_10);
+    if(r_10 >= 2.147483648e+09)
     {
         return int(2147483647);
     }
-    if(r_11 <= -2.147483648e+09)
+    if(r_10 <= -2.147483648e+09)
     {
         return int(-2147483648);
     }
-    return int(r_11);
+    return int(r_10);
 }
 
 void store_raw_0(ulong address_5, uint dtype_3, ulong i_4, uint bits_5)
@@ -682,7 +679,7 @@ void store_0(ulong address_7, uint dtype_5, ulong i_6, float x_13)
 
 ulong item_step_0(KernelContext_0 thread* kernelContext_2)
 {
-    return ulong(kernelContext_2->args_0->groups_0) * 256ULL;
+    return ulong(kernelContext_2->args_0->groups_0) * 256UL;
 }
 
 [[kernel]] void unary_kernel(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_1 [[threadgroup_position_in_grid]], Args_0 constant* args_1 [[buffer(0)]])

@@ -1,0 +1,125 @@
+// As much of the Metal Shading Language as Slang uses for our kernels, in C++14, and a way to run a kernel.
+//
+// Address spaces vanish; `threadgroup` variables are made static by the caller of the compiler. Each thread of
+// a group is a fibre; a barrier yields to the next one. Threads that do not all reach the same number of
+// barriers are an error, as they are on a GPU. One group runs after the other.
+#include <stdint.h>
+#include <string.h>
+#include <ucontext.h>
+
+#define device
+#define constant
+#define thread
+
+typedef uint8_t uchar;
+typedef uint16_t ushort;
+typedef uint32_t uint;
+typedef unsigned long ulong;
+static_assert(sizeof(ulong) == 8, "ulong has 64 bits in Metal");
+
+struct uint2 {
+    uint x, y;
+};
+
+struct uint3 {
+    uint x, y, z;
+    uint operator[](int i) const { return i == 0 ? x : i == 1 ? y : z; }
+};
+
+struct uint4 {
+    union {
+        struct {
+            uint x, y, z, w;
+        };
+        struct {
+            uint2 xy;
+        };
+        struct {
+            uint3 xyz;
+        };
+        struct {
+            uint _first;
+            uint3 yzw;
+        };
+    };
+    uint4() {}
+    uint4(uint a, uint b, uint c, uint d) : x(a), y(b), z(c), w(d) {}
+    uint4(uint3 v, uint d) : x(v.x), y(v.y), z(v.z), w(d) {}
+    uint4(uint2 v, uint c, uint d) : x(v.x), y(v.y), z(c), w(d) {}
+};
+
+namespace metal {
+template <typename T, int N> struct array {
+    T values[N];
+    T& operator[](ulong i) {
+        if (i >= ulong(N)) __builtin_trap();
+        return values[i];
+    }
+    const T& operator[](ulong i) const {
+        if (i >= ulong(N)) __builtin_trap();
+        return values[i];
+    }
+};
+
+template <typename To, typename From> To as_type(From from) {
+    static_assert(sizeof(To) == sizeof(From), "as_type keeps the size");
+    To to;
+    memcpy(&to, &from, sizeof to);
+    return to;
+}
+
+inline float rint(float x) { return __builtin_rintf(x); }
+inline float floor(float x) { return __builtin_floorf(x); }
+inline float ceil(float x) { return __builtin_ceilf(x); }
+inline float sqrt(float x) { return __builtin_sqrtf(x); }
+inline float abs(float x) { return __builtin_fabsf(x); }
+inline uint clz(uint x) { return x ? uint(__builtin_clz(x)) : 32u; }
+template <typename T> T min(T a, T b) { return b < a ? b : a; }
+template <typename T> T max(T a, T b) { return a < b ? b : a; }
+template <typename T> T clamp(T x, T low, T high) { return min(max(x, low), high); }
+
+enum class mem_flags { mem_none, mem_device, mem_threadgroup };
+void threadgroup_barrier(mem_flags flags);
+}  // namespace metal
+
+extern "C" uint nocopy_constants[5];
+uint nocopy_constants[5];
+
+// -- running a kernel -----------------------------------------------------------------------------------------
+
+static const int MOST_THREADS = 256;
+static const size_t STACK = 65536;
+static ucontext_t scheduler, fibres[MOST_THREADS];
+static bool finished[MOST_THREADS];
+static int current;
+static char stacks[MOST_THREADS][STACK];
+
+void metal::threadgroup_barrier(mem_flags) { swapcontext(&fibres[current], &scheduler); }
+
+static void run_thread(int index);
+
+static void fibre_main(int index) {
+    run_thread(index);
+    finished[index] = true;
+}
+
+// Runs one group; false if some threads waited at a barrier that others never reached.
+static bool run_group(int threads) {
+    for (int i = 0; i < threads; i++) {
+        finished[i] = false;
+        getcontext(&fibres[i]);
+        fibres[i].uc_stack.ss_sp = stacks[i];
+        fibres[i].uc_stack.ss_size = STACK;
+        fibres[i].uc_link = &scheduler;
+        makecontext(&fibres[i], (void (*)())fibre_main, 1, i);
+    }
+    for (;;) {
+        int done = 0;
+        for (current = 0; current < threads; current++) {
+            if (!finished[current]) swapcontext(&scheduler, &fibres[current]);
+            done += finished[current];
+        }
+        if (done == threads) return true;
+        if (done != 0) return false;
+    }
+}
