@@ -11,8 +11,7 @@ from nocopy.memory.linear import LinearMemory
 from nocopy.models.load import open_model
 from nocopy.session.engine import Engine
 from nocopy.session.session import Session
-
-random_models = pytest.importorskip("random_models", reason="torch and transformers are the oracle here")
+from tests.models import random_models
 
 PROMPT, STEPS, CHUNK = 41, 32, 16
 
