@@ -6,6 +6,8 @@ Wall-clock medians from Python. The work of the launch rows is the same everywhe
 host pages.
 """
 
+# ruff: noqa: E501 (a table of cases)
+
 from __future__ import annotations
 
 import ctypes
@@ -78,9 +80,7 @@ def plays(device: cuda.CudaDevice) -> None:
         row(f"play, negate {size >> 10} KiB in place", us, "us")
         if size == 1 << 10:
             row("play with a timeout", microseconds(lambda p=program: device.play(p, timeout=1)), "us")
-            tape = program.tape
-            spaces = {Space.GUEST: pages}
-            us = microseconds(lambda: device.compile(tape, spaces).close(), 500)
+            us = microseconds(lambda t=program.tape: device.compile(t, {Space.GUEST: pages}).close(), 500)
             row("compile and free a tape of one record", us, "us")
     for count in (2, 8, 64):
         x = guest(0, 256)
@@ -104,7 +104,7 @@ def plays(device: cuda.CudaDevice) -> None:
     del memory
 
 
-def alternatives(device: cuda.CudaDevice) -> None:
+def alternatives(device: cuda.CudaDevice) -> None:  # noqa: PLR0915 (a list of cases)
     """Ways to launch one kernel and to learn that it has ended."""
     d = device.driver
     api = d._cuda

@@ -29,6 +29,7 @@ SEED = 0
 
 
 def main() -> None:
+    """Train, write the file, say how good it is."""
     pictures, labels = load_digits(return_X_y=True)
     x_train, x_test, y_train, y_test = train_test_split(
         pictures, labels, test_size=0.25, random_state=SEED, stratify=labels

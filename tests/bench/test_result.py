@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from time import sleep
 
@@ -14,6 +15,8 @@ from nocopy.bench.machine import describe
 from nocopy.bench.result import row
 from nocopy.bench.timing import LEAST_SAMPLES, interleaved
 from nocopy.errors import UsageError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_ratio_above_1_is_better_whichever_way_the_unit_goes() -> None:
@@ -44,7 +47,7 @@ def test_contenders_take_turns_and_are_undone_off_the_clock() -> None:
 
         return call
 
-    taken = interleaved({"a": contender("a"), "b": contender("b")}, seconds=0, warmup=1)
+    taken = interleaved({"a": contender("a"), "b": contender("b")}, seconds=0)
     assert events == ["a", "undo a", "b", "undo b"] * (1 + LEAST_SAMPLES)
     assert max(taken.values()) < 0.01
 
@@ -54,13 +57,20 @@ def test_an_unknown_benchmark_names_the_known_ones() -> None:
         run("nothing")
 
 
-def test_every_case_of_a_chart_is_a_size(tmp_path: Path) -> None:
-    rows = [row(case, 1, "us", "copy", 2) for case in ("1 KiB", "1 MiB", "1024 MiB")]
+@pytest.mark.parametrize("cases", [("1 KiB", "1 MiB", "1024 MiB"), ("1 KiB",)])
+def test_every_case_of_a_chart_is_a_size(tmp_path: Path, cases: tuple[str, ...]) -> None:
+    rows = [row(case, 1, "us", peer, 1) for case in cases for peer in ("copy", "pinned copy")]
     path = tmp_path / "chart.svg"
     draw(Result("share", "cpu", describe(), rows), "µs", path)
     drawn = path.read_text()
     assert drawn.startswith("<?xml")
-    assert [parse_size(r["case"]) for r in rows] == [2**10, 2**20, 2**30]
+    assert [parse_size(case) for case in ("1 KiB", "1 MiB", "1024 MiB")] == [2**10, 2**20, 2**30]
+
+
+def test_every_benchmark_is_a_module_with_a_script() -> None:
+    for name, benchmark in BENCHMARKS.items():
+        assert callable(import_module(benchmark.module).rows)
+        assert f'["bench", "{name}"' in (ROOT / "bench" / f"{name}.py").read_text()
 
 
 def test_what_a_picture_would_show_nothing_of_has_no_chart() -> None:

@@ -62,6 +62,22 @@ def test_doctor_names_the_fix_of_every_missing_device() -> None:
             assert " ".join(device["fix"].split()) in page
 
 
+def test_without_the_native_library_cpu_is_missing_and_the_rest_is_not() -> None:
+    found = nocopy_cli("doctor", "--json", NOCOPY_LIBRARY="/nowhere/libnocopy.so").json
+    cpu = next(d for d in found["devices"] if d["name"] == "cpu")
+    assert not cpu["available"]
+    assert "/nowhere/libnocopy.so" in cpu["reason"]
+    assert "NOCOPY_LIBRARY" in cpu["fix"]
+    assert found["native_library"] == {
+        "available": False,
+        "path": "",
+        "levels": [],
+        "reason": cpu["reason"],
+        "fix": cpu["fix"],
+    }
+    assert found["devices"][-1]["available"]
+
+
 def test_devices_says_what_they_are() -> None:
     found = nocopy_cli("devices", "--json").json["devices"]
     assert [d["name"] for d in found] == list(MODULES)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import replace
 from functools import cache
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from nocopy.bench.roundtrip import RoundTrip
 from nocopy.cli.probe import probe_all
 from nocopy.device.protocol import DeviceInfo, Mode
 from nocopy.prove import Proof
-from nocopy.prove.residency import TENSOR_BYTES, residency
+from nocopy.prove.residency import TENSOR_BYTES, residency, resident_bytes
 from tests.cli.run_cli import Done, nocopy_cli
 
 MEBIBYTE = 1 << 20
@@ -72,6 +74,18 @@ def test_sharing_16_mib_costs_less_than_a_tenth_of_a_mebibyte_and_copying_costs_
     found = prove().json
     assert abs(found["rss_growth_shared"]) < 0.1 * MEBIBYTE
     assert abs(found["rss_growth_copied"] - TENSOR_BYTES) < 0.5 * MEBIBYTE
+
+
+@pytest.mark.parametrize("device", ["cuda", "metal", "vulkan", "reference"])
+def test_the_other_devices_here_hold_too(device: str) -> None:
+    (status,) = probe_all((device,))
+    if not status.available or status.mode == Mode.STAGED:
+        pytest.skip(status.reason or "it could only copy")
+    done = nocopy_cli("prove", "--device", device, "--size", "1KiB", "--json")
+    assert (done.status, done.err) == (0, "")
+    assert done.json["mode"] == status.mode
+    assert done.json["same_pointer"] is (status.mode == Mode.SAME_POINTER)
+    assert done.json["copied_bytes"] == 0
 
 
 def test_resident_memory_is_measured_in_a_process_whose_failure_is_said() -> None:
@@ -134,3 +148,14 @@ MAPPED = DeviceInfo("vulkan", "GPU", Mode.MAPPED, 0, {})
 )
 def test_evidence_that_does_not_hold_is_not_called_proof(changes: dict[str, Any], holds: bool) -> None:
     assert proof(**changes).holds is holds
+
+
+def test_resident_memory_is_read_to_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = mmap(-1, TENSOR_BYTES)
+    before = resident_bytes()
+    assert resident_bytes() - before < MEBIBYTE  # reserved is not resident
+    ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(pages)), 1, TENSOR_BYTES)
+    exact = resident_bytes()
+    assert abs(exact - before - TENSOR_BYTES) < MEBIBYTE
+    monkeypatch.setattr(Path, "exists", lambda _path: False)
+    assert abs(resident_bytes() - exact) < MEBIBYTE  # by statm, where there is no smaps_rollup

@@ -78,20 +78,7 @@ class Arena:
 
     def assert_untouched(self, tape: Tape, before: Mapping[Space, Bytes]) -> None:
         """Every byte that no output owns is as it was."""
-        changed = {space: before[space] != b for space, b in self.bytes.items()}
-        for record in tape.records:
-            for slot, spec in enumerate(BY_CODE[int(record["opcode"])].operands):
-                space = Space(int(record["operands"][slot]["space"]))
-                if spec.out and space in changed:
-                    size = DType(int(record["operands"][slot]["dtype"])).itemsize
-                    for byte in range(size):
-                        changed[space][truth.elements(record, slot) * size + byte] = False
-        for space, mask in changed.items():
-            at = np.flatnonzero(mask)
-            assert not len(at), (
-                f"{self.device.info.name} changed {len(at)} bytes of {space.name.lower()}"
-                f" that no output owns, the first at {at[0]}; records {[op.name for op in tape.ops()][:8]}"
-            )
+        assert_untouched(self.device.info.name, tape, before, self.bytes)
 
     def close(self) -> None:
         """Let the device go of the pages, then unmap them."""
@@ -99,6 +86,26 @@ class Arena:
             pages.close()
         for region in self.regions.values():
             region.close()
+
+
+def assert_untouched(
+    player: str, tape: Tape, before: Mapping[Space, Bytes], after: Mapping[Space, Bytes]
+) -> None:
+    """Fail if a byte that no output of the tape owns differs from before to after."""
+    changed = {space: before[space] != b for space, b in after.items()}
+    for record in tape.records:
+        for slot, spec in enumerate(BY_CODE[int(record["opcode"])].operands):
+            space = Space(int(record["operands"][slot]["space"]))
+            if spec.out and space in changed:
+                size = DType(int(record["operands"][slot]["dtype"])).itemsize
+                for byte in range(size):
+                    changed[space][truth.elements(record, slot) * size + byte] = False
+    for space, mask in changed.items():
+        at = np.flatnonzero(mask)
+        assert not len(at), (
+            f"{player} changed {len(at)} bytes of {space.name.lower()} that no output owns,"
+            f" the first at {at[0]}; records {[op.name for op in tape.ops()][:8]}"
+        )
 
 
 class Batch:

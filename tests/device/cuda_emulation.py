@@ -1,8 +1,8 @@
-"""A CUDA driver for machines without a GPU: memory is host memory, kernels run in `emulated_cuda/emulator.cpp`.
+"""A CUDA driver for machines without a GPU: memory is host memory, kernels run in emulated_cuda/emulator.cpp.
 
-It is stricter than the real one: every call must be made with the context current, ranges may not be registered
-twice or freed twice, what is started runs only when it is waited for, and a kernel whose threads do not all
-reach a barrier is an error.
+It is stricter than the real one: every call must be made with the context current, ranges may not be
+registered or freed twice, what is started runs only when it is waited for, and a kernel whose threads do not
+all reach a barrier is an error.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ import ctypes
 import mmap
 import shutil
 import subprocess
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
+from nocopy.device import cuda
 from nocopy.device.cuda_compile import kernel_sources
 from nocopy.errors import DeviceError, DeviceLostError
 
@@ -26,21 +29,45 @@ def compiler() -> str | None:
     return shutil.which("g++") or shutil.which("clang++")
 
 
-def build_kernels(directory: Path) -> ctypes.CDLL:
-    """The kernels as a library, with the stand-in for half.cuh."""
-    cuda = directory / "cuda"
-    cuda.mkdir()
-    for name, text in kernel_sources().items():
-        (cuda / name).write_text(text)
-    for own in HERE.iterdir():
-        (cuda / own.name).write_text(own.read_text())
-    kernels = sorted(name for name in kernel_sources() if name.endswith(".cu"))
-    (cuda / "kernels.inc").write_text("".join(f'#include "{name}"\n' for name in kernels))
-    library = directory / "kernels.so"
+def build(directory: Path, source: str, name: str) -> Path:
+    """`emulated_cuda/<source>` with all kernels, and the stand-in for half.cuh, as a shared library."""
     built = compiler()
-    assert built is not None
-    subprocess.run([built, *FLAGS, str(cuda / "emulator.cpp"), "-o", str(library)], check=True)
-    return ctypes.CDLL(str(library))
+    if not built:
+        pytest.skip("there is no C++ compiler for the emulator")
+    cuda_directory = directory / "cuda"
+    cuda_directory.mkdir()
+    for file, text in kernel_sources().items():
+        (cuda_directory / file).write_text(text)
+    for own in HERE.iterdir():
+        (cuda_directory / own.name).write_text(own.read_text())
+    kernels = sorted(file for file in kernel_sources() if file.endswith(".cu"))
+    (cuda_directory / "kernels.inc").write_text("".join(f'#include "{file}"\n' for file in kernels))
+    library = directory / name
+    command = [built, *FLAGS, f"-Wl,-soname,{name}", str(cuda_directory / source), "-o", str(library)]
+    subprocess.run([*command, "-ldl", "-pthread"], check=True)
+    return library
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    return ctypes.CDLL(str(build(tmp_path_factory.mktemp("kernels"), "emulator.cpp", "kernels.so")))
+
+
+@pytest.fixture
+def driver(library: ctypes.CDLL) -> EmulatedDriver:
+    return EmulatedDriver(library)
+
+
+@pytest.fixture
+def device(driver: EmulatedDriver) -> Iterator[cuda.CudaDevice]:
+    device = emulated(driver)
+    yield device
+    device.close()
+    assert driver.closed
+
+
+def emulated(driver: EmulatedDriver, *, allow_copy: bool = False) -> cuda.CudaDevice:
+    return cuda.CudaDevice(driver, NamingCompiler(), allow_copy=allow_copy)  # type: ignore[arg-type]
 
 
 class NamingCompiler:

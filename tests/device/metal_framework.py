@@ -212,7 +212,8 @@ class ComputeCommandEncoder:
         assert self._pipeline is not None
         require(0 in self._bound, "missing binding: buffer 0")
         require(min(groups) > 0 and min(threads) > 0, f"empty dispatch {groups} x {threads}")
-        require(groups.height == groups.depth == threads.height == threads.depth == 1, "one axis is used here")
+        flat = groups.height == groups.depth == threads.height == threads.depth == 1
+        require(flat, "the kernels have one axis")
         most = self._pipeline.maxTotalThreadsPerThreadgroup()
         require(threads.width <= most, f"{threads.width} threads a group; at most {most}")
         buffer, offset = self._bound[0]
@@ -308,6 +309,9 @@ class Device:
 
     def maxBufferLength(self) -> int:
         return self._framework.max_buffer
+
+    def recommendedMaxWorkingSetSize(self) -> int:
+        return 4 << 30
 
     def newCommandQueue(self) -> CommandQueue:
         return self._framework.objc.hand_over("newCommandQueue", CommandQueue(self._framework))

@@ -31,7 +31,7 @@ def test_matmul_of_every_dtype(arena: Arena, size):
 
 @pytest.mark.parametrize("transposed", list(product((False, True), repeat=3)))
 def test_matmul_of_transposed_views(arena: Arena, transposed):
-    """Each operand row-major or column-major, with and without gaps; integers, so exactly."""
+    """Each operand row-major or column-major, with and without gaps."""
     batch = Batch(arena)
     orders = [(1, 0) if t else (0, 1) for t in transposed]
     for (m, k, n), gap in product([(3, 4, 5), (33, 20, 18), (64, 32, 64), (1, 40, 70), (70, 40, 1)], (1, 2)):

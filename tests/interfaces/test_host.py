@@ -11,7 +11,7 @@ import pytest
 
 from nocopy.device.protocol import Device, Mode
 from nocopy.device.reference import ReferenceDevice
-from nocopy.errors import ClosedError, DeviceError, TapeError, TrapError, UsageError
+from nocopy.errors import ClosedError, DeviceError, DeviceLostError, TapeError, TrapError, UsageError
 from nocopy.interfaces.host import DeviceGuest
 from nocopy.memory.ledger import Ledger
 from nocopy.tape import Space, TapeBuilder, Tensor
@@ -161,11 +161,32 @@ def test_pages_that_a_device_does_not_let_go_of_stay_mapped() -> None:
     address = memory.address
     with pytest.raises(DeviceError, match="let go"):
         guest.close()
-    guest.close()
     assert guest.closed
+    guest.close()
     del guest, memory
     gc.collect()
     assert mapped(address)
+
+
+class Losing(ReferenceDevice):
+    """A device that gets lost while it plays."""
+
+    def play(self, program: object, *, timeout: float | None = None) -> None:
+        raise DeviceLostError("the driver has reset the device")
+
+
+def test_pages_that_a_lost_device_may_still_write_stay_mapped() -> None:
+    device = Losing()
+    guest, other = (DeviceGuest(passthrough.text(), device=device) for _ in range(2))
+    address = guest.memory.address
+    assert submit(guest, doubling()) == DeviceLostError.code
+    assert guest.last_error == "the driver has reset the device"
+    with pytest.warns(ResourceWarning, match="stays mapped"):
+        guest.close()
+    del guest
+    gc.collect()
+    assert mapped(address)
+    other.close()
 
 
 def test_guests_on_other_threads_take_turns(start: Start) -> None:

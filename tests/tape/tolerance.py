@@ -71,6 +71,7 @@ def tolerance(op: str, x: dict[str, Any], y: F64, p: dict[str, Any], amplitude: 
             error = np.where(_overflows(top), np.inf, error)
         case "rmsnorm":
             error = U * np.abs(y) * (growth(x["x"].shape[-1]) + ROUNDINGS) + TINY
+            error = error + TINY * size.get("weight", 0.0)  # the quotient before may be subnormal
             error = np.where(_squares_overflow(x["x"], p["eps"]), np.inf, error)
         case "layernorm":
             error = _layernorm_tolerance(x, y, p)
@@ -131,7 +132,7 @@ def _layernorm_tolerance(x: dict[str, F64], y: F64, p: dict[str, Any]) -> Any:
     relative = shift / deviation + (growth(n) + ROUNDINGS) * U
     error = shift / deviation + np.abs(centred) / deviation * relative
     weight, bias = np.abs(x.get("weight", 1.0)), np.abs(x.get("bias", 0.0))
-    error = error * weight + 2 * U * (np.abs(y) + bias) + TINY
+    error = (error + TINY) * weight + 2 * U * (np.abs(y) + bias) + TINY
     return np.where(_squares_overflow(v, 1.0) | _squares_overflow(centred, p["eps"]), np.inf, error)
 
 

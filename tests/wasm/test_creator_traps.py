@@ -61,7 +61,7 @@ def test_shared_memories_are_refused_and_say_why(python, memory):
         "except InvalidModuleError as error: print(error)"
     )
     done = python(program)
-    assert "allocates those itself" in done.stdout, done.stderr
+    assert "for several threads" in done.stdout, done.stderr
 
 
 def test_a_shared_memory_that_is_not_exported_is_refused_too(python):

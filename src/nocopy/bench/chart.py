@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import ceil, floor, log10
+from math import ceil, floor, inf, log10
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from nocopy.bench.result import Result
 OURS = "#0b7a75"
 PEERS = ("#c8553d", "#8a8d91", "#b08ea2")
 INK = "#2b2d2f"
+NAME_HEIGHT = 0.055  # of the picture's height
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
@@ -47,35 +48,48 @@ def draw_lines(lines: Mapping[str, Mapping[int, float]], title: str, what: str, 
 
     figure: Any = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
     axes = figure.subplots()
-    for (name, points), color in zip(lines.items(), (OURS, *PEERS), strict=False):
-        _line(axes, name, sorted(points.items()), color)
+    drawn = list(zip(lines.items(), (OURS, *PEERS), strict=False))
+    for (_, points), color in drawn:
+        x, y = zip(*sorted(points.items()), strict=True)
+        axes.plot(x, y, color=color, marker="o", markersize=3.5, linewidth=2 if color == OURS else 1.5)
     _dress(axes, sorted(next(iter(lines.values()))), what)
     times = [t for points in lines.values() for t in points.values()]
-    axes.set_ylim(10 ** floor(log10(min(times))), 10 ** ceil(log10(max(times))))
+    lowest = floor(log10(min(times)))
+    axes.set_ylim(10**lowest, 10 ** max(ceil(log10(max(times))), lowest + 1))
+    _name(axes, [(name, color, *max(points.items())) for (name, points), color in drawn])
     axes.set_title(title, loc="left", fontsize=11, color=INK)
     figure.savefig(path)
 
 
-def _line(axes: Any, name: str, points: Sequence[tuple[int, float]], color: str) -> None:
-    x, y = zip(*points, strict=True)
-    axes.plot(x, y, color=color, marker="o", markersize=3.5, linewidth=2 if color == OURS else 1.5)
-    axes.annotate(
-        name,
-        (x[-1], y[-1]),
-        xytext=(8, 0),
-        textcoords="offset points",
-        va="center",
-        color=color,
-        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
-        fontweight="bold" if color == OURS else "normal",
-    )
+def _name(axes: Any, ends: Sequence[tuple[str, str, int, float]]) -> None:
+    """Write each line's name at its end, and move names apart that would touch.
+
+    Args:
+        axes: with its limits set.
+        ends: (name, color, x, y of the last point).
+    """
+    low, high = (log10(limit) for limit in axes.get_ylim())
+    apart = (high - low) * NAME_HEIGHT
+    at = -inf
+    for name, color, x, y in sorted(ends, key=lambda end: end[3]):
+        at = max(log10(y), at + apart)
+        axes.annotate(
+            name,
+            (x, 10**at),
+            xytext=(8, 0),
+            textcoords="offset points",
+            va="center",
+            color=color,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+            fontweight="bold" if color == OURS else "normal",
+        )
 
 
 def _dress(axes: Any, sizes: Sequence[int], what: str) -> None:
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(sizes, [label(n) for n in sizes], fontsize=8, color=INK)
-    axes.set_xlim(sizes[0] / 1.4, sizes[-1] * 2 ** (0.15 * len(sizes) + 0.6))
+    axes.set_xlim(sizes[0] / 1.4, sizes[-1] * 1.4 * (sizes[-1] / sizes[0]) ** 0.18)
     axes.minorticks_off()
     axes.set_ylabel(what, color=INK)
     axes.set_xlabel("tensor, bytes", color=INK)

@@ -24,8 +24,10 @@ from nocopy.tape import Space, TapeBuilder, Tensor
 class Carrier(Protocol):
     """Moves bytes between the guest and the tensor that the device computes on."""
 
-    pages: Pages
-    """The tensor, as the device sees it."""
+    @property
+    def pages(self) -> Pages:
+        """The tensor, as the device sees it."""
+        ...
 
     def put(self, address: int, nbytes: int) -> None:
         """Copy from the guest."""
@@ -44,9 +46,14 @@ class HostCarrier:
     """The tensor is host memory that the device can reach: one memcpy each way."""
 
     def __init__(self, device: Device, nbytes: int) -> None:
-        whole = -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        whole = whole_pages(nbytes)
         self.memory = LinearMemory(whole, reserve=whole, guard=0)
-        self.pages = device.share(self.memory.address, whole)
+        self._pages = device.share(self.memory.address, whole)
+
+    @property
+    def pages(self) -> Pages:
+        """See `Carrier`."""
+        return self._pages
 
     def put(self, address: int, nbytes: int) -> None:
         """See `Carrier`."""
@@ -60,6 +67,11 @@ class HostCarrier:
         """See `Carrier`."""
         self.pages.close()
         self.memory.close()
+
+
+def whole_pages(nbytes: int) -> int:
+    """Bytes of the pages that hold `nbytes`."""
+    return -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
 class CopyingHost:
@@ -121,7 +133,9 @@ def carriers(device: Device, nbytes: int) -> dict[str, Carrier]:
     """The ways in which a copying host could serve this device, by name; the first is the usual one."""
     if device.info.name == "cuda":
         from nocopy.bench.copying_cuda import PageableCarrier, PinnedCarrier
+        from nocopy.device.cuda import CudaDevice
 
+        assert isinstance(device, CudaDevice)
         return {
             "pageable copy": PageableCarrier(device, nbytes),
             "pinned copy": PinnedCarrier(device, nbytes),

@@ -1,30 +1,40 @@
-"""Carriers whose tensor lies in a discrete GPU's own memory."""
+"""Carriers whose tensor lies in a discrete GPU's own memory.
+
+Copies go on the stream on which the device plays, so they and the kernel are in order with no wait between.
+"""
 
 from __future__ import annotations
 
 import ctypes
-from importlib import import_module
-from typing import Any
 
-from nocopy.device.protocol import Device
-from nocopy.errors import DeviceError
-
-driver: Any = import_module("cuda.bindings.driver")
+from nocopy.bench.copying import whole_pages
+from nocopy.device.cuda import CudaDevice
+from nocopy.device.cuda_pages import CudaPages
+from nocopy.memory.linear import LinearMemory
 
 
 class PageableCarrier:
     """The driver copies straight between the guest's ordinary pages and the GPU."""
 
-    def __init__(self, device: Device, nbytes: int) -> None:
-        self.pages = device.allocate(nbytes)
+    def __init__(self, device: CudaDevice, nbytes: int) -> None:
+        self.driver = device.driver
+        self._pages = device.allocate(nbytes)
+
+    @property
+    def pages(self) -> CudaPages:
+        """See `Carrier`."""
+        return self._pages
 
     def put(self, address: int, nbytes: int) -> None:
         """See `Carrier`."""
-        _check(driver.cuMemcpyHtoD(self.pages.device_address, address, nbytes))
+        with self.driver.current():
+            self.driver.copy_in(self.pages.device_address, address, nbytes)
 
     def get(self, address: int, nbytes: int) -> None:
         """See `Carrier`."""
-        _check(driver.cuMemcpyDtoH(address, self.pages.device_address, nbytes))
+        with self.driver.current():
+            self.driver.copy_out(address, self.pages.device_address, nbytes)
+            self.driver.wait(None)
 
     def close(self) -> None:
         """See `Carrier`."""
@@ -32,30 +42,26 @@ class PageableCarrier:
 
 
 class PinnedCarrier(PageableCarrier):
-    """Through page-locked memory: a faster bus transfer, and one more copy on the CPU."""
+    """Through page-locked memory: a faster bus transfer, and one more copy on the CPU each way."""
 
-    def __init__(self, device: Device, nbytes: int) -> None:
+    def __init__(self, device: CudaDevice, nbytes: int) -> None:
         super().__init__(device, nbytes)
-        self.pinned: int = int(_check(driver.cuMemHostAlloc(nbytes, 0)))
+        whole = whole_pages(nbytes)
+        self.memory = LinearMemory(whole, reserve=whole, guard=0)
+        self.locked = device.share(self.memory.address, whole)
 
     def put(self, address: int, nbytes: int) -> None:
         """See `Carrier`."""
-        ctypes.memmove(self.pinned, address, nbytes)
-        super().put(self.pinned, nbytes)
+        ctypes.memmove(self.memory.address, address, nbytes)
+        super().put(self.memory.address, nbytes)
 
     def get(self, address: int, nbytes: int) -> None:
         """See `Carrier`."""
-        super().get(self.pinned, nbytes)
-        ctypes.memmove(address, self.pinned, nbytes)
+        super().get(self.memory.address, nbytes)
+        ctypes.memmove(address, self.memory.address, nbytes)
 
     def close(self) -> None:
         """See `Carrier`."""
-        _check(driver.cuMemFreeHost(self.pinned))
+        self.locked.close()
+        self.memory.close()
         super().close()
-
-
-def _check(answer: tuple[Any, ...]) -> Any:
-    """The value of a driver call, which returns (status, value) or (status,)."""
-    if answer[0] != driver.CUresult.CUDA_SUCCESS:
-        raise DeviceError(f"a copy for the peer was asked for; the CUDA driver answered {answer[0].name}")
-    return answer[1] if len(answer) > 1 else None

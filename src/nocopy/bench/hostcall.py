@@ -19,8 +19,11 @@ from nocopy.errors import DeviceUnavailableError
 from nocopy.wasm import Guest, HostFunction, NativeFunction
 
 SECONDS = 1.5  # for each case
-CALLS = 2000  # in one batch of calls that take microseconds
-NATIVE_CALLS = 200_000  # in one batch of calls that take nanoseconds
+# Calls in one batch. A batch of either side takes well under a millisecond, less than a slice of a busy
+# machine's scheduler, so that the median is of batches that nobody interrupted.
+CALLS = 500
+PEER_CALLS = 25
+NATIVE_CALLS = 50_000
 GUEST = """(module
   (import "env" "add" (func $add (param i32 i32) (result i32)))
   (import "env" "version" (func $version (result i32)))
@@ -102,10 +105,10 @@ def _times(
         ours(calls)
 
     def peer_batch() -> None:
-        peer(CALLS)
+        peer(PEER_CALLS)
 
     times = interleaved({"ours": batch, "peer": peer_batch}, seconds=SECONDS)
-    return times["ours"] / calls * 1e6, times["peer"] / CALLS * 1e6
+    return times["ours"] / calls * 1e6, times["peer"] / PEER_CALLS * 1e6
 
 
 def _repeat(call: Callable[[int, int], Any]) -> Callable[[int], None]:

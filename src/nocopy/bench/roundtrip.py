@@ -39,9 +39,15 @@ def rows(device: Device, *, progress: Progress = silent) -> list[Row]:
     """Time round trips of 1 KiB to 256 MiB; the unit is µs."""
     found: list[Row] = []
     for trip in round_trips(device, SIZES, progress):
-        case = f"{trip.nbytes >> 10} KiB" if trip.nbytes < 2**20 else f"{trip.nbytes >> 20} MiB"
-        found += [row(case, trip.shared * 1e6, "us", peer, t * 1e6) for peer, t in trip.copied.items()]
+        found += [
+            row(case(trip.nbytes), trip.shared * 1e6, "us", peer, t * 1e6) for peer, t in trip.copied.items()
+        ]
     return found
+
+
+def case(nbytes: int) -> str:
+    """A size as rows name it: "4 KiB", "16 MiB"."""
+    return f"{nbytes >> 10} KiB" if nbytes < 2**20 else f"{nbytes >> 20} MiB"
 
 
 def round_trips(device: Device, sizes: Sequence[int], progress: Progress = silent) -> list[RoundTrip]:
@@ -52,7 +58,7 @@ def round_trips(device: Device, sizes: Sequence[int], progress: Progress = silen
     """
     found: list[RoundTrip] = []
     for i, nbytes in enumerate(sizes):
-        progress(f"{nbytes >> 10} KiB", i / len(sizes))
+        progress(case(nbytes), i / len(sizes))
         found.append(_round_trip(device, nbytes))
     return found
 

@@ -8,23 +8,24 @@ from time import perf_counter
 from typing import Any
 
 MOST_SAMPLES = 200
-LEAST_SAMPLES = 5
+LEAST_SAMPLES = 3
 
 
-def interleaved(
-    contenders: Mapping[str, Callable[[], Any]], *, seconds: float, warmup: int = 2
-) -> dict[str, float]:
+def interleaved(contenders: Mapping[str, Callable[[], Any]], *, seconds: float) -> dict[str, float]:
     """Time each contender, in turns, and return its median in seconds.
 
     Args:
         contenders: what to call, by name. What a call returns, if it can be called, undoes it: that is called
             after the clock has stopped.
-        seconds: for all of them together; each runs at least `LEAST_SAMPLES` times whatever that takes.
-        warmup: untimed rounds before.
+        seconds: for all of them together. Each runs at least `LEAST_SAMPLES` times, whatever that takes,
+            after one untimed round, or two if they fit that time.
     """
-    for _ in range(warmup):
+    start = perf_counter()
+    for _ in range(2):
         for call in contenders.values():
             _timed(call)
+        if perf_counter() - start > seconds:
+            break
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     end = perf_counter() + seconds
     for turn in range(MOST_SAMPLES):

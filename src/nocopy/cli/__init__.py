@@ -15,9 +15,12 @@ def main(argv: list[str] | None = None) -> int:
     if tokens == ["--version"]:  # the one call that scripts make often: it imports nothing else
         print(version())
         return 0
-    from nocopy.cli.entry import enter
+    try:
+        from nocopy.cli.entry import enter
 
-    return enter(tokens)
+        return enter(tokens)
+    except KeyboardInterrupt:  # while that import ran; from there on `enter` answers it
+        return 130
 
 
 def version() -> str:

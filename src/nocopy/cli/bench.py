@@ -72,7 +72,6 @@ def page(result: Result) -> RenderableType:
         ours, peers = quantity(r["value"], r["unit"]), quantity(r["peer_value"], r["unit"])
         rows.add_row(r["case"], ours, peers, ratio(r["ratio"]), f"[dim]{r['peer']}[/]")
     where = ", ".join(dict.fromkeys(result.machine[k] for k in ("device", "cpu") if k in result.machine))
-    head = Text.assemble(
-        (f"{result.name}", "bold"), f" on {result.device}: {where}, {result.machine['cores']} cores"
-    )
+    device = "" if result.device == "none" else f" on {result.device}"
+    head = Text.assemble((result.name, "bold"), f"{device}: {where}, {result.machine['cores']} cores")
     return Group(head, Text(), rows)

@@ -15,7 +15,9 @@ def completion(
     shell: Annotated[Shell | None, Parameter(help="Which shell; the one you are in when left out.")] = None,
     /,
     *,
-    install: Annotated[bool, Parameter(help="Install it where that shell looks for it.")] = False,
+    install: Annotated[
+        bool, Parameter(help="Install it where that shell looks, and load it when it starts.")
+    ] = False,
 ) -> int:
     """Print or install the completion script of a shell."""
     from cyclopts.completion import detect_shell

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -24,7 +23,6 @@ def enter(tokens: Sequence[str]) -> int:
     open_standard_streams()
     own, guest = split(tokens)
     debug = "--debug" in own
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with end_on_interrupt(Status.INTERRUPTED):
             status = play(own, guest)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 
 from nocopy.cli.choices import suggestion
 from nocopy.errors import UsageError
+from nocopy.examples import EXAMPLES, find
 
 SUFFIXES = (".wasm", ".wat")
 
@@ -28,17 +28,17 @@ def find_guest(text: str) -> Path:
             return found
     elif path.exists():
         return path
-    names = examples()
     name = text.rstrip("/").removeprefix("./").removeprefix("examples/")
-    if name in names:
-        return names[name]
+    example = find(f"examples/{name}")
+    if example is not None:
+        return example
     if path.is_dir():
-        raise UsageError(
-            f"the guest {text} was asked for; that folder has no {' or '.join(SUFFIXES)} file in it"
-        )
-    near = suggestion(name, names)
-    known = f" The examples are {', '.join(names)}.{near}" if names else ""
-    raise UsageError(f"the guest {text} was asked for; there is no such file.{known}")
+        kinds = " or ".join(SUFFIXES)
+        raise UsageError(f"the guest {text} was asked for; that folder has no {kinds} file in it")
+    listed, near = ", ".join(EXAMPLES), suggestion(name, EXAMPLES)
+    raise UsageError(
+        f"the guest {text} was asked for; there is no such file. The examples are {listed}.{near}"
+    )
 
 
 def guest_in(folder: Path) -> Path | None:
@@ -53,12 +53,3 @@ def guest_in(folder: Path) -> Path | None:
         listed = ", ".join(p.name for p in found)
         raise UsageError(f"the guest {folder} was asked for; that folder has {listed}. Name one of them.")
     return (named or found or [None])[0]
-
-
-def examples() -> dict[str, Path]:
-    """The examples that come with nocopy, by name."""
-    folder = Path(str(files("nocopy") / "examples"))
-    if not folder.is_dir():
-        return {}
-    found = {p.name: guest_in(p) for p in sorted(folder.iterdir()) if p.is_dir()}
-    return {name: path for name, path in found.items() if path is not None}

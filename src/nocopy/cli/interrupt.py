@@ -14,6 +14,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 GRACE = 0.5  # seconds that Python gets to unwind before the process ends
+SHOW_CURSOR = b"\x1b[?25h"  # a progress bar hides it, and cannot show it again
 
 
 @contextmanager
@@ -29,6 +30,8 @@ def end_on_interrupt(status: int) -> Generator[None]:
             if not received:
                 return
             if signal.SIGINT in received and not left.wait(GRACE):
+                if os.isatty(2):
+                    os.write(2, SHOW_CURSOR)
                 os._exit(status)
 
     watcher = threading.Thread(target=watch, name="nocopy-interrupt", daemon=True)

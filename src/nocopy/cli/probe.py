@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from nocopy.device.discovery import MODULES, DeviceStatus, probe
 
 SECONDS = 60.0  # for one device: a first run may compile kernels
-CRASHED = "Run `nocopy doctor --debug` and update or remove that driver."
+CRASHED = "See all of what it says with `python -m nocopy.cli.probe {}`, and update or remove that driver."
 
 
 def probe_all(names: Sequence[str] = tuple(MODULES)) -> list[DeviceStatus]:

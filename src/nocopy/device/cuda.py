@@ -37,9 +37,9 @@ from nocopy.tape.validate import Tape
 
 GRAPH_RECORDS = 1024
 """Launches in one graph; a longer tape is several, so that what waits on the GPU stays bounded."""
-ASKING_WORK = 2**22
-"""Elements or multiply-adds from which on kernels look whether they should stop: below, they end within some
-milliseconds, and looking costs one microsecond each time."""
+STOPPABLE_WORK = 2**22
+"""Elements or multiply-adds from which on a tape can be stopped inside a graph or a kernel: below, it ends
+within some milliseconds."""
 STOP_GRACE = 10.0
 """Seconds that kernels get to end after they were asked to stop."""
 
@@ -165,7 +165,7 @@ class CudaDevice:
         check_spaces(tape, spaces)
         used = {space: self._own(space, spaces[space]) for space in tape.sizes}
         addresses = {space: pages.device_address for space, pages in used.items()}
-        stop = self._driver.stop_address if tape.work > ASKING_WORK else 0
+        stop = self._driver.stop_address if tape.work > STOPPABLE_WORK else 0
         records = bytes(tape)
         with self._driver.current():
             launches: list[Start] = []
@@ -338,17 +338,27 @@ def open_device(*, allow_copy: bool = False) -> CudaDevice:
         DeviceUnavailableError: no driver, no GPU, one that is too old, or no compiler for kernels.
         CopyRefusedError: this machine cannot share pages and `allow_copy` is False.
     """
-    driver = Driver()
     try:
-        compiler = Compiler(driver.capability, cache_directory())
-        if compiler.version[0] > driver.version // 1000:
-            raise DeviceUnavailableError(
-                "cuda",
-                "NVRTC {}.{} makes code for newer drivers than the one".format(*compiler.version)
-                + f" here, which is for CUDA {version_name(driver.version)}",
-                "Update the NVIDIA driver, or run `pip install 'cuda-bindings<13' nvidia-cuda-nvrtc-cu12`.",
-            )
-        return CudaDevice(driver, compiler, allow_copy=allow_copy)
-    except BaseException:
-        driver.close()
+        driver = Driver()
+        try:
+            return _open_on(driver, allow_copy=allow_copy)
+        except BaseException:
+            driver.close()
+            raise
+    except DeviceUnavailableError:
         raise
+    except DeviceError as e:
+        fix = "See what `nvidia-smi` says of the GPU and of who uses it."
+        raise DeviceUnavailableError("cuda", str(e), fix) from e
+
+
+def _open_on(driver: Driver, *, allow_copy: bool) -> CudaDevice:
+    compiler = Compiler(driver.capability, cache_directory())
+    if compiler.version[0] > driver.version // 1000:
+        raise DeviceUnavailableError(
+            "cuda",
+            "NVRTC {}.{} makes code for newer drivers than the one".format(*compiler.version)
+            + f" here, which is for CUDA {version_name(driver.version)}",
+            "Update the NVIDIA driver, or run `pip install 'cuda-bindings<13' nvidia-cuda-nvrtc-cu12`.",
+        )
+    return CudaDevice(driver, compiler, allow_copy=allow_copy)

@@ -30,13 +30,9 @@ that went away, a context that is gone."""
 
 _REGISTER_PORTABLE_MAPPED = 0x01 | 0x02
 _STREAM_NON_BLOCKING = 0x1
-_CAPTURE_THREAD_LOCAL = 1
+_CAPTURE_RELAXED = 2  # a kernel may be loaded while its first launch is captured
 _SCHEDULE_SPIN = 0x1
-_ATTRIBUTES = {
-    "multiprocessors": 16,
-    "host_pointer_usable": 91,
-    "register_supported": 99,
-}  # CUdevice_attribute
+_MULTIPROCESSORS, _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 16, 75, 76  # CUdevice_attribute
 _SPINS = 400
 """Polls before the wait starts to sleep: about 0.2 ms, longer than any small program."""
 
@@ -69,22 +65,28 @@ class Driver:
         (self.version,) = self._ask("cuDriverGetVersion")
         (gpu,) = self._ask("cuDeviceGet", 0)
         (name,) = self._ask("cuDeviceGetName", 256, gpu)
-        self.product: str = name.decode(errors="replace").rstrip("\0")
+        self.product: str = name.decode(errors="replace").split("\0")[0]
         (self.memory_bytes,) = self._ask("cuDeviceTotalMem", gpu)
-        self.capability = (self._attribute(75, gpu), self._attribute(76, gpu))
-        self.multiprocessors = self._attribute(_ATTRIBUTES["multiprocessors"], gpu)
+        self.capability = (self._attribute(_CAPABILITY_MAJOR, gpu), self._attribute(_CAPABILITY_MINOR, gpu))
+        self.multiprocessors = self._attribute(_MULTIPROCESSORS, gpu)
         self._refuse_old()
         self._abandoned = False
         self._context = self._create_context(gpu)
         self._push, self._pop, self._query, self._launch, self._launch_graph = self._fast_calls()
         self._popped = ctypes.byref(ctypes.c_void_p())
+        try:
+            self._make_stream_and_word()
+        except BaseException:
+            self._cuda.cuCtxDestroy(self._context)
+            raise
+
+    def _make_stream_and_word(self) -> None:
         with self.current():
             (self._stream,) = self._ask("cuStreamCreate", _STREAM_NON_BLOCKING)
-            (word,) = self._ask("cuMemHostAlloc", 4096, _REGISTER_PORTABLE_MAPPED)
-            self.stop_address: int = int(self._ask("cuMemHostGetDevicePointer", word, 0)[0])
-        self._stop = ctypes.c_int32.from_address(int(word))
+            (self._word,) = self._ask("cuMemHostAlloc", 4096, _REGISTER_PORTABLE_MAPPED)
+            self.stop_address: int = int(self._ask("cuMemHostGetDevicePointer", self._word, 0)[0])
+        self._stop = ctypes.c_int32.from_address(int(self._word))
         self._stop.value = 0
-        self._word = word
         self._stream_handle = ctypes.c_void_p(int(self._stream))
 
     # Opening
@@ -270,7 +272,7 @@ class Driver:
 
     def graph(self, starts: list[Start]) -> tuple[Start, Callable[[], None]]:
         """Launches joined in order: a call that starts them all, and one that frees the graph."""
-        self._ask("cuStreamBeginCapture", self._stream, self._cuda.CUstreamCaptureMode(_CAPTURE_THREAD_LOCAL))
+        self._ask("cuStreamBeginCapture", self._stream, self._cuda.CUstreamCaptureMode(_CAPTURE_RELAXED))
         try:
             for start in starts:
                 self.check(start(), "cuLaunchKernelEx")

@@ -26,6 +26,9 @@ ARGUMENT = struct.Struct(f"<{RECORD_BYTES}s{len(Space)}QQ")
 
 BLOCKS_PER_SM = 8
 """Blocks of 256 threads that fill a multiprocessor (2048 threads on sm_80 and sm_90)."""
+ASKING_WORK = 2**16
+"""Elements or multiply-adds from which on a kernel looks whether it should stop: below, it ends within
+microseconds, and looking costs one."""
 NARROW = 4
 """Rows that `matmul_narrow` handles at a time."""
 
@@ -91,7 +94,7 @@ def plan(record: bytes, spaces: Mapping[Space, int], stop: int, multiprocessors:
     Args:
         record: its 256 bytes.
         spaces: the device address of each space that it uses.
-        stop: device address of the word that asks kernels to stop; 0 for none.
+        stop: device address of the word that asks long kernels to stop; 0 for none.
         multiprocessors: of the GPU.
 
     Returns:
@@ -100,6 +103,8 @@ def plan(record: bytes, spaces: Mapping[Space, int], stop: int, multiprocessors:
     fields = Fields.unpack(record)
     if fields.empty():
         return None
+    if fields.op.work(fields.named) < ASKING_WORK:
+        stop = 0
     source, kernel, blocks, block = GEOMETRY[fields.op.name](fields, multiprocessors)
     bases = [spaces.get(space, 0) for space in Space]
     grid = max(1, min(blocks, 2**31 - 1))

@@ -129,11 +129,12 @@ class MetalDevice:
     def allocate(self, nbytes: int) -> ChunkedPages:
         """See `Device.allocate`. The CPU reaches the memory too; `address` is 0 all the same."""
         self._check_open()
+        most = int(self._device.recommendedMaxWorkingSetSize())
+        if nbytes > most:
+            raise DeviceError(f"allocating {nbytes} bytes was asked for; {self._info.product} has {most}")
         maker = Allocator(self._metal, self._device, self._info.product, self._page)
         with self._objc.autorelease_pool():
-            pages = ChunkedPages(
-                maker, 0, max(nbytes, 1), self._info.mode, False, None, self._pages.discard
-            )
+            pages = ChunkedPages(maker, 0, max(nbytes, 1), self._info.mode, False, None, self._pages.discard)
         pages.nbytes = nbytes
         self._pages.add(pages)
         return pages
@@ -196,7 +197,8 @@ class MetalDevice:
         most = int(state.maxTotalThreadsPerThreadgroup())
         if most < launches.THREADS:
             raise DeviceError(
-                f"{what}: {launches.THREADS} threads a group were asked for; {self._info.product} allows {most}"
+                f"{what}: {launches.THREADS} threads a group were asked for;"
+                f" {self._info.product} allows {most}"
             )
         return state
 

@@ -29,7 +29,7 @@ OWNERSHIP: dict[bytes, dict[int, Any]] = {
     b"newFunctionWithName:": {2: _ID},
     b"newComputePipelineStateWithFunction:error:": {2: _ID, 3: _ERROR},
 }  # fmt: skip
-"""Methods whose result belongs to the caller, with their arguments (from index 2; 0 and 1 are Objective-C's)."""
+"""Methods whose result belongs to the caller, with their arguments; indices 0 and 1 are Objective-C's."""
 
 
 def describe_ownership(objc: Any) -> None:

@@ -119,6 +119,10 @@ class VulkanDevice:
     def allocate(self, nbytes: int) -> ChunkedPages:
         """See `Device.allocate`."""
         self._check_open()
+        if nbytes > self._api.heap_bytes:
+            raise DeviceError(
+                f"allocating {nbytes} bytes was asked for; {self._api.product} has {self._api.heap_bytes}"
+            )
         size = -(-max(nbytes, 1) // MINIMUM_BYTES) * MINIMUM_BYTES
         maker = Allocator(self._api, DEVICE_MEMORY)
         mode = Mode.SAME_POINTER if self._info.mode is Mode.SAME_POINTER else Mode.MAPPED

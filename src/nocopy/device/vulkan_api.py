@@ -50,6 +50,7 @@ class Api:
     details: dict[str, str]
     limits: Limits
     memory_types: list[int]
+    heap_bytes: int
     device_bytes: int
     host_pointer_properties: Any
     messenger: tuple[Any, Any] | None
@@ -367,8 +368,9 @@ def _create_device(vk: Any, instance: Any, messenger: tuple[Any, Any] | None, be
     lib.vkGetPhysicalDeviceMemoryProperties(best.handle, memory)
     types = [int(memory.memoryTypes[i].propertyFlags) for i in range(memory.memoryTypeCount)]
     heaps = [memory.memoryHeaps[i] for i in range(memory.memoryHeapCount)]
+    every = sum(int(h.size) for h in heaps)
     own = sum(int(h.size) for h in heaps if h.flags & vk.VK_MEMORY_HEAP_DEVICE_LOCAL_BIT)
     return Api(
         vk, instance, best.handle, device[0], queue[0], best.family, best.name, best.type, best.details,
-        best.limits, types, 0 if best.type == TYPE_CPU else own, query, messenger,
+        best.limits, types, every, 0 if best.type == TYPE_CPU else own, query, messenger,
     )  # fmt: skip

@@ -24,7 +24,7 @@ from nocopy.interfaces.scratch import Scratch
 from nocopy.memory.ledger import Ledger
 from nocopy.memory.linear import Hold, LinearMemory
 from nocopy.tape.record import Space
-from nocopy.tape.validate import DEFAULT_WORK_LIMIT, validate
+from nocopy.tape.validate import DEFAULT_WORK_LIMIT, Tape, validate
 
 _locks: weakref.WeakKeyDictionary[Device, threading.Lock] = weakref.WeakKeyDictionary()
 _locks_lock = threading.Lock()
@@ -175,8 +175,10 @@ class Attachment:
             ClosedError: this attachment or the device is closed.
         """
         until = None if time_left is None else time.monotonic() + time_left
+        # Checking a long tape takes Python a second: not while others wait for the device.
+        tape = None if records in self.grip.programs else self._validate(records)
         with self._turn(until):
-            program = self.grip.programs.get(records) or self._compile(records)
+            program = self.grip.programs.get(records) or self._compile(tape or self._validate(records))
             self._playing = True
             try:
                 self.device.play(program, timeout=_rest(until))
@@ -187,16 +189,18 @@ class Attachment:
                 self._playing = False
         return program
 
-    def _compile(self, records: bytes) -> Program:
+    def _validate(self, records: bytes) -> Tape:
+        sizes = {Space.GUEST: self.memory.size, Space.SCRATCH: self.limits.scratch}
+        return validate(records, sizes, work_limit=self.limits.work)
+
+    def _compile(self, tape: Tape) -> Program:
         grip = self.grip
-        sizes = {Space.GUEST: self.memory.size, Space.SCRATCH: grip.scratch.limit}
-        tape = validate(records, sizes, work_limit=self.limits.work)
         if tape.sizes.get(Space.SCRATCH, 0) > grip.scratch.nbytes:
             grip.programs.clear()
             grip.scratch.grow(tape.sizes[Space.SCRATCH])
         spaces = {Space.GUEST: grip.pages, Space.SCRATCH: grip.scratch.pages}
         program = self.device.compile(tape, {s: p for s, p in spaces.items() if p is not None})
-        grip.programs.add(records, program)
+        grip.programs.add(bytes(tape), program)
         return program
 
     @contextmanager

@@ -159,10 +159,12 @@ class DeviceGuest(Guest):
             super().close()  # which does nothing, or says why not
             return
         try:
-            self._detach()
+            try:
+                self._detach()
+            finally:
+                self._calls.lock.release()
         finally:
-            self._calls.lock.release()
-        super().close()
+            super().close()
 
     def _detach(self) -> None:
         try:

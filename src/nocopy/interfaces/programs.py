@@ -21,6 +21,9 @@ class Programs:
     def __len__(self) -> int:
         return len(self._kept)
 
+    def __contains__(self, records: bytes) -> bool:
+        return records in self._kept
+
     def get(self, records: bytes) -> Program | None:
         """The program of these records, if it is kept."""
         program = self._kept.get(records)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import sys
 import weakref
 from typing import Final
 
@@ -21,7 +22,8 @@ PAGE: Final = mmap.PAGESIZE
 PROT_NONE: Final = 0
 PROT_READ_WRITE: Final = mmap.PROT_READ | mmap.PROT_WRITE
 # A reservation must not count against the commit limit: 4 GiB for every guest would exhaust it at once.
-MAP_FLAGS: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+MAP_NORESERVE: Final = 0x40 if sys.platform == "darwin" else 0x4000  # Python names it since 3.13 only
+MAP_FLAGS: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
 MAP_FAILED: Final = ctypes.c_void_p(-1).value
 
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -28,6 +28,11 @@ class PreTokenizer:
     nfc: bool = False
 
 
+def _range(codes: str) -> str:
+    """Write hexadecimal code points and ranges of them as the inside of a character class."""
+    return "".join("-".join(chr(int(end, 16)) for end in code.split("-")) for code in codes.split())
+
+
 _CONTRACTIONS: Final = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _TAIL: Final = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 _SYMBOLS: Final = r"| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -35,6 +40,9 @@ _SYMBOLS: Final = r"| ?[^\s\p{L}\p{N}]+[\r\n]*"
 GPT2: Final = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3: Final = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _SYMBOLS + _TAIL
 QWEN2: Final = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _SYMBOLS + _TAIL
+QWEN35: Final = (
+    _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*" + _TAIL
+)
 
 _UPPER: Final = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
 _LOWER: Final = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
@@ -53,37 +61,32 @@ KIMI: Final = (
     r"|\p{N}{1,3}" + _SYMBOLS + _TAIL
 )
 
-_DEEPSEEK_LETTERS: Final = (
-    r"A-Za-z\x{B5}\x{C0}-\x{D6}\x{D8}-\x{F6}\x{F8}-\x{1BA}\x{1BC}-\x{1BF}\x{1C4}-\x{293}\x{295}-\x{2AF}"
-    r"\x{370}-\x{373}\x{376}\x{377}\x{37B}-\x{37D}\x{37F}\x{386}\x{388}-\x{38A}\x{38C}\x{38E}-\x{3A1}"
-    r"\x{3A3}-\x{3F5}\x{3F7}-\x{481}\x{48A}-\x{52F}\x{531}-\x{556}\x{10A0}-\x{10C5}\x{13A0}-\x{13F5}"
-    r"\x{13F8}-\x{13FD}\x{1C90}-\x{1CBA}\x{1CBD}-\x{1CBF}\x{1D00}-\x{1D2B}\x{1D6B}-\x{1D77}"
-    r"\x{1D79}-\x{1D9A}\x{1E00}-\x{1F15}\x{1F18}-\x{1F1D}\x{1F20}-\x{1F45}\x{1F48}-\x{1F4D}"
-    r"\x{1F50}-\x{1F57}\x{1F59}\x{1F5B}\x{1F5D}\x{1F5F}-\x{1F7D}\x{1F80}-\x{1FB4}\x{1FB6}-\x{1FBC}\x{1FBE}"
-    r"\x{1FC2}-\x{1FC4}\x{1FC6}-\x{1FCC}\x{1FD0}-\x{1FD3}\x{1FD6}-\x{1FDB}\x{1FE0}-\x{1FEC}"
-    r"\x{1FF2}-\x{1FF4}\x{1FF6}-\x{1FFC}\x{2102}\x{2107}\x{210A}-\x{2113}\x{2115}\x{2119}-\x{211D}\x{2124}"
-    r"\x{2126}\x{2128}\x{212A}-\x{212D}\x{212F}-\x{2134}\x{2139}\x{213C}-\x{213F}\x{2145}-\x{2149}\x{214E}"
-    r"\x{2183}\x{2184}\x{2C00}-\x{2C7B}\x{2C7E}-\x{2CE4}\x{2CEB}-\x{2CEE}\x{2CF2}\x{2CF3}\x{A640}-\x{A66D}"
-    r"\x{A680}-\x{A69B}\x{A722}-\x{A76F}\x{A771}-\x{A787}\x{A78B}-\x{A78E}\x{AB70}-\x{ABBF}\x{FB00}-\x{FB06}"
-    r"\x{FB13}-\x{FB17}\x{FF21}-\x{FF3A}\x{FF41}-\x{FF5A}\x{10400}-\x{1044F}\x{104B0}-\x{104D3}"
-    r"\x{104D8}-\x{104FB}\x{10C80}-\x{10CB2}\x{10CC0}-\x{10CF2}\x{118A0}-\x{118DF}\x{1E900}-\x{1E943}"
+_DEEPSEEK_LETTERS: Final = "A-Za-z" + _range(
+    "B5 C0-D6 D8-F6 F8-1BA 1BC-1BF 1C4-293 295-2AF 370-373 376 377 37B-37D 37F 386 388-38A 38C 38E-3A1 "
+    "3A3-3F5 3F7-481 48A-52F 531-556 10A0-10C5 13A0-13F5 13F8-13FD 1C90-1CBA 1CBD-1CBF 1D00-1D2B "
+    "1D6B-1D77 1D79-1D9A 1E00-1F15 1F18-1F1D 1F20-1F45 1F48-1F4D 1F50-1F57 1F59 1F5B 1F5D 1F5F-1F7D "
+    "1F80-1FB4 1FB6-1FBC 1FBE 1FC2-1FC4 1FC6-1FCC 1FD0-1FD3 1FD6-1FDB 1FE0-1FEC 1FF2-1FF4 1FF6-1FFC "
+    "2102 2107 210A-2113 2115 2119-211D 2124 2126 2128 212A-212D 212F-2134 2139 213C-213F 2145-2149 "
+    "214E 2183 2184 2C00-2C7B 2C7E-2CE4 2CEB-2CEE 2CF2 2CF3 A640-A66D A680-A69B A722-A76F A771-A787 "
+    "A78B-A78E AB70-ABBF FB00-FB06 FB13-FB17 FF21-FF3A FF41-FF5A 10400-1044F 104B0-104D3 104D8-104FB "
+    "10C80-10CB2 10CC0-10CF2 118A0-118DF 1E900-1E943 "
 )
-_DEEPSEEK_CJK: Final = r"[\x{4E00}-\x{9FA5}\x{800}-\x{4E00}\x{AC00}-\x{D7FF}]+"
+_DEEPSEEK_CJK: Final = f"[{_range('4E00-9FA5 800-4E00 AC00-D7FF')}]+"
 DEEPSEEK_LLM: Final = (
     r"[\r\n]",
     rf"\s?[{_DEEPSEEK_LETTERS}]+",
-    r"\s?[!-/:-~\x{FF01}-\x{FF0F}\x{FF1A}-\x{FF5E}\x{2018}-\x{201F}\x{3000}-\x{3002}]+",
+    rf"\s?[!-/:-~{_range('FF01-FF0F FF1A-FF5E 2018-201F 3000-3002')}]+",
     r"\s+$",
     _DEEPSEEK_CJK,
     r"\p{N}+",
 )
 DEEPSEEK_V3: Final = (
     r"\p{N}{1,3}",
-    r"[\x{4E00}-\x{9FA5}\x{3040}-\x{309F}\x{30A0}-\x{30FF}]+",
+    f"[{_range('4E00-9FA5 3040-309F 30A0-30FF')}]+",
     r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
     r"| ?[\p{P}\p{S}]+[\r\n]*" + _TAIL,
 )
-_BLOOM: Final = r" ?[^(\s|.,!?\x{2026}\x{3002}\x{FF0C}\x{3001}\x{964}\x{6D4}\x{60C})]+"
+_BLOOM: Final = rf" ?[^(\s|.,!?{_range('2026 3002 FF0C 3001 964 6D4 60C')})]+"
 _BAILING: Final = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*"
     r"|\s*[\r\n]|\s+(?!\S)|\s+"
@@ -115,13 +118,15 @@ PRE_TOKENIZERS: Final[dict[str, PreTokenizer]] = {
     "trillion": _gpt2, "granite-docling": _gpt2, "exaone4": _gpt2,
     "mpt": _gpt2_nfc, "olmo": _gpt2_nfc, "modern-bert": _gpt2_nfc,
     "roberta-bpe": _roberta, "jina-v1-en": _roberta, "jina-v2-code": _roberta,
-    "starcoder": _digits, "refact": _digits, "command-r": _digits, "smollm": _digits, "codeshell": _digits,
+    "command-r": PreTokenizer((r"\p{N}", GPT2), nfc=True),
+    "starcoder": _digits, "refact": _digits, "smollm": _digits, "codeshell": _digits,
     "exaone": _digits, "minerva-7b": _digits,
     "llama-bpe": _llama3, "llama3": _llama3, "llama-v3": _llama3, "falcon3": _llama3, "falcon-h1": _llama3,
     "pixtral": _llama3, "midm-2.0": _llama3, "lfm2": _llama3,
     "dbrx": _llama3_merging, "smaug-bpe": _llama3_merging, "glm4": _llama3_merging,
     "chatglm-bpe": _llama3_merging,
     "qwen2": _qwen2, "deepseek-r1-qwen": _qwen2, "kormo": _qwen2, "megrez": _qwen2, "stablelm2": _qwen2,
+    "qwen35": PreTokenizer((QWEN35,), nfc=True),
     "hunyuan": _qwen2_raw, "solar-open": _qwen2_raw, "grok-2": _qwen2_raw,
     "gpt-4o": _gpt4o, "llama4": _gpt4o, "minimax-m2": _gpt4o,
     "tekken": PreTokenizer((TEKKEN,), ignore_merges=True, add_bos=True),

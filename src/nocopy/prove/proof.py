@@ -30,8 +30,8 @@ class Proof:
 
     `pointers` are the addresses of byte 0 of one guest's memory: by the pages that were reserved, by the
     device's kernels, and by Wasmtime. `rss_growth_shared` and `rss_growth_copied` say by how much resident
-    memory grew, beyond the tensor itself, when a guest's tensor of 16 MiB was computed on. `ledger` is that of
-    the matrix product.
+    memory grew, beyond the tensor itself, when a guest's tensor of 16 MiB was computed on. `ledger` is the
+    matrix product's.
     """
 
     device: DeviceInfo

@@ -6,7 +6,7 @@ Wasmtime's own wrapper looks the type up and boxes every value on each call, 24 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import wasmtime
@@ -16,7 +16,7 @@ from nocopy.wasm import capi
 from nocopy.wasm.calls import Calls
 from nocopy.wasm.guard import compile_function, leave_room
 from nocopy.wasm.traps import convert
-from nocopy.wasm.values import Signature, fits, layout, misfit, signature
+from nocopy.wasm.values import Access, Signature, access, misfit, signature, views
 
 
 def signature_of(name: str, kind: wasmtime.FuncType) -> Signature:
@@ -36,12 +36,9 @@ def signature_of(name: str, kind: wasmtime.FuncType) -> Signature:
         ) from None
 
 
-def _source(types: Signature, *, timed: bool) -> str:
+def _source(names: Sequence[str], code: Access, *, timed: bool) -> str:
     """Python source of the function that calls an export of this signature."""
-    access = layout(types)
-    names = [f"a{i}" for i in range(len(types.params))]
-    stores = [f"{to} = {name}" for to, name in zip(access.params, names, strict=True)]
-    result = ", ".join(access.results) or "None"
+    result = ", ".join(code.loads) or "None"
     arguments = f"({', '.join(names)}{',' if names else ''})"
     enter = ["failed = enter(context, function, values, count, trap_at)"]
     if timed:
@@ -50,11 +47,9 @@ def _source(types: Signature, *, timed: bool) -> str:
         f"def call({', '.join(names)}):",
         "    if not acquire(False): raise busy()",
         "    try:",
-        f"        {access.open or 'pass'}",
         "        try:",
-        f"            if not ({fits(types.params, names)}): raise OverflowError",
-        *(f"            {line}" for line in stores),
-        "        except (TypeError, OverflowError):",
+        *(f"            {line}" for line in code.stores or ["pass"]),
+        "        except (TypeError, ValueError):",
         f"            raise misfit({arguments}) from None",
         "        leave_room()",
         *(f"        {line}" for line in enter),
@@ -105,7 +100,8 @@ def bind(
         keep: what must live as long as the function, such as the callbacks that the guest can reach.
     """
     types = signature_of(name, function.type(store))
-    access = layout(types)
+    arguments = [f"a{i}" for i in range(len(types.params))]
+    code = access(types.results, types.params, arguments)
     count = max(len(types.params), len(types.results))
     values = (ctypes.c_byte * (capi.SLOT * max(count, 2)))()
     handle = capi.function_handle(function)
@@ -153,10 +149,11 @@ def bind(
         "function": ctypes.addressof(handle),
         "values": ctypes.addressof(values),
         "count": count,
-        "v": ctypes.cast(values, access.pointer),
         "keep": (handle, values, function, store, keep),
     }
-    call = compile_function(_source(types, timed=begin is not None), "call", names)
+    for form, view in zip(code.formats, views(ctypes.addressof(values), count, code.formats), strict=True):
+        names[f"v_{form}"] = view
+    call = compile_function(_source(arguments, code, timed=begin is not None), "call", names)
     call.__name__ = call.__qualname__ = name
     call.__doc__ = f"Call the guest's export {name}{types}."
     return call

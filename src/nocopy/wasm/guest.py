@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from os import PathLike
 from types import TracebackType
-from typing import Any, Final, NoReturn, Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import wasmtime
 
@@ -24,14 +24,14 @@ from nocopy.wasm.engine import Engine, default_engine
 from nocopy.wasm.guard import leave_room
 from nocopy.wasm.hostcall import HostFunction, NativeFunction, define
 from nocopy.wasm.limits import Clock, Limits
-from nocopy.wasm.module import START, Module, shared_memory
-from nocopy.wasm.traps import convert
+from nocopy.wasm.linking import MEMORY, failure, provide_memory, require_all
+from nocopy.wasm.module import START, Module
+from nocopy.wasm.wasi import MODULE as WASI_MODULE
 from nocopy.wasm.wasi import Wasi, configure
+from nocopy.wasm.wasi_poll import NAME as POLL
+from nocopy.wasm.wasi_poll import poll_oneoff
 
 Imports: TypeAlias = Mapping[tuple[str, str], HostFunction | NativeFunction]
-
-MEMORY: Final = "memory"
-"""The name under which a guest exports its memory, by convention."""
 
 _guests: weakref.WeakSet[Guest] = weakref.WeakSet()
 
@@ -54,7 +54,7 @@ class Guest:
     Raises:
         UsageError: a path, type name or engine that does not fit.
         InvalidModuleError: not a valid core module, no exported memory, a shared memory, or an import that
-        nothing     provides.
+            nothing provides.
         MemoryLimitError: it starts out larger than its limit, or than the system allows.
         TrapError: its data segments do not fit its memory, or its start function traps.
     """
@@ -90,9 +90,11 @@ class Guest:
         self._closed = False
         self._store = self._make_store()
         self._clock = Clock(self._store, self.engine.ticker, self.limits, self._calls)
-        self._streams = configure(self._store, wasi or Wasi(), self._calls)
+        self._wasi = wasi or Wasi()
         try:
-            self._instance = self._instantiate(imports(self) if callable(imports) else imports or {})
+            self._streams = configure(self._store, self._wasi, self._calls)
+            given = imports(self) if callable(imports) else imports or {}
+            self._instance = self._instantiate({**self._own_imports(), **given})
             self._memory = self._find_memory()
             if on_memory is not None:
                 on_memory(self._memory)
@@ -123,55 +125,20 @@ class Guest:
             try:
                 for module, name, kind in self.module.imports:
                     if isinstance(kind, wasmtime.MemoryType):
-                        linker.define(self._store, module, name, self._provide(kind))
-                self._require_all(linker)
+                        linker.define(self._store, module, name, provide_memory(self._store, kind))
+                require_all(linker, self._store, self.module)
                 instance = linker.instantiate(self._store, self.module.wasmtime)
             except (wasmtime.WasmtimeError, wasmtime.Trap) as error:
-                self._fail_to_start(error)
+                raise failure(error, self._calls.take(), self.module.name) from None
         self._exports = instance.exports(self._store)
         return instance
 
-    def _provide(self, kind: wasmtime.MemoryType) -> wasmtime.Memory:
-        """A memory for a guest that imports one.
-
-        Made by a module, because the host's own bypass our pages.
-        """
-        limits = kind.limits
-        address = "i64" if kind.is_64 else "i32"
-        maximum = "" if limits.max is None else limits.max
-        text = f'(module (memory (export "{MEMORY}") {address} {limits.min} {maximum}))'
-        provider = wasmtime.Module(self.engine.wasmtime, text)
-        memory = wasmtime.Instance(self._store, provider, []).exports(self._store)[MEMORY]
-        assert isinstance(memory, wasmtime.Memory)
-        return memory
-
-    def _require_all(self, linker: wasmtime.Linker) -> None:
-        """Raise if an import is missing, naming all that are."""
-        missing: list[str] = []
-        for module, name, _kind in self.module.imports:
-            try:
-                linker.get(self._store, module, name)
-            except wasmtime.WasmtimeError:
-                missing.append(f"{module}.{name}")
-        if missing:
-            raise InvalidModuleError(
-                f"{self.module.name} imports {', '.join(missing)}; nothing provides that. "
-                "Pass host functions for it, or build the guest without it."
-            )
-
-    def _fail_to_start(self, error: wasmtime.WasmtimeError | wasmtime.Trap) -> NoReturn:
-        """Raise what an instantiation that failed means."""
-        pending, name = self._calls.take(), self.module.name
-        if pending is not None:
-            raise pending from None
-        if isinstance(error, wasmtime.Trap):
-            raise convert(error, None) from None
-        text = str(error)
-        if "exceeds" in text and "limits" in text:
-            raise MemoryLimitError(f"{name} was to be started; {text}. Raise the limit.") from None
-        if "shared memory" in text:
-            raise InvalidModuleError(shared_memory(name)) from None
-        raise InvalidModuleError(f"{name} was to be started; {text}. Check what it imports.") from None
+    def _own_imports(self) -> Imports:
+        """What stands in for functions of Wasmtime's WASI."""
+        if not any(i[:2] == (WASI_MODULE, POLL) for i in self.module.imports):
+            return {}
+        stdin = self._wasi.stdin == "inherit"
+        return {(WASI_MODULE, POLL): poll_oneoff(lambda: self.memory, self._clock, stdin=stdin)}
 
     def _find_memory(self) -> LinearMemory:
         """Find our pages behind the memory that the guest exports.

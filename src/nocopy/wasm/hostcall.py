@@ -18,7 +18,7 @@ from nocopy.errors import UsageError
 from nocopy.wasm import capi
 from nocopy.wasm.calls import Calls
 from nocopy.wasm.guard import compile_function, cover_entry
-from nocopy.wasm.values import Signature, fits, layout, misfit, signature
+from nocopy.wasm.values import Access, access, misfit, signature, views
 
 
 @dataclass(frozen=True)
@@ -61,26 +61,42 @@ class NativeFunction:
     keep: Any = field(default=None, repr=False, compare=False)
 
 
-def _source(types: Signature) -> str:
+class _Views(dict[int, Any]):
+    """The views of argument arrays by address: each lies on the stack, and the same few places come back.
+
+    A view is only used while Wasmtime says that an array lies there.
+    """
+
+    MOST = 64  # addresses; a guest that recurses into the host uses one for each level
+
+    def __init__(self, count: int, formats: Sequence[str]) -> None:
+        super().__init__()
+        self._count, self._formats = count, formats
+
+    def __missing__(self, address: int) -> Any:
+        if len(self) >= self.MOST:
+            self.clear()
+        found = views(address, self._count, self._formats)
+        result: Any = found[0] if len(found) == 1 else found
+        self[address] = result
+        return result
+
+
+def _source(code: Access, names: Sequence[str]) -> str:
     """Python source of the callback for one signature."""
-    access = layout(types)
-    call = f"function({', '.join(access.params)})"
-    names = [f"r{i}" for i in range(len(types.results))]
+    formats = ", ".join(f"v_{form}" for form in code.formats)
     if names:
-        check = f"if not ({fits(types.results, names)}): raise OverflowError"
-        store = [f"{to} = {name}" for to, name in zip(access.results, names, strict=True)]
-        unpack = [f"{', '.join(names)} = result"] if len(names) > 1 else ["r0 = result"]
-        body = [*unpack, check, *store]
+        body = [f"{', '.join(names)} = result", *code.stores]
     else:
         body = ["if result is not None: raise TypeError"]
     lines = [
-        "def host_function(env, caller, v):",
+        "def host_function(env, caller, values):",
         "    try:",
-        f"        {access.open or 'pass'}",
-        f"        result = {call}",
+        f"        {f'{formats} = views[values]' if formats else 'pass'}",
+        f"        result = function({', '.join(code.loads)})",
         "        try:",
         *(f"            {line}" for line in body),
-        "        except (TypeError, ValueError, OverflowError):",
+        "        except (TypeError, ValueError):",
         "            raise misfit(result) from None",
         "        return 0",
         "    except BaseException as error:",
@@ -106,12 +122,19 @@ def python_callback(host: HostFunction, name: str, calls: Calls) -> Any:
         values = cast("tuple[Any, ...]", result) if isinstance(result, tuple) else (result,)
         return misfit(f"the host function {name} returned a result that does not fit", types.results, values)
 
-    names = {"function": host.function, "misfit": refuse, "fail": calls.fail}
-    callback = cover_entry(compile_function(_source(types), "host_function", names))
+    results = [f"r{i}" for i in range(len(types.results))]
+    code = access(types.params, types.results, results)
+    names = {
+        "function": host.function,
+        "misfit": refuse,
+        "fail": calls.fail,
+        "views": _Views(max(len(types.params), len(types.results)), code.formats),
+    }
+    callback = cover_entry(compile_function(_source(code, results), "host_function", names))
     # env, caller, values and their number are pointers and a size. The first two are not looked at, and a
     # byte of them is the cheapest to convert; the last is not even declared, which the calling conventions
     # of both architectures that Wasmtime supports allow (System V x86-64, AAPCS64).
-    prototype = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_byte, ctypes.c_byte, layout(types).pointer)
+    prototype = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_byte, ctypes.c_byte, ctypes.c_size_t)
     return prototype(callback)
 
 

@@ -127,9 +127,8 @@ class Clock:
         def look(_context: int, _data: int, delta: Any, _kind: Any) -> int:
             try:
                 delta[0] = 1
-                if time.monotonic() < calls.deadline_at:
-                    return 0
-                raise self._late()
+                self.check()
+                return 0
             except BaseException as error:
                 calls.error = error
                 return capi.error_new(b"interrupted")
@@ -141,6 +140,15 @@ class Clock:
             f"the guest ran longer than the {self._deadline} s that one call may take. "
             "Raise the deadline, or give the guest less to do."
         )
+
+    def check(self) -> None:
+        """Raise DeadlineError if the outermost call has run longer than it may."""
+        if time.monotonic() >= self._calls.deadline_at:
+            raise self._late()
+
+    def time_left(self) -> float | None:
+        """Seconds that the outermost call has left; None without a deadline."""
+        return self._calls.time_left()
 
     def begin(self) -> None:
         """Start the time of the outermost call."""

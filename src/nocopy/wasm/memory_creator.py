@@ -4,10 +4,10 @@ Wasmtime calls `new_memory` for each memory that a module defines, then reads ba
 `get_memory`, and asks `grow_memory` to commit more. The base must not move while the reservation is
 honoured, and a `LinearMemory` never moves.
 
-Three memories do not come from here: one that the host makes with `wasmtime.Memory`, a shared one, and,
-where copy-on-write initialisation is on, none at all: Wasmtime aborts the process for a module with a data
-segment (its issue 10740). So `engine.py` turns that off, `module.py` refuses shared memories, and
-`guest.py` gives imported ones from a provider module.
+Memories that the host makes itself (`wasmtime.Memory`, `wasmtime.SharedMemory`) do not come from here, so
+`linking.py` gives imported ones from a provider module. Shared ones are refused: see `module.py`. Where
+copy-on-write initialisation is on, Wasmtime aborts the process for a module with a data segment (its issue
+10740), so `engine.py` turns it off. A store's GC heap does come from here, and is no memory of the guest's.
 
 The callbacks are made once and never freed: Wasmtime may drop a memory while Python is shutting down.
 """

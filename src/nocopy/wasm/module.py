@@ -95,6 +95,6 @@ class Module:
 def shared_memory(name: str) -> str:
     """Why a module with a shared memory is refused."""
     return (
-        f"{name} was to be loaded; it has a shared memory. Wasmtime allocates those itself, so a device "
-        "could not share their pages. Build it without threads (no --shared-memory)."
+        f"{name} was to be loaded; it has a shared memory, which is for several threads: one could write "
+        "while a device computes, and a guest here runs on one. Build it without threads."
     )

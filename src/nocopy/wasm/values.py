@@ -1,9 +1,9 @@
-"""Numbers that cross between Python and WebAssembly: their names, C types and ranges, and code that moves
-them.
+"""Numbers that cross between Python and WebAssembly: their names and formats, and code that moves them.
 
 An argument array holds one value every 16 bytes; results overwrite it from its start. Moving a value must
-cost tens of nanoseconds, so the code for a signature is generated once, from the table, without loops or
-type tests.
+cost tens of nanoseconds, so the code for a signature is generated once, from the table, without loops or type
+tests. It indexes memoryviews of the array, one for each format: that is faster than ctypes, and refuses what
+does not fit.
 """
 
 from __future__ import annotations
@@ -22,29 +22,25 @@ class ValueType(NamedTuple):
     """One way to see a WebAssembly number from Python."""
 
     wasm: str
-    ctype: type[Any]
-    inside: str
-    """Condition on `{0}` that holds for what fits.
+    load: str
+    """The memoryview format to read it in."""
+    store: str
+    """The formats to write it in: for an integer two, since it may be given as signed or unsigned."""
 
-    WebAssembly's integers have no sign, so both readings do.
-    """
-
-
-_INSIDE_32: Final = "-0x80000000 <= {0} <= 0xFFFFFFFF"
-_INSIDE_64: Final = "-0x8000000000000000 <= {0} <= 0xFFFFFFFFFFFFFFFF"
 
 VALUE_TYPES: Final = {
-    "i32": ValueType("i32", ctypes.c_int32, _INSIDE_32),
-    "u32": ValueType("i32", ctypes.c_uint32, _INSIDE_32),
-    "i64": ValueType("i64", ctypes.c_int64, _INSIDE_64),
-    "u64": ValueType("i64", ctypes.c_uint64, _INSIDE_64),
-    "f32": ValueType("f32", ctypes.c_float, ""),
-    "f64": ValueType("f64", ctypes.c_double, ""),
+    "i32": ValueType("i32", "i", "iI"),
+    "u32": ValueType("i32", "I", "iI"),
+    "i64": ValueType("i64", "q", "qQ"),
+    "u64": ValueType("i64", "Q", "qQ"),
+    "f32": ValueType("f32", "f", "f"),
+    "f64": ValueType("f64", "d", "d"),
 }
 """By name. `u32` and `u64` are WebAssembly's i32 and i64, read as unsigned.
 
-The way to declare an address or a length.
+That is the way to declare an address or a length.
 """
+_BYTES: Final = {"i": 4, "I": 4, "f": 4, "q": 8, "Q": 8, "d": 8}
 
 
 class Signature(NamedTuple):
@@ -80,64 +76,43 @@ def signature(params: Sequence[str], results: Sequence[str]) -> Signature:
     return Signature(tuple(params), tuple(results))
 
 
-class Layout(NamedTuple):
-    """How generated code reaches the values of one signature."""
+class Access(NamedTuple):
+    """How generated code reaches the values of one signature: by memoryviews called `v_` and their format."""
 
-    pointer: Any
-    """The ctypes pointer type of the argument array."""
-    open: str
-    """Statement that prepares access, "" if none is needed; the pointer is called `v`."""
-    params: tuple[str, ...]
-    """An expression for each parameter."""
-    results: tuple[str, ...]
-    """An expression for each result; it can be assigned to."""
+    formats: tuple[str, ...]
+    loads: tuple[str, ...]
+    """An expression for each value that is read."""
+    stores: tuple[str, ...]
+    """A statement for each value that is written; TypeError or ValueError if it does not fit."""
 
 
-def layout(types: Signature) -> Layout:
-    """Return the fastest access for a signature.
+def access(loads: Sequence[str], stores: Sequence[str], names: Sequence[str]) -> Access:
+    """Return the code for one signature.
 
-    Indexing a typed pointer costs half of what a structure's field does, but needs one C type for all
-    values. A result may go through any C type of its WebAssembly type, since only its bits count.
+    Args:
+        loads: types that are read, in the order of the array.
+        stores: types that are written, likewise.
+        names: variables that hold what is written.
     """
-    params = [VALUE_TYPES[name] for name in types.params]
-    results = [VALUE_TYPES[name] for name in types.results]
-    ctypes_used = {p.ctype for p in params} or {r.ctype for r in results[:1]} or {ctypes.c_int32}
-    wasm_used = {value.wasm for value in (*params, *results)}
-    if len(ctypes_used) == 1 and len(wasm_used) <= 1:
-        ctype = ctypes_used.pop()
-        step = SLOT // ctypes.sizeof(ctype)
-        return Layout(
-            ctypes.POINTER(ctype),
-            "",
-            tuple(f"v[{i * step}]" for i in range(len(params))),
-            tuple(f"v[{i * step}]" for i in range(len(results))),
-        )
-    return Layout(
-        ctypes.POINTER(_slots(params, results)),
-        "s = v[0]",
-        tuple(f"s.p.a{i}" for i in range(len(params))),
-        tuple(f"s.r.a{i}" for i in range(len(results))),
-    )
+    reads = [(VALUE_TYPES[t].load, i) for i, t in enumerate(loads)]
+    writes: list[str] = []
+    used = {f for f, _ in reads}
+    for i, (t, name) in enumerate(zip(stores, names, strict=True)):
+        store = VALUE_TYPES[t].store
+        either = f"(v_{store[0]} if {name} < 0 else v_{store[1]})" if len(store) > 1 else f"v_{store}"
+        writes.append(f"{either}[{_place(store[0], i)}] = {name}")
+        used.update(store)
+    return Access(tuple(sorted(used)), tuple(f"v_{f}[{_place(f, i)}]" for f, i in reads), tuple(writes))
 
 
-def _slots(params: Sequence[ValueType], results: Sequence[ValueType]) -> type[Any]:
-    """A union of two structures, parameters and results, with one value every 16 bytes."""
-
-    def structure(values: Sequence[ValueType]) -> type[Any]:
-        fields: list[Any] = []
-        for i, value in enumerate(values):
-            fields.append((f"a{i}", value.ctype))
-            fields.append((f"_{i}", ctypes.c_byte * (SLOT - ctypes.sizeof(value.ctype))))
-        return type("Slots", (ctypes.Structure,), {"_fields_": fields})
-
-    both = [("p", structure(params)), ("r", structure(results))]
-    return type("ArgumentsAndResults", (ctypes.Union,), {"_fields_": both})
+def _place(form: str, i: int) -> int:
+    return i * (SLOT // _BYTES[form])
 
 
-def fits(types: Sequence[str], names: Sequence[str]) -> str:
-    """A condition that holds when every named value is inside its type, or "True"."""
-    conditions = [VALUE_TYPES[t].inside.format(n) for t, n in zip(types, names, strict=True)]
-    return " and ".join(c for c in conditions if c) or "True"
+def views(address: int, count: int, formats: Sequence[str]) -> tuple[memoryview[Any], ...]:
+    """Memoryviews of `count` values at an address, one for each format; they do not keep it alive."""
+    raw = memoryview((ctypes.c_byte * (SLOT * count)).from_address(address)).cast("B")
+    return tuple(raw.cast(form) for form in formats)  # pyright: ignore
 
 
 def misfit(what: str, types: Sequence[str], values: Sequence[Any]) -> UsageError:

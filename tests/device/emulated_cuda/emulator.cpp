@@ -1,6 +1,6 @@
-// Runs the CUDA kernels on the CPU, one block after another, every CUDA thread a fiber: enough of CUDA to test
-// what kernels compute, that every thread reaches every barrier, and (with the address sanitizer) that no
-// thread leaves its operands. It says nothing about races, memory order or speed.
+// Runs the CUDA kernels on the CPU, one block after another, every CUDA thread a fiber: enough of CUDA to
+// test what kernels compute, that every thread reaches every barrier, and (with the address sanitizer) that
+// no thread leaves its operands. It says nothing about races, memory order or speed.
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -14,7 +14,7 @@
 #define __global__
 #define __shared__ static
 #define __grid_constant__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(threads, blocks)
 #define __noinline__ __attribute__((noinline))
 
 struct Dim {
@@ -45,7 +45,9 @@ static Barrier warp_barriers[32];
 static uint64_t slots[1024];
 static int any[2];
 
-static void yield() { swapcontext(&fibers[current].context, &scheduler); }
+static void yield() {
+    swapcontext(&fibers[current].context, &scheduler);
+}
 
 static void meet(Barrier& barrier, uint32_t count) {
     uint32_t mine = barrier.generation;
@@ -65,7 +67,9 @@ static void meet_warp() {
 
 }  // namespace emulator
 
-static void __syncthreads() { emulator::meet(emulator::block_barrier, (uint32_t)emulator::fibers.size()); }
+static void __syncthreads() {
+    emulator::meet(emulator::block_barrier, (uint32_t)emulator::fibers.size());
+}
 
 static int __syncthreads_or(int value) {
     if (value) emulator::any[0] = 1;
@@ -83,6 +87,11 @@ static T __shfl_xor_sync(uint32_t, T value, int mask) {
     emulator::meet_warp();
     memcpy(&value, &emulator::slots[me ^ (uint32_t)mask], sizeof value);
     emulator::meet_warp();
+    return value;
+}
+
+static bool __any_sync(uint32_t mask, bool value) {
+    for (int other = 16; other; other >>= 1) value |= __shfl_xor_sync(mask, value, other);
     return value;
 }
 
@@ -119,7 +128,9 @@ static int32_t __float2int_rn(float value) {
 }
 
 // The C library's passes signalling NaN on where CUDA's does not.
-static float cuda_powf(float a, float b) { return b == 0.0f || a == 1.0f ? 1.0f : powf(a, b); }
+static float cuda_powf(float a, float b) {
+    return b == 0.0f || a == 1.0f ? 1.0f : powf(a, b);
+}
 #define powf cuda_powf
 
 #include "kernels.inc"  // written by the test: an #include of each kernel file

@@ -16,7 +16,9 @@ inline uint16_t f32_to_f16(float value) {
     return bits;
 }
 
-inline float bf16_to_f32(uint16_t bits) { return __uint_as_float((uint32_t)bits << 16); }
+inline float bf16_to_f32(uint16_t bits) {
+    return __uint_as_float((uint32_t)bits << 16);
+}
 
 inline uint16_t f32_to_bf16(float value) {
     if (value != value) return 0x7fff;

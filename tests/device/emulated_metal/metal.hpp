@@ -1,7 +1,8 @@
 // As much of the Metal Shading Language as Slang uses for our kernels, in C++14, and a way to run a kernel.
 //
 // Address spaces vanish; `threadgroup` variables are made static by the caller of the compiler. Each thread of
-// a group is a fibre; a barrier yields to the next one. Threads that do not all reach the same number of
+// a group is a fibre; a barrier yields to the next one. The order in which they run differs from launch to
+// launch and from barrier to barrier, so that a missing barrier shows. Threads that do not all reach the same number of
 // barriers are an error, as they are on a GPU. One group runs after the other.
 #include <stdint.h>
 #include <string.h>
@@ -103,8 +104,9 @@ static void fibre_main(int index) {
     finished[index] = true;
 }
 
-// Runs one group; false if some threads waited at a barrier that others never reached.
-static bool run_group(int threads) {
+// Runs one group; false if some threads waited at a barrier that others never reached. `order` is 0 for
+// rising, 1 for falling and 2 for alternating order of the threads between barriers.
+static bool run_group(int threads, int order) {
     for (int i = 0; i < threads; i++) {
         finished[i] = false;
         getcontext(&fibres[i]);
@@ -113,9 +115,11 @@ static bool run_group(int threads) {
         fibres[i].uc_link = &scheduler;
         makecontext(&fibres[i], (void (*)())fibre_main, 1, i);
     }
-    for (;;) {
+    for (int phase = 0;; phase++) {
         int done = 0;
-        for (current = 0; current < threads; current++) {
+        for (int i = 0; i < threads; i++) {
+            bool falling = order == 1 || (order == 2 && (phase & 1));
+            current = falling ? threads - 1 - i : i;
             if (!finished[current]) swapcontext(&scheduler, &fibres[current]);
             done += finished[current];
         }

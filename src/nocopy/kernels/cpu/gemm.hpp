@@ -27,7 +27,7 @@ inline constexpr int NR = NV * W;
 struct Blocks {
     int64_t rows, columns, depth;
 };
-inline constexpr Blocks TEAM_BLOCKS{1008, 2048, 384};
+inline constexpr Blocks TEAM_BLOCKS{2016, 2048, 384};
 inline constexpr Blocks LONE_BLOCKS{192, 256, 256};
 static_assert(TEAM_BLOCKS.rows % MR == 0 && LONE_BLOCKS.rows % MR == 0 && LONE_BLOCKS.columns % NR == 0);
 static_assert((TEAM_BLOCKS.rows + TEAM_BLOCKS.columns) * TEAM_BLOCKS.depth +
@@ -47,19 +47,21 @@ struct Target {
     const float* bias;  // one value for each row, or NULL
 };
 
-// ROWS x NV vectors of C from panels of MR rows and NR columns.
-template <int ROWS>
+// ROWS x VECTORS vectors of C from panels of MR rows and NR columns.
+template <int ROWS, int VECTORS>
 void micro(int64_t depth, const float* a, const float* b, const Target& to) {
-    F sums[ROWS][NV] = {};
+#pragma GCC unroll 16
+    for (int i = 0; i < ROWS; i++) __builtin_prefetch(to.c + i * to.pitch, 1);
+    F sums[ROWS][VECTORS] = {};
     for (int64_t k = 0; k < depth; k++, a += MR, b += NR) {
-        F columns[NV];
+        F columns[VECTORS];
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; v++) columns[v] = load(b + v * W);
+        for (int v = 0; v < VECTORS; v++) columns[v] = load(b + v * W);
 #pragma GCC unroll 16
         for (int i = 0; i < ROWS; i++) {
             const F row = set(a[i]);
 #pragma GCC unroll 4
-            for (int v = 0; v < NV; v++) sums[i][v] += row * columns[v];
+            for (int v = 0; v < VECTORS; v++) sums[i][v] += row * columns[v];
         }
     }
 #pragma GCC unroll 16
@@ -67,7 +69,7 @@ void micro(int64_t depth, const float* a, const float* b, const Target& to) {
         float* c = to.c + i * to.pitch;
         const F start = to.bias ? set(to.bias[i]) : F{};
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; v++) {
+        for (int v = 0; v < VECTORS; v++) {
             const F before = to.add ? load(c + v * W) : start;
             store(c + v * W, sums[i][v] * to.scale + before);
         }
@@ -75,7 +77,8 @@ void micro(int64_t depth, const float* a, const float* b, const Target& to) {
 }
 
 // Any number of rows up to MR, in steps that have a kernel.
-NOCOPY_INLINE void micro_rows(int64_t rows, int64_t depth, const float* a, const float* b, Target to) {
+template <int VECTORS>
+void micro_rows(int64_t rows, int64_t depth, const float* a, const float* b, Target to) {
     const auto step = [&](auto kernel, int64_t size) {
         kernel(depth, a, b, to);
         rows -= size;
@@ -83,23 +86,53 @@ NOCOPY_INLINE void micro_rows(int64_t rows, int64_t depth, const float* a, const
         to.c += size * to.pitch;
         if (to.bias) to.bias += size;
     };
-    if (rows >= MR) return micro<MR>(depth, a, b, to);
-    if (MR > 8 && rows >= 8) step(micro<8>, 8);
-    if (rows >= 4) step(micro<4>, 4);
-    if (rows >= 2) step(micro<2>, 2);
-    if (rows >= 1) step(micro<1>, 1);
+    if (rows >= MR) return micro<MR, VECTORS>(depth, a, b, to);
+    if (MR > 8 && rows >= 8) step(micro<8, VECTORS>, 8);
+    if (rows >= 4) step(micro<4, VECTORS>, 4);
+    if (rows >= 2) step(micro<2, VECTORS>, 2);
+    if (rows >= 1) step(micro<1, VECTORS>, 1);
 }
 
-// A tile of which only rows x columns exist in memory.
+// A tile of which only rows x columns exist in memory, columns < NR.
 NOCOPY_INLINE void micro_edge(int64_t rows, int64_t columns, int64_t depth, const float* a, const float* b,
                               const Target& to) {
     alignas(64) float tile[MR * NR];
-    micro_rows(rows, depth, a, b, {tile, NR, false, to.scale, nullptr});
+    const Target inner{tile, NR, false, to.scale, to.add ? nullptr : to.bias};
+    columns <= W ? micro_rows<1>(rows, depth, a, b, inner) : micro_rows<NV>(rows, depth, a, b, inner);
     for (int64_t i = 0; i < rows; i++)
-        for (int64_t j = 0; j < columns; j++) {
-            float& c = to.c[i * to.pitch + j];
-            c = tile[i * NR + j] + (to.add ? c : to.bias ? to.bias[i] : 0.0f);
+        for (int64_t j = 0; j < columns; j += W) {
+            const int64_t lanes = least(W, columns - j);
+            float* c = to.c + i * to.pitch + j;
+            const F value = load(tile + i * NR + j);
+            store_part(c, to.add ? value + load_part(c, lanes) : value, lanes);
         }
+}
+
+// out[k][R] from R contiguous rows: 4 x 4 blocks are transposed in registers.
+template <int R>
+void interleave(float* out, const float* const* rows, int64_t depth) {
+    typedef float Quad __attribute__((vector_size(16)));
+    int64_t k = 0;
+    for (; k + 4 <= depth; k += 4) {
+        int i = 0;
+        for (; i + 4 <= R; i += 4) {
+            const auto r0 = load_bits<Quad>(rows[i] + k), r1 = load_bits<Quad>(rows[i + 1] + k);
+            const auto r2 = load_bits<Quad>(rows[i + 2] + k), r3 = load_bits<Quad>(rows[i + 3] + k);
+            const Quad low01 = __builtin_shufflevector(r0, r1, 0, 4, 1, 5);
+            const Quad low23 = __builtin_shufflevector(r2, r3, 0, 4, 1, 5);
+            const Quad high01 = __builtin_shufflevector(r0, r1, 2, 6, 3, 7);
+            const Quad high23 = __builtin_shufflevector(r2, r3, 2, 6, 3, 7);
+            float* to = out + k * R + i;
+            store_bits(to, __builtin_shufflevector(low01, low23, 0, 1, 4, 5));
+            store_bits(to + R, __builtin_shufflevector(low01, low23, 2, 3, 6, 7));
+            store_bits(to + 2 * R, __builtin_shufflevector(high01, high23, 0, 1, 4, 5));
+            store_bits(to + 3 * R, __builtin_shufflevector(high01, high23, 2, 3, 6, 7));
+        }
+        for (; i < R; i++)
+            for (int64_t j = k; j < k + 4; j++) out[j * R + i] = rows[i][j];
+    }
+    for (; k < depth; k++)
+        for (int i = 0; i < R; i++) out[k * R + i] = rows[i][k];
 }
 
 // Packs up to R lines of `depth` elements into out[depth][R], zero-padded. `line_stride` and `stride` are in
@@ -111,6 +144,10 @@ void pack(float* out, const Operand& x, int64_t start, int64_t line_stride, int6
         with_float(x.dtype, [&](auto* type) {
             const auto* from = reinterpret_cast<decltype(type)>(at(x, start));
             for (int64_t k = 0; k < depth; k++, out += R, from += stride) {
+                if (lines == R && line_stride == 1 && R % W == 0) {
+                    for (int i = 0; i + W <= R; i += W) store(out + i, widen(from + i));
+                    continue;
+                }
                 read_row(out, from, line_stride, lines);
                 for (int64_t i = lines; i < R; i++) out[i] = 0;
             }
@@ -125,9 +162,7 @@ void pack(float* out, const Operand& x, int64_t start, int64_t line_stride, int6
         for (int64_t k = 0; k < depth; k++) buffer[k] = 0;
         rows[i] = buffer;
     }
-    for (int64_t k = 0; k < depth; k++)
-#pragma GCC unroll 32
-        for (int i = 0; i < R; i++) out[k * R + i] = rows[i][k];
+    interleave<R>(out, rows, depth);
 }
 
 // One product. PackA and PackB: (out, first line, lines, first k, depth, scratch). Put: (row, column, n,
@@ -175,6 +210,12 @@ inline constexpr double PACK_NS = 0.4, MULTIPLY_NS = 0.5 / W;
 
 // How a block of rows x columns is cut for the team: pieces of about 16 x MR rows, as even as possible, and
 // narrower while there are too few of them.
+// `size` cut into equal parts of at most `limit`, each a multiple of `step`.
+NOCOPY_INLINE int64_t even(int64_t size, int64_t limit, int64_t step) {
+    const int64_t parts = most(1, ceil_div(size, limit));
+    return most(step, least(limit, ceil_div(ceil_div(size, parts), step) * step));
+}
+
 struct Pieces {
     int64_t rows, columns, down, across;
 };
@@ -199,9 +240,10 @@ void multiply_block(const P& p, const Runner& runner, int64_t top, int64_t rows,
     const int64_t a_panels = ceil_div(rows, MR), b_panels = ceil_div(columns, NR);
     const int64_t stage_pitch = b_panels * NR;
     const Pieces pieces = cut_block(rows, columns, runner.size());
+    const int64_t deep = even(p.k, blocks.depth, 8);
     int64_t k = 0;
     do {  // once for k = 0: zeros and bias
-        const int64_t depth = least(blocks.depth, p.k - k);
+        const int64_t depth = least(deep, p.k - k);
         runner(a_panels + b_panels, PACK_NS * (double)(NR * depth),
                [&](int64_t first, int64_t last, float* scratch) {
                    for (int64_t i = first; i < last; i++) {
@@ -235,24 +277,24 @@ void multiply_block(const P& p, const Runner& runner, int64_t top, int64_t rows,
                         if (p.c && width < NR)
                             micro_edge(height, width, depth, a + r * depth, b + c * depth, to);
                         else
-                            micro_rows(height, depth, a + r * depth, b + c * depth, to);
+                            micro_rows<NV>(height, depth, a + r * depth, b + c * depth, to);
                     }
                 if (p.c || !last_block) continue;
                 for (int64_t r = r0; r < r1; r++)
                     p.put(top + r, left + c0, c1 - c0, stage + r * stage_pitch + c0);
             }
         });
-        k += blocks.depth;
+        k += depth;
     } while (k < p.k && !runner.stopped());
 }
 
 template <class P, class Runner>
 void multiply(const P& p, const Runner& runner) {
-    const Blocks blocks = runner.blocks();
-    for (int64_t top = 0; top < p.m; top += blocks.rows)
-        for (int64_t left = 0; left < p.n; left += blocks.columns)
-            multiply_block(p, runner, top, least(blocks.rows, p.m - top), left,
-                           least(blocks.columns, p.n - left));
+    const int64_t rows = even(p.m, runner.blocks().rows, MR);
+    const int64_t columns = even(p.n, runner.blocks().columns, NR);
+    for (int64_t top = 0; top < p.m; top += rows)
+        for (int64_t left = 0; left < p.n; left += columns)
+            multiply_block(p, runner, top, least(rows, p.m - top), left, least(columns, p.n - left));
 }
 
 }  // namespace nocopy::NOCOPY_LEVEL

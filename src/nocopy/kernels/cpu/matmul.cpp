@@ -1,7 +1,7 @@
 // matmul: out[b0,b1,m,n] = scale * sum over k of a[b0,b1,m,k] b[b0,b1,k,n], summed in f32.
 //
 // Any strides (transposes and broadcast batches are strides) and any mix of f32, f16, bf16. Three ways:
-//     up to 4 rows or columns   skinny.hpp: b is streamed once (memory-bound)
+//     up to 8 rows or columns   skinny.hpp: b is streamed once (memory-bound)
 //     small or many products    each on one thread, packed into its scratch memory
 //     large                     the team shares packed panels (gemm.hpp; bound: multiply-adds)
 #include "gemm.hpp"
@@ -66,6 +66,19 @@ void fold_batch(Matmul& p) {
     }
 }
 
+// Elements of C that the micro-kernels compute, padding included.
+double padded(int64_t m, int64_t n) {
+    return (double)(ceil_div(m, 2) * 2) * (double)(ceil_div(n, W) * W);
+}
+
+bool better_transposed(const Matmul& p) {
+    if (p.m <= MAX_SKINNY || p.n <= MAX_SKINNY) return p.m > p.n;
+    const double kept = padded(p.m, p.n), turned = padded(p.n, p.m);
+    if (turned < 0.8 * kept) return true;
+    const bool columns_lie_together = p.out_s.row == 1 && p.out_s.column != 1;
+    return columns_lie_together && turned < 1.25 * kept;
+}
+
 Matmul plan(const Args& args) {
     Matmul p{args.dims[0],
              args.dims[1],
@@ -81,11 +94,7 @@ Matmul plan(const Args& args) {
              strides_of(args.operands[2])};
     if (p.k == 0) p.a_s = p.b_s = {};  // empty operands may have any strides
     fold_batch(p);
-    const bool columns_lie_together = p.out_s.row == 1 && p.out_s.column != 1;
-    if (p.n <= MAX_SKINNY && p.m > p.n)
-        transpose(p);
-    else if (p.m > MAX_SKINNY && columns_lie_together)
-        transpose(p);
+    if (better_transposed(p)) transpose(p);
     return p;
 }
 

@@ -1,4 +1,4 @@
-// Products with at most four rows, above all matrix times vector: B is read once, straight from memory, and
+// Products with at most eight rows, above all matrix times vector: B is read once, straight from memory, and
 // never packed. Bound: memory bandwidth.
 #pragma once
 
@@ -8,7 +8,7 @@
 
 namespace nocopy::NOCOPY_LEVEL {
 
-inline constexpr int MAX_SKINNY = 4;
+inline constexpr int MAX_SKINNY = 8;
 
 // out[m,n] = scale * sum over k of a[m,k] b[k,n]; strides in elements.
 struct Skinny {
@@ -18,8 +18,9 @@ struct Skinny {
     int64_t out_m, out_n, a_m, a_k, b_k, b_n;
 };
 
-inline constexpr int64_t SKINNY_DEPTH = 8192;   // k per block: the rows of a stay in the L2 cache
-inline constexpr int64_t SKINNY_COLUMNS = 512;  // columns per chunk where b runs along n
+inline constexpr int64_t SKINNY_DEPTH = 8192;    // k per block: the rows of a stay in the L2 cache
+inline constexpr int64_t SKINNY_SUMS = 4096;     // sums per chunk where b runs along n: half an L1 cache
+inline constexpr int64_t SKINNY_COLUMNS = 2048;  // and columns
 
 // Rows of a, k .. k + depth, as f32 in out[m][depth].
 NOCOPY_INLINE void read_a(float* out, const Skinny& p, int64_t k, int64_t depth) {
@@ -28,11 +29,13 @@ NOCOPY_INLINE void read_a(float* out, const Skinny& p, int64_t k, int64_t depth)
 }
 
 NOCOPY_INLINE void write_out(const Skinny& p, const float* sums, int64_t pitch, int64_t start, int64_t n) {
-    alignas(64) float scaled[SKINNY_COLUMNS];
-    for (int64_t m = 0; m < p.m; m++) {
-        for (int64_t j = 0; j < n; j++) scaled[j] = sums[m * pitch + j] * p.scale;
-        write(at(p.out, m * p.out_m + start * p.out_n), p.out.dtype, p.out_n, scaled, n);
-    }
+    alignas(64) float scaled[TILE];
+    for (int64_t m = 0; m < p.m; m++)
+        for (int64_t done = 0; done < n; done += TILE) {
+            const int64_t part = least(TILE, n - done);
+            for (int64_t j = 0; j < part; j++) scaled[j] = sums[m * pitch + done + j] * p.scale;
+            write(at(p.out, m * p.out_m + (start + done) * p.out_n), p.out.dtype, p.out_n, scaled, part);
+        }
 }
 
 // sums[c] += a row of x times each of COLUMNS columns of b, which run along k.
@@ -59,7 +62,9 @@ void dots(const T* const* columns, const float* a, int64_t depth, float* sums, i
 // A chunk of columns of b, each contiguous along k.
 template <int ROWS, class T>
 void along_k(const Skinny& p, Team& team, int64_t first, int64_t last, float* scratch) {
-    constexpr int64_t GROUP = 4, SPAN = 64;
+    // As many sums as there are registers for.
+    constexpr int64_t GROUP = ROWS <= 2 ? 4 : ROWS <= 4 ? W / 4 : W / 8 > 0 ? W / 8 : 1;
+    constexpr int64_t SPAN = 64;
     for (int64_t start = first; start < last; start += SPAN) {
         const int64_t n = least(SPAN, last - start);
         float sums[ROWS * SPAN] = {};
@@ -77,40 +82,67 @@ void along_k(const Skinny& p, Team& team, int64_t first, int64_t last, float* sc
     }
 }
 
-// A chunk of columns of b that lie side by side: whole rows of b are scaled and added, four at a time.
+inline constexpr int RUNS = 8;  // rows of b that are added in one pass over the sums
+
+// sums[m][j] += factors[m][r] * b[r][j] for n columns. `ahead` floats further on lie the rows of the
+// next pass; 0 when they are in a cache anyway.
+template <int ROWS>
+void add_runs(float* sums, int64_t pitch, const float* const* b, const float (*factors)[RUNS], int64_t n,
+              int64_t ahead) {
+    const auto add = [&](const F* values, int64_t j) {
+        for (int m = 0; m < ROWS; m++) {
+            F sum = load(sums + m * pitch + j);
+            for (int r = 0; r < RUNS; r++) sum += factors[m][r] * values[r];
+            store(sums + m * pitch + j, sum);
+        }
+    };
+    F values[RUNS];
+    int64_t j = 0;
+    for (; j + W <= n; j += W) {
+        for (int r = 0; r < RUNS; r++) {
+            values[r] = load(b[r] + j);
+            if (ahead)
+                __builtin_prefetch((const void*)((uintptr_t)(b[r] + j) + (uintptr_t)ahead * sizeof(float)), 0,
+                                   2);
+        }
+        add(values, j);
+    }
+    if (j == n) return;
+    for (int r = 0; r < RUNS; r++) values[r] = load_part(b[r] + j, n - j);
+    add(values, j);
+}
+
+// A chunk of columns of b that lie side by side: whole rows of b are scaled and added.
 template <int ROWS>
 void along_n(const Skinny& p, Team& team, int64_t start, int64_t n, float* scratch) {
-    constexpr int DEPTH = 4;
-    float *a = scratch, *rows = a + ROWS * SKINNY_DEPTH, *sums = rows + DEPTH * SKINNY_COLUMNS;
-    for (int64_t i = 0; i < ROWS * SKINNY_COLUMNS; i++) sums[i] = 0;
-    for (int64_t i = 0; i < DEPTH * SKINNY_COLUMNS; i++) rows[i] = 0;
+    const int64_t pitch = ceil_div(n, W) * W;
+    float *a = scratch, *rows = a + ROWS * SKINNY_DEPTH, *sums = rows + RUNS * SKINNY_COLUMNS;
+    static_assert(ROWS * SKINNY_DEPTH + (RUNS + ROWS) * SKINNY_COLUMNS <= (int64_t)SCRATCH_FLOATS);
+    for (int64_t i = 0; i < ROWS * pitch; i++) sums[i] = 0;
+    constexpr int64_t CACHED = 256 * 1024;  // floats of b that stay in an L2 cache
+    const bool far = p.b.dtype == NOCOPY_F32 && p.b_n == 1 && p.k * p.n > CACHED;
     for (int64_t block = 0; block < p.k && !overdue(team); block += SKINNY_DEPTH) {
         const int64_t depth = least(SKINNY_DEPTH, p.k - block);
         read_a(a, p, block, depth);
-        for (int64_t k = 0; k < depth; k += DEPTH) {
-            const float* b[DEPTH];
-            float factors[ROWS][DEPTH] = {};
-            for (int d = 0; d < DEPTH; d++) {
-                const int64_t row = least(k + d, depth - 1);
-                b[d] = view(rows + d * SKINNY_COLUMNS, p.b.dtype,
-                            at(p.b, (block + row) * p.b_k + start * p.b_n), p.b_n, n);
-                for (int m = 0; m < ROWS && k + d < depth; m++) factors[m][d] = a[m * depth + k + d];
-            }
-            const int64_t used = least(DEPTH, depth - k);
-            for (int64_t j = 0; j < n; j += W) {
-                const int64_t lanes = least(W, n - j);
-                F values[DEPTH];
-                for (int d = 0; d < DEPTH; d++)
-                    values[d] = d >= used ? F{} : lanes == W ? load(b[d] + j) : load_part(b[d] + j, lanes);
-                for (int m = 0; m < ROWS; m++) {
-                    F sum = load(sums + m * SKINNY_COLUMNS + j);
-                    for (int d = 0; d < DEPTH; d++) sum += factors[m][d] * values[d];
-                    store(sums + m * SKINNY_COLUMNS + j, sum);
+        for (int64_t k = 0; k < depth; k += RUNS) {
+            const int64_t used = least(RUNS, depth - k);
+            const float* b[RUNS];
+            float factors[ROWS][RUNS] = {};
+            for (int64_t r = 0; r < RUNS; r++) {
+                if (r >= used) {  // nothing is left: zeros, which change no sum
+                    float* zeros = rows + r * SKINNY_COLUMNS;
+                    for (int64_t j = 0; j < n; j++) zeros[j] = 0;
+                    b[r] = zeros;
+                    continue;
                 }
+                b[r] = view(rows + r * SKINNY_COLUMNS, p.b.dtype,
+                            at(p.b, (block + k + r) * p.b_k + start * p.b_n), p.b_n, n);
+                for (int m = 0; m < ROWS; m++) factors[m][r] = a[m * depth + k + r];
             }
+            add_runs<ROWS>(sums, pitch, b, factors, n, far ? RUNS * p.b_k : 0);
         }
     }
-    write_out(p, sums, SKINNY_COLUMNS, start, n);
+    write_out(p, sums, pitch, start, n);
 }
 
 template <int ROWS>
@@ -131,7 +163,9 @@ void skinny_rows(const Skinny& p, Team& team, bool alone, float* scratch) {
         });
         return;
     }
-    const int64_t chunks = ceil_div(p.n, SKINNY_COLUMNS), n = ceil_div(ceil_div(p.n, chunks), W) * W;
+    constexpr int64_t WIDEST = least(SKINNY_COLUMNS, SKINNY_SUMS / ROWS / W * W), NARROWEST = 8 * W;
+    const int64_t share = alone ? p.n : ceil_div(p.n, 2 * (int64_t)threads(team));
+    const int64_t n = least(WIDEST, most(NARROWEST, ceil_div(share, W) * W));
     spread(ceil_div(p.n, n), READ_NS * (double)(p.k * n), [&](int64_t first, int64_t last, float* mine) {
         for (int64_t i = first; i < last; i++) along_n<ROWS>(p, team, i * n, least(n, p.n - i * n), mine);
     });
@@ -139,10 +173,11 @@ void skinny_rows(const Skinny& p, Team& team, bool alone, float* scratch) {
 
 // On the whole team, or alone in `scratch`.
 NOCOPY_INLINE void skinny(const Skinny& p, Team& team, bool alone, float* scratch) {
-    if (p.m == 1) return skinny_rows<1>(p, team, alone, scratch);
-    if (p.m == 2) return skinny_rows<2>(p, team, alone, scratch);
-    if (p.m == 3) return skinny_rows<3>(p, team, alone, scratch);
-    skinny_rows<4>(p, team, alone, scratch);
+    using Rows = void (*)(const Skinny&, Team&, bool, float*);
+    static constexpr Rows BY_ROWS[MAX_SKINNY] = {skinny_rows<1>, skinny_rows<2>, skinny_rows<3>,
+                                                 skinny_rows<4>, skinny_rows<5>, skinny_rows<6>,
+                                                 skinny_rows<7>, skinny_rows<8>};
+    BY_ROWS[p.m - 1](p, team, alone, scratch);
 }
 
 }  // namespace nocopy::NOCOPY_LEVEL

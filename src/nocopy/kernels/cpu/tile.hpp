@@ -8,13 +8,13 @@ namespace nocopy::NOCOPY_LEVEL {
 
 inline constexpr int64_t TILE = 512;  // floats; a few tiles lie in the L1 cache together
 
-NOCOPY_INLINE int64_t least(int64_t a, int64_t b) {
+NOCOPY_INLINE constexpr int64_t least(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
-NOCOPY_INLINE int64_t most(int64_t a, int64_t b) {
+NOCOPY_INLINE constexpr int64_t most(int64_t a, int64_t b) {
     return a > b ? a : b;
 }
-NOCOPY_INLINE int64_t ceil_div(int64_t a, int64_t b) {
+NOCOPY_INLINE constexpr int64_t ceil_div(int64_t a, int64_t b) {
     return (a + b - 1) / b;
 }
 NOCOPY_INLINE float param(const Args& args, unsigned index) {

@@ -15,10 +15,12 @@ __device__ void saturate_to_u8(const nocopy_launch& launch, const Tensor& out, c
     Grid grid(launch);
     each_place(
         launch, grid.dims, [&](const Place& p) { return x.as<int32_t>()[at(x, p)]; },
-        [&](const Place& p, int32_t value) { out.as<uint8_t>()[at(out, p)] = (uint8_t)min(max(value, 0), 255); });
+        [&](const Place& p, int32_t value) {
+            out.as<uint8_t>()[at(out, p)] = (uint8_t)min(max(value, 0), 255);
+        });
 }
 
-NOCOPY_KERNEL(copy, 256) {
+NOCOPY_KERNEL(copy, 256, 4) {
     Tensor out(launch, 0), x(launch, 1);
     if (out.dtype == x.dtype) {
         if (x.dtype == NOCOPY_U8) return copy_bits<uint8_t>(launch, out, x);
@@ -32,7 +34,7 @@ NOCOPY_KERNEL(copy, 256) {
         [&](const Place& p, float value) { store(out, at(out, p), value); });
 }
 
-NOCOPY_KERNEL(fill, 256) {
+NOCOPY_KERNEL(fill, 256, 4) {
     Tensor out(launch, 0);
     Grid grid(launch);
     float value = param_f32(launch, 0);

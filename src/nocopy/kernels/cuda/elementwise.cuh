@@ -9,7 +9,9 @@ struct Place {
     uint64_t i0, i1, i2, i3;
 };
 
-__device__ inline uint64_t at(const Tensor& t, const Place& p) { return t.at(p.i0, p.i1, p.i2, p.i3); }
+__device__ inline uint64_t at(const Tensor& t, const Place& p) {
+    return t.at(p.i0, p.i1, p.i2, p.i3);
+}
 
 // 64-bit division is slow only when an operand needs more than 32 bits: the compiler tests for that.
 __device__ inline Place place_of(uint64_t linear, const uint32_t* dims) {
@@ -28,6 +30,7 @@ __device__ inline void each_place(const nocopy_launch& launch, const uint32_t (&
     uint64_t total = (uint64_t)dims[0] * dims[1] * dims[2] * dims[3];
     uint64_t step = (uint64_t)gridDim.x * blockDim.x;
     uint64_t first = (uint64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (block_stopped(launch)) return;
     StopSign stop{launch, 16};
     for (; first < total; first += IN_FLIGHT * step) {
         if (stop.reached()) return;

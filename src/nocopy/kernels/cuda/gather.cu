@@ -17,7 +17,7 @@ __device__ void gather_bits(const nocopy_launch& launch, const uint32_t (&dims)[
         [&](const Place& p, T value) { out.as<T>()[out.at(p.i2, p.i3)] = value; });
 }
 
-NOCOPY_KERNEL(gather, 256) {
+NOCOPY_KERNEL(gather, 256, 4) {
     Tensor out(launch, 0), table(launch, 1), indices(launch, 2);
     const uint32_t dims[4] = {1, 1, launch.record.dims[0], launch.record.dims[1]};
     if (out.dtype == table.dtype) {

@@ -14,7 +14,9 @@ __device__ inline uint16_t f32_to_f16(float value) {
     return bits;
 }
 
-__device__ inline float bf16_to_f32(uint16_t bits) { return __uint_as_float((uint32_t)bits << 16); }
+__device__ inline float bf16_to_f32(uint16_t bits) {
+    return __uint_as_float((uint32_t)bits << 16);
+}
 
 __device__ inline uint16_t f32_to_bf16(float value) {
     uint16_t bits;

@@ -2,9 +2,9 @@
 // broadcast batches cost nothing; operands are converted to f32 as they are fetched and summed in f32.
 //
 // matmul_large, _medium, _small: tiles of 128, 64 and 32 (tile.cuh); larger ones fetch less, smaller ones use
-// more of the chip. Bound: arithmetic when operands are in device memory or the product is large; else the bus.
-// matmul_narrow: at most 4 rows at a time, each element of b fetched once. Bound: the bytes of b. A product
-// with few columns is launched as its transpose.
+// more of the chip. Bound: arithmetic when operands are in device memory or the product is large; else the
+// bus. matmul_narrow: at most 4 rows at a time, each element of b fetched once. Bound: the bytes of b. A
+// product with few columns is launched as its transpose.
 #include "tile.cuh"
 
 template <typename S>
@@ -16,7 +16,7 @@ __device__ inline void matmul_tiles(const nocopy_launch& launch) {
     const float scale = param_f32(launch, 0);
     const uint64_t tiles = tile_count<S>((uint64_t)d[0] * d[1], m, n);
     for (uint64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-        if (__syncthreads_or(stopped(launch))) return;
+        if (block_stopped(launch)) return;
         TilePlace p = tile_place<S>(tile, m, n);
         uint64_t b0 = p.batch / d[1], b1 = p.batch % d[1];
         uint64_t out_at = out.at(b0, b1), a_at = a.at(b0, b1), b_at = b.at(b0, b1);
@@ -25,15 +25,22 @@ __device__ inline void matmul_tiles(const nocopy_launch& launch) {
             [&](uint64_t r, uint64_t i) { return load(a, a_at + r * a.strides[2] + i * a.strides[3]); },
             a.strides[3] <= a.strides[2],
             [&](uint64_t i, uint64_t c) { return load(b, b_at + i * b.strides[2] + c * b.strides[3]); },
-            b.strides[2] < b.strides[3], [&](uint64_t r, uint64_t c, float sum) {
+            b.strides[2] < b.strides[3],
+            [&](uint64_t r, uint64_t c, float sum) {
                 store(out, out_at + r * out.strides[2] + c * out.strides[3], scale * sum);
             });
     }
 }
 
-NOCOPY_KERNEL(matmul_large, 256) { matmul_tiles<LargeTile>(launch); }
-NOCOPY_KERNEL(matmul_medium, 256) { matmul_tiles<MediumTile>(launch); }
-NOCOPY_KERNEL(matmul_small, 256) { matmul_tiles<SmallTile>(launch); }
+NOCOPY_KERNEL(matmul_large, 256, 2) {
+    matmul_tiles<LargeTile>(launch);
+}
+NOCOPY_KERNEL(matmul_medium, 256, 3) {
+    matmul_tiles<MediumTile>(launch);
+}
+NOCOPY_KERNEL(matmul_small, 256, 4) {
+    matmul_tiles<SmallTile>(launch);
+}
 
 constexpr int NARROW = 4;  // rows whose sums a thread keeps
 
@@ -41,8 +48,8 @@ constexpr int NARROW = 4;  // rows whose sums a thread keeps
 struct NarrowSums {
     float rows[NARROW] = {};
 
-    __device__ void run(const nocopy_launch& launch, const Tensor& a, uint64_t a_at, int height, const Tensor& b,
-                        uint64_t b_at, uint64_t first, uint64_t step, uint64_t k) {
+    __device__ void run(const nocopy_launch& launch, const Tensor& a, uint64_t a_at, int height,
+                        const Tensor& b, uint64_t b_at, uint64_t first, uint64_t step, uint64_t k) {
         constexpr int IN_FLIGHT = 4;
         StopSign stop{launch, 1024};
         for (; first < k; first += IN_FLIGHT * step) {
@@ -60,7 +67,8 @@ struct NarrowSums {
 #pragma unroll
                 for (int r = 0; r < NARROW; ++r)
                     if (r < height)
-                        rows[r] = fmaf(load(a, a_at + r * (uint64_t)a.strides[2] + i * a.strides[3]), elements[j], rows[r]);
+                        rows[r] = fmaf(load(a, a_at + r * (uint64_t)a.strides[2] + i * a.strides[3]),
+                                       elements[j], rows[r]);
             }
         }
     }
@@ -68,7 +76,7 @@ struct NarrowSums {
 
 // A block of 8 warps takes 8 columns, a warp each, where b's columns are contiguous; else 32 columns, a lane
 // each, and the warps split k and meet in shared memory.
-NOCOPY_KERNEL(matmul_narrow, 256) {
+NOCOPY_KERNEL(matmul_narrow, 256, 4) {
     constexpr uint32_t WARPS = 8;
     __shared__ float partial[NARROW][WARPS][32];
     Tensor out(launch, 0), a(launch, 1), b(launch, 2);
@@ -81,7 +89,7 @@ NOCOPY_KERNEL(matmul_narrow, 256) {
     const uint64_t bands = (m + NARROW - 1) / NARROW, groups = (n + width - 1) / width;
     const uint64_t jobs = (uint64_t)d[0] * d[1] * bands * groups;
     for (uint64_t job = blockIdx.x; job < jobs; job += gridDim.x) {
-        if (__syncthreads_or(stopped(launch))) return;
+        if (block_stopped(launch)) return;
         uint64_t batch = job / (bands * groups), rest = job % (bands * groups);
         uint64_t row = rest / groups * NARROW, column = rest % groups * width + (along_k ? warp : lane);
         uint64_t b0 = batch / d[1], b1 = batch % d[1];
@@ -107,5 +115,6 @@ NOCOPY_KERNEL(matmul_narrow, 256) {
             for (uint32_t w = 0; w < WARPS; ++w) sum += partial[warp][w][lane];
             store(out, out_at + warp * (uint64_t)out.strides[2], scale * sum);
         }
+        __syncthreads();  // all have read; the next job may write
     }
 }

@@ -5,7 +5,7 @@
 // softmax. Bound: the bytes of x and out.
 #include "rows.cuh"
 
-NOCOPY_KERNEL(rmsnorm, 1024) {
+NOCOPY_KERNEL(rmsnorm, 1024, 1) {
     Tensor out(launch, 0), x(launch, 1), weight(launch, 2);
     uint64_t n = launch.record.dims[3];
     float eps = param_f32(launch, 0);
@@ -25,7 +25,7 @@ NOCOPY_KERNEL(rmsnorm, 1024) {
     });
 }
 
-NOCOPY_KERNEL(layernorm, 1024) {
+NOCOPY_KERNEL(layernorm, 1024, 1) {
     Tensor out(launch, 0), x(launch, 1), weight(launch, 2), bias(launch, 3);
     uint64_t n = launch.record.dims[3];
     float eps = param_f32(launch, 0);

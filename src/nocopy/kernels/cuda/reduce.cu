@@ -3,7 +3,8 @@
 #include "rows.cuh"
 
 template <typename Combine>
-__device__ inline void reduce_rows(const nocopy_launch& launch, float identity, float divisor, Combine combine) {
+__device__ inline void reduce_rows(const nocopy_launch& launch, float identity, float divisor,
+                                   Combine combine) {
     Tensor out(launch, 0), x(launch, 1);
     each_row(launch, [&](const Row& row) {
         uint64_t start = x.at(row.i0, row.i1, row.i2);
@@ -13,13 +14,17 @@ __device__ inline void reduce_rows(const nocopy_launch& launch, float identity, 
     });
 }
 
-NOCOPY_KERNEL(reduce, 1024) {
+NOCOPY_KERNEL(reduce, 1024, 1) {
     constexpr uint32_t INFINITE = 0x7f800000;
     float infinity = __uint_as_float(INFINITE);
     switch (launch.record.function) {
-        case NOCOPY_REDUCE_SUM: return reduce_rows(launch, 0.0f, 1.0f, Add());
-        case NOCOPY_REDUCE_MEAN: return reduce_rows(launch, 0.0f, (float)launch.record.dims[3], Add());
-        case NOCOPY_REDUCE_MAX: return reduce_rows(launch, -infinity, 1.0f, NanMax());
-        default: return reduce_rows(launch, infinity, 1.0f, NanMin());
+        case NOCOPY_REDUCE_SUM:
+            return reduce_rows(launch, 0.0f, 1.0f, Add());
+        case NOCOPY_REDUCE_MEAN:
+            return reduce_rows(launch, 0.0f, (float)launch.record.dims[3], Add());
+        case NOCOPY_REDUCE_MAX:
+            return reduce_rows(launch, -infinity, 1.0f, NanMax());
+        default:
+            return reduce_rows(launch, infinity, 1.0f, NanMin());
     }
 }

@@ -17,7 +17,7 @@ __device__ inline Sample sample(uint64_t i, uint32_t size, uint32_t out_size) {
     return {low, min(low + 1, last), where - (float)low};
 }
 
-NOCOPY_KERNEL(resize, 256) {
+NOCOPY_KERNEL(resize, 256, 4) {
     Tensor out(launch, 0), x(launch, 1);
     const uint32_t* d = launch.record.dims;
     const uint32_t dims[4] = {d[0], d[1], d[4], d[5]};
@@ -30,5 +30,6 @@ NOCOPY_KERNEL(resize, 256) {
         float below = load(x, bottom + left) * (1.0f - s.weight) + load(x, bottom + right) * s.weight;
         return above * (1.0f - y.weight) + below * y.weight;
     };
-    each_place(launch, dims, interpolate, [&](const Place& p, float value) { store(out, at(out, p), value); });
+    each_place(launch, dims, interpolate,
+               [&](const Place& p, float value) { store(out, at(out, p), value); });
 }

@@ -10,13 +10,30 @@ struct Row {
     uint64_t i0, i1, i2;
 };
 
+// True for all threads of a team if it is for one of them.
+__device__ inline bool team_any(bool value) {
+    if (blockDim.x == 1) return value;
+    return blockDim.x == 32 ? __any_sync(0xffffffffu, value) : __syncthreads_or(value);
+}
+
+// For a team that goes from one piece of work to the next: whether all of it should stop.
+struct TeamStopSign {
+    const nocopy_launch& launch;
+    uint32_t calls = 0;
+
+    __device__ bool reached() { return launch.stop && ++calls % 16 == 0 && team_any(stopped(launch)); }
+};
+
 // Calls body(row) for every row of this team. All threads of a team take the same rows.
 template <typename Body>
 __device__ inline void each_row(const nocopy_launch& launch, Body body) {
     const uint32_t* d = launch.record.dims;
     uint64_t rows = (uint64_t)d[0] * d[1] * d[2];
     uint64_t step = (uint64_t)gridDim.x * blockDim.y;
+    if (block_stopped(launch)) return;
+    TeamStopSign stop{launch};
     for (uint64_t r = (uint64_t)blockIdx.x * blockDim.y + threadIdx.y; r < rows; r += step) {
+        if (stop.reached()) return;
         uint64_t rest = r / d[2];
         body(Row{rest / d[1], rest % d[1], r - rest * d[2]});
     }
@@ -33,14 +50,16 @@ __device__ inline T team_combine(T value, Combine combine) {
     if (lane == 0) partial[threadIdx.x / 32] = value;
     __syncthreads();
     value = partial[lane % warps];
-    for (int mask = warps / 2; mask; mask >>= 1) value = combine(value, __shfl_xor_sync(0xffffffffu, value, mask));
+    for (int mask = warps / 2; mask; mask >>= 1)
+        value = combine(value, __shfl_xor_sync(0xffffffffu, value, mask));
     __syncthreads();  // all have read; the next call may write
     return value;
 }
 
 // Combines get(0) to get(n - 1); four chains a thread keep loads in flight and shorten the sums.
 template <typename T, typename Get, typename Combine>
-__device__ inline T row_combine(const nocopy_launch& launch, uint64_t n, T identity, Get get, Combine combine) {
+__device__ inline T row_combine(const nocopy_launch& launch, uint64_t n, T identity, Get get,
+                                Combine combine) {
     T chains[4] = {identity, identity, identity, identity};
     StopSign stop{launch, 1024};
     uint64_t i = threadIdx.x, team = blockDim.x;

@@ -4,7 +4,7 @@
 // Bound: the bytes of x and out.
 #include "rows.cuh"
 
-NOCOPY_KERNEL(softmax, 1024) {
+NOCOPY_KERNEL(softmax, 1024, 1) {
     Tensor out(launch, 0), x(launch, 1);
     uint64_t n = launch.record.dims[3];
     float scale = param_f32(launch, 0);

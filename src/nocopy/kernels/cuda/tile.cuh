@@ -55,7 +55,8 @@ __device__ inline int patch_at(int thread, int j) {
 }
 
 template <typename S>
-__device__ inline void multiply_stage(const Stage<S>& stage, float (&acc)[S::PATCH][S::PATCH], int ty, int tx) {
+__device__ inline void multiply_stage(const Stage<S>& stage, float (&acc)[S::PATCH][S::PATCH], int ty,
+                                      int tx) {
     using Vector = Floats<S::VECTOR>;
 #pragma unroll
     for (int k = 0; k < S::DEPTH; ++k) {
@@ -75,9 +76,9 @@ __device__ inline void multiply_stage(const Stage<S>& stage, float (&acc)[S::PAT
 // Multiplies one tile whose first row and column are (row, column) of an M x N product over k terms.
 // a(row, k) and b(k, column) give elements that exist; put(row, column, sum) takes results that exist.
 template <typename S, typename A, typename B, typename Put>
-__device__ inline void multiply_tile(const nocopy_launch& launch, Stage<S>& stage, uint64_t row, uint64_t column,
-                                     uint64_t m, uint64_t n, uint64_t k, A a, bool a_along_k, B b, bool b_along_k,
-                                     Put put) {
+__device__ inline void multiply_tile(const nocopy_launch& launch, Stage<S>& stage, uint64_t row,
+                                     uint64_t column, uint64_t m, uint64_t n, uint64_t k, A a, bool a_along_k,
+                                     B b, bool b_along_k, Put put) {
     const int ty = threadIdx.x / S::TEAM, tx = threadIdx.x % S::TEAM;
     float acc[S::PATCH][S::PATCH] = {};
     float next_a[S::LOADS], next_b[S::LOADS];

@@ -21,13 +21,15 @@ __device__ inline uint64_t rank_key(float value, uint64_t index) {
     return (uint64_t)bits << 32 | (uint32_t)~(uint32_t)index;
 }
 
-__device__ inline uint32_t index_of(uint64_t key) { return ~(uint32_t)key; }
+__device__ inline uint32_t index_of(uint64_t key) {
+    return ~(uint32_t)key;
+}
 
 struct Larger {
     __device__ uint64_t operator()(uint64_t a, uint64_t b) const { return a > b ? a : b; }
 };
 
-NOCOPY_KERNEL(argmax, 1024) {
+NOCOPY_KERNEL(argmax, 1024, 1) {
     Tensor out(launch, 0), x(launch, 1);
     each_row(launch, [&](const Row& row) {
         uint64_t start = x.at(row.i0, row.i1, row.i2);
@@ -96,7 +98,7 @@ __device__ inline void sort_falling(uint64_t* keys, uint32_t size) {
     }
 }
 
-NOCOPY_KERNEL(topk, 1024) {
+NOCOPY_KERNEL(topk, 1024, 1) {
     __shared__ Selection s;
     Tensor values(launch, 0), indices(launch, 1), x(launch, 2);
     uint64_t n = launch.record.dims[3], k = launch.record.dims[4];
@@ -107,7 +109,7 @@ NOCOPY_KERNEL(topk, 1024) {
         auto key = [&](uint64_t i) { return rank_key(value(i), i); };
         uint64_t upper = ~(uint64_t)0;
         for (uint64_t done = 0; done < k; done += CHUNK) {
-            if (__syncthreads_or(stopped(launch))) return;
+            if (block_stopped(launch)) return;
             uint32_t wanted = (uint32_t)min(k - done, (uint64_t)CHUNK);
             uint64_t lowest = n <= CHUNK ? 0 : select_key(s, n, key, upper, wanted);
             if (threadIdx.x == 0) s.found = 0;

@@ -50,6 +50,11 @@ uint4 leading_dims_0(KernelContext_0 thread* kernelContext_1)
     return uint4(kernelContext_1->args_0->dims_0[int(0)], kernelContext_1->args_0->dims_0[int(1)], kernelContext_1->args_0->dims_0[int(2)], kernelContext_1->args_0->dims_0[int(3)]);
 }
 
+ulong item_step_0(KernelContext_0 thread* kernelContext_2)
+{
+    return ulong(kernelContext_2->args_0->groups_0) * 256UL;
+}
+
 ulong first_item_0(uint group_0, uint thread_0)
 {
     return ulong(group_0) * 256UL + ulong(thread_0);
@@ -710,11 +715,6 @@ void store_0(ulong address_7, uint dtype_5, ulong i_6, float x_8)
     return;
 }
 
-ulong item_step_0(KernelContext_0 thread* kernelContext_2)
-{
-    return ulong(kernelContext_2->args_0->groups_0) * 256UL;
-}
-
 [[kernel]] void binary_kernel(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_1 [[threadgroup_position_in_grid]], Args_0 constant* args_1 [[buffer(0)]])
 {
     thread KernelContext_0 kernelContext_3;
@@ -725,6 +725,7 @@ ulong item_step_0(KernelContext_0 thread* kernelContext_2)
     Tensor_0 _S31 = operand_0(2U, &kernelContext_3);
     uint4 _S32 = leading_dims_0(&kernelContext_3);
     ulong _S33 = (&kernelContext_3)->args_0->count_0;
+    ulong _S34 = item_step_0(&kernelContext_3);
     ulong item_0 = first_item_0(group_1.x, sv_groupindex_0);
     for(;;)
     {
@@ -737,7 +738,6 @@ ulong item_step_0(KernelContext_0 thread* kernelContext_2)
         }
         uint4 c_2 = unravel_0(item_0, _S32, _S33);
         store_0(_S29.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S29.strides_0, c_2), binary_0(load_0(_S30.address_0, NOCOPY_CONSTANT_2, offset_of_0(_S30.strides_0, c_2)), load_0(_S31.address_0, NOCOPY_CONSTANT_3, offset_of_0(_S31.strides_0, c_2))));
-        ulong _S34 = item_step_0(&kernelContext_3);
         item_0 = item_0 + _S34;
     }
     return;

@@ -40,9 +40,14 @@ uint4 leading_dims_0(KernelContext_0 thread* kernelContext_1)
     return uint4(kernelContext_1->args_0->dims_0[int(0)], kernelContext_1->args_0->dims_0[int(1)], kernelContext_1->args_0->dims_0[int(2)], kernelContext_1->args_0->dims_0[int(3)]);
 }
 
-float param_f32_0(uint slot_1, KernelContext_0 thread* kernelContext_2)
+ulong item_step_0(KernelContext_0 thread* kernelContext_2)
 {
-    return (as_type<float>((kernelContext_2->args_0->params_0[slot_1])));
+    return ulong(kernelContext_2->args_0->groups_0) * 256UL;
+}
+
+float param_f32_0(uint slot_1, KernelContext_0 thread* kernelContext_3)
+{
+    return (as_type<float>((kernelContext_3->args_0->params_0[slot_1])));
 }
 
 ulong first_item_0(uint group_0, uint thread_0)
@@ -366,11 +371,6 @@ void store_0(ulong address_7, uint dtype_5, ulong i_6, float x_4)
     return;
 }
 
-ulong item_step_0(KernelContext_0 thread* kernelContext_3)
-{
-    return ulong(kernelContext_3->args_0->groups_0) * 256UL;
-}
-
 [[kernel]] void clamp_kernel(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_1 [[threadgroup_position_in_grid]], Args_0 constant* args_1 [[buffer(0)]])
 {
     thread KernelContext_0 kernelContext_4;
@@ -380,8 +380,9 @@ ulong item_step_0(KernelContext_0 thread* kernelContext_3)
     Tensor_0 _S21 = operand_0(1U, &kernelContext_4);
     uint4 _S22 = leading_dims_0(&kernelContext_4);
     ulong _S23 = (&kernelContext_4)->args_0->count_0;
-    float _S24 = param_f32_0(0U, &kernelContext_4);
-    float _S25 = param_f32_0(1U, &kernelContext_4);
+    ulong _S24 = item_step_0(&kernelContext_4);
+    float _S25 = param_f32_0(0U, &kernelContext_4);
+    float _S26 = param_f32_0(1U, &kernelContext_4);
     ulong item_0 = first_item_0(group_1.x, sv_groupindex_0);
     for(;;)
     {
@@ -393,9 +394,8 @@ ulong item_step_0(KernelContext_0 thread* kernelContext_3)
             break;
         }
         uint4 c_2 = unravel_0(item_0, _S22, _S23);
-        store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, c_2), min_nan_0(max_nan_0(load_0(_S21.address_0, NOCOPY_CONSTANT_2, offset_of_0(_S21.strides_0, c_2)), _S24), _S25));
-        ulong _S26 = item_step_0(&kernelContext_4);
-        item_0 = item_0 + _S26;
+        store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, c_2), min_nan_0(max_nan_0(load_0(_S21.address_0, NOCOPY_CONSTANT_2, offset_of_0(_S21.strides_0, c_2)), _S25), _S26));
+        item_0 = item_0 + _S24;
     }
     return;
 }

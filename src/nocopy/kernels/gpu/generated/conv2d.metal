@@ -35,6 +35,11 @@ Tensor_0 operand_0(uint slot_0, KernelContext_0 thread* kernelContext_0)
     return t_0;
 }
 
+ulong item_step_0(KernelContext_0 thread* kernelContext_1)
+{
+    return ulong(kernelContext_1->args_0->groups_0) * 256UL;
+}
+
 ulong first_item_0(uint group_0, uint thread_0)
 {
     return ulong(group_0) * 256UL + ulong(thread_0);
@@ -138,15 +143,17 @@ float load_0(ulong address_4, uint dtype_2, ulong i_3)
     return (as_type<float>((load_bits_0(address_4, dtype_2, i_3))));
 }
 
-float window_sum_0(const Tensor_0 thread* source_0, const Tensor_0 thread* weight_0, ulong x_0, ulong w_0, uint oy_0, uint ox_0, KernelContext_0 thread* kernelContext_1)
+float window_sum_0(const Tensor_0 thread* source_0, const Tensor_0 thread* weight_0, ulong x_0, ulong w_0, uint oy_0, uint ox_0, KernelContext_0 thread* kernelContext_2)
 {
-    long _S16 = long(kernelContext_1->args_0->dims_0[int(2)]);
-    long _S17 = long(kernelContext_1->args_0->dims_0[int(3)]);
-    uint _S18 = kernelContext_1->args_0->dims_0[int(5)];
-    uint _S19 = kernelContext_1->args_0->dims_0[int(6)];
-    uint _S20 = kernelContext_1->args_0->dims_0[int(7)];
-    long _S21 = long(oy_0) * long(kernelContext_1->args_0->params_0[int(0)]) - long(kernelContext_1->args_0->params_0[int(2)]);
-    long _S22 = long(ox_0) * long(kernelContext_1->args_0->params_0[int(1)]) - long(kernelContext_1->args_0->params_0[int(3)]);
+    long _S16 = long(kernelContext_2->args_0->dims_0[int(2)]);
+    long _S17 = long(kernelContext_2->args_0->dims_0[int(3)]);
+    uint _S18 = kernelContext_2->args_0->dims_0[int(5)];
+    uint _S19 = kernelContext_2->args_0->dims_0[int(6)];
+    uint _S20 = kernelContext_2->args_0->dims_0[int(7)];
+    long _S21 = long(kernelContext_2->args_0->params_0[int(4)]);
+    long _S22 = long(kernelContext_2->args_0->params_0[int(5)]);
+    long _S23 = long(oy_0) * long(kernelContext_2->args_0->params_0[int(0)]) - long(kernelContext_2->args_0->params_0[int(2)]);
+    long _S24 = long(ox_0) * long(kernelContext_2->args_0->params_0[int(1)]) - long(kernelContext_2->args_0->params_0[int(3)]);
     uint ky_0 = 0U;
     float sum_0 = 0.0;
     for(;;)
@@ -158,18 +165,18 @@ float window_sum_0(const Tensor_0 thread* source_0, const Tensor_0 thread* weigh
         {
             break;
         }
-        long row_0 = _S21 + long(ky_0) * long(kernelContext_1->args_0->params_0[int(4)]);
-        bool _S23;
+        long row_0 = _S23 + long(ky_0) * _S21;
+        bool _S25;
         if(row_0 < 0L)
         {
-            _S23 = true;
+            _S25 = true;
         }
         else
         {
-            _S23 = row_0 >= _S16;
+            _S25 = row_0 >= _S16;
         }
         float sum_1;
-        if(_S23)
+        if(_S25)
         {
             sum_1 = sum_0;
             ky_0 = ky_0 + 1U;
@@ -187,28 +194,28 @@ float window_sum_0(const Tensor_0 thread* source_0, const Tensor_0 thread* weigh
             {
                 break;
             }
-            long column_0 = _S22 + long(kx_0) * long(kernelContext_1->args_0->params_0[int(5)]);
-            bool _S24;
+            long column_0 = _S24 + long(kx_0) * _S22;
+            bool _S26;
             if(column_0 < 0L)
             {
-                _S24 = true;
+                _S26 = true;
             }
             else
             {
-                _S24 = column_0 >= _S17;
+                _S26 = column_0 >= _S17;
             }
-            if(_S24)
+            if(_S26)
             {
                 kx_0 = kx_0 + 1U;
                 continue;
             }
-            uint4 _S25 = source_0->strides_0;
-            ulong _S26 = x_0 + ulong(row_0) * ulong(source_0->strides_0.z) + ulong(column_0) * ulong(source_0->strides_0.w);
-            uint4 _S27 = weight_0->strides_0;
-            ulong _S28 = w_0 + ulong(ky_0) * ulong(weight_0->strides_0.z) + ulong(kx_0) * ulong(weight_0->strides_0.w);
+            uint4 _S27 = source_0->strides_0;
+            ulong _S28 = x_0 + ulong(row_0) * ulong(source_0->strides_0.z) + ulong(column_0) * ulong(source_0->strides_0.w);
+            uint4 _S29 = weight_0->strides_0;
+            ulong _S30 = w_0 + ulong(ky_0) * ulong(weight_0->strides_0.z) + ulong(kx_0) * ulong(weight_0->strides_0.w);
             uint channel_0 = 0U;
-            ulong from_0 = _S26;
-            ulong tap_0 = _S28;
+            ulong from_0 = _S28;
+            ulong tap_0 = _S30;
             float sum_2 = sum_1;
             for(;;)
             {
@@ -220,8 +227,8 @@ float window_sum_0(const Tensor_0 thread* source_0, const Tensor_0 thread* weigh
                     break;
                 }
                 float sum_3 = sum_2 + load_0(source_0->address_0, NOCOPY_CONSTANT_2, from_0) * load_0(weight_0->address_0, NOCOPY_CONSTANT_3, tap_0);
-                ulong from_1 = from_0 + ulong(_S25.y);
-                ulong tap_1 = tap_0 + ulong(_S27.y);
+                ulong from_1 = from_0 + ulong(_S27.y);
+                ulong tap_1 = tap_0 + ulong(_S29.y);
                 channel_0 = channel_0 + 1U;
                 from_0 = from_1;
                 tap_0 = tap_1;
@@ -272,16 +279,16 @@ void store_raw_0(ulong address_5, uint dtype_3, ulong i_4, uint bits_0)
     }
     else
     {
-        bool _S29;
+        bool _S31;
         if(dtype_3 == 2U)
         {
-            _S29 = true;
+            _S31 = true;
         }
         else
         {
-            _S29 = dtype_3 == 3U;
+            _S31 = dtype_3 == 3U;
         }
-        if(_S29)
+        if(_S31)
         {
             *((ushort device*)address_5 + i_4) = ushort(bits_0);
         }
@@ -319,24 +326,24 @@ uint f32_to_f16_bits_0(uint x_3)
     uint h_2 = mantissa_1 >> shift_0;
     uint rest_0 = mantissa_1 & ((1U << shift_0) - 1U);
     uint half_way_0 = 1U << (shift_0 - 1U);
-    bool _S30;
+    bool _S32;
     if(rest_0 > half_way_0)
     {
-        _S30 = true;
+        _S32 = true;
     }
     else
     {
         if(rest_0 == half_way_0)
         {
-            _S30 = (h_2 & 1U) != 0U;
+            _S32 = (h_2 & 1U) != 0U;
         }
         else
         {
-            _S30 = false;
+            _S32 = false;
         }
     }
     uint h_3;
-    if(_S30)
+    if(_S32)
     {
         h_3 = h_2 + 1U;
     }
@@ -398,58 +405,53 @@ void store_0(ulong address_7, uint dtype_5, ulong i_6, float x_5)
     return;
 }
 
-ulong item_step_0(KernelContext_0 thread* kernelContext_2)
-{
-    return ulong(kernelContext_2->args_0->groups_0) * 256UL;
-}
-
 [[kernel]] void conv2d_kernel(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_1 [[threadgroup_position_in_grid]], Args_0 constant* args_1 [[buffer(0)]])
 {
     thread KernelContext_0 kernelContext_3;
     (&kernelContext_3)->args_0 = args_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 256U + sv_groupthreadid_0[int(0)];
-    Tensor_0 _S31 = operand_0(0U, &kernelContext_3);
-    Tensor_0 _S32 = operand_0(1U, &kernelContext_3);
-    Tensor_0 _S33 = operand_0(2U, &kernelContext_3);
-    Tensor_0 _S34 = operand_0(3U, &kernelContext_3);
-    uint _S35 = (&kernelContext_3)->args_0->dims_0[int(4)];
+    Tensor_0 _S33 = operand_0(0U, &kernelContext_3);
+    Tensor_0 _S34 = operand_0(1U, &kernelContext_3);
+    Tensor_0 _S35 = operand_0(2U, &kernelContext_3);
+    Tensor_0 _S36 = operand_0(3U, &kernelContext_3);
+    uint _S37 = (&kernelContext_3)->args_0->dims_0[int(4)];
     uint4 dims_2 = uint4((&kernelContext_3)->args_0->dims_0[int(0)], (&kernelContext_3)->args_0->dims_0[int(4)], (&kernelContext_3)->args_0->dims_0[int(8)], (&kernelContext_3)->args_0->dims_0[int(9)]);
-    uint _S36 = (&kernelContext_3)->args_0->dims_0[int(1)] / (&kernelContext_3)->args_0->dims_0[int(5)];
-    uint _S37 = _S35 / _S36;
-    ulong _S38 = (&kernelContext_3)->args_0->count_0;
+    uint _S38 = (&kernelContext_3)->args_0->dims_0[int(1)] / (&kernelContext_3)->args_0->dims_0[int(5)];
+    uint _S39 = _S37 / _S38;
+    ulong _S40 = (&kernelContext_3)->args_0->count_0;
+    ulong _S41 = item_step_0(&kernelContext_3);
     ulong item_0 = first_item_0(group_1.x, sv_groupindex_0);
     for(;;)
     {
-        if(item_0 < _S38)
+        if(item_0 < _S40)
         {
         }
         else
         {
             break;
         }
-        uint4 c_2 = unravel_0(item_0, dims_2, _S38);
-        uint _S39 = c_2.y;
-        uint _S40 = _S39 / _S37;
-        ulong x_6 = ulong(c_2.x) * ulong(_S32.strides_0.x) + ulong(_S40) * ulong((&kernelContext_3)->args_0->dims_0[int(5)]) * ulong(_S32.strides_0.y);
-        ulong _S41 = ulong(_S39);
-        ulong w_1 = _S41 * ulong(_S33.strides_0.x);
-        uint _S42 = c_2.z;
-        uint _S43 = c_2.w;
-        thread Tensor_0 _S44 = _S32;
-        thread Tensor_0 _S45 = _S33;
-        float _S46 = window_sum_0(&_S44, &_S45, x_6, w_1, _S42, _S43, &kernelContext_3);
+        uint4 c_2 = unravel_0(item_0, dims_2, _S40);
+        uint _S42 = c_2.y;
+        uint _S43 = _S42 / _S39;
+        ulong x_6 = ulong(c_2.x) * ulong(_S34.strides_0.x) + ulong(_S43) * ulong((&kernelContext_3)->args_0->dims_0[int(5)]) * ulong(_S34.strides_0.y);
+        ulong _S44 = ulong(_S42);
+        ulong w_1 = _S44 * ulong(_S35.strides_0.x);
+        uint _S45 = c_2.z;
+        uint _S46 = c_2.w;
+        thread Tensor_0 _S47 = _S34;
+        thread Tensor_0 _S48 = _S35;
+        float _S49 = window_sum_0(&_S47, &_S48, x_6, w_1, _S45, _S46, &kernelContext_3);
         float sum_4;
         if(NOCOPY_CONSTANT_4 != 0U)
         {
-            sum_4 = _S46 + load_0(_S34.address_0, NOCOPY_CONSTANT_4, _S41 * ulong(_S34.strides_0.x));
+            sum_4 = _S49 + load_0(_S36.address_0, NOCOPY_CONSTANT_4, _S44 * ulong(_S36.strides_0.x));
         }
         else
         {
-            sum_4 = _S46;
+            sum_4 = _S49;
         }
-        store_0(_S31.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S31.strides_0, c_2), sum_4);
-        ulong _S47 = item_step_0(&kernelContext_3);
-        item_0 = item_0 + _S47;
+        store_0(_S33.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S33.strides_0, c_2), sum_4);
+        item_0 = item_0 + _S41;
     }
     return;
 }

@@ -40,6 +40,11 @@ uint4 leading_dims_0(KernelContext_0 thread* kernelContext_1)
     return uint4(kernelContext_1->args_0->dims_0[int(0)], kernelContext_1->args_0->dims_0[int(1)], kernelContext_1->args_0->dims_0[int(2)], kernelContext_1->args_0->dims_0[int(3)]);
 }
 
+ulong item_step_0(KernelContext_0 thread* kernelContext_2)
+{
+    return ulong(kernelContext_2->args_0->groups_0) * 256UL;
+}
+
 ulong first_item_0(uint group_0, uint thread_0)
 {
     return ulong(group_0) * 256UL + ulong(thread_0);
@@ -374,11 +379,6 @@ void copy_element_0(const Tensor_0 thread* target_0, const Tensor_0 thread* sour
     return;
 }
 
-ulong item_step_0(KernelContext_0 thread* kernelContext_2)
-{
-    return ulong(kernelContext_2->args_0->groups_0) * 256UL;
-}
-
 [[kernel]] void copy_kernel(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_1 [[threadgroup_position_in_grid]], Args_0 constant* args_1 [[buffer(0)]])
 {
     thread KernelContext_0 kernelContext_3;
@@ -388,6 +388,7 @@ ulong item_step_0(KernelContext_0 thread* kernelContext_2)
     Tensor_0 _S21 = operand_0(1U, &kernelContext_3);
     uint4 _S22 = leading_dims_0(&kernelContext_3);
     ulong _S23 = (&kernelContext_3)->args_0->count_0;
+    ulong _S24 = item_step_0(&kernelContext_3);
     ulong item_0 = first_item_0(group_1.x, sv_groupindex_0);
     for(;;)
     {
@@ -399,13 +400,12 @@ ulong item_step_0(KernelContext_0 thread* kernelContext_2)
             break;
         }
         uint4 c_2 = unravel_0(item_0, _S22, _S23);
-        ulong _S24 = offset_of_0(_S20.strides_0, c_2);
-        ulong _S25 = offset_of_0(_S21.strides_0, c_2);
-        thread Tensor_0 _S26 = _S20;
-        thread Tensor_0 _S27 = _S21;
-        copy_element_0(&_S26, &_S27, _S24, _S25);
-        ulong _S28 = item_step_0(&kernelContext_3);
-        item_0 = item_0 + _S28;
+        ulong _S25 = offset_of_0(_S20.strides_0, c_2);
+        ulong _S26 = offset_of_0(_S21.strides_0, c_2);
+        thread Tensor_0 _S27 = _S20;
+        thread Tensor_0 _S28 = _S21;
+        copy_element_0(&_S27, &_S28, _S25, _S26);
+        item_0 = item_0 + _S24;
     }
     return;
 }

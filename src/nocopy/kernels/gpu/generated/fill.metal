@@ -40,9 +40,14 @@ uint4 leading_dims_0(KernelContext_0 thread* kernelContext_1)
     return uint4(kernelContext_1->args_0->dims_0[int(0)], kernelContext_1->args_0->dims_0[int(1)], kernelContext_1->args_0->dims_0[int(2)], kernelContext_1->args_0->dims_0[int(3)]);
 }
 
-float param_f32_0(uint slot_1, KernelContext_0 thread* kernelContext_2)
+ulong item_step_0(KernelContext_0 thread* kernelContext_2)
 {
-    return (as_type<float>((kernelContext_2->args_0->params_0[slot_1])));
+    return ulong(kernelContext_2->args_0->groups_0) * 256UL;
+}
+
+float param_f32_0(uint slot_1, KernelContext_0 thread* kernelContext_3)
+{
+    return (as_type<float>((kernelContext_3->args_0->params_0[slot_1])));
 }
 
 ulong first_item_0(uint group_0, uint thread_0)
@@ -253,11 +258,6 @@ void store_0(ulong address_4, uint dtype_2, ulong i_3, float x_4)
     return;
 }
 
-ulong item_step_0(KernelContext_0 thread* kernelContext_3)
-{
-    return ulong(kernelContext_3->args_0->groups_0) * 256UL;
-}
-
 [[kernel]] void fill_kernel(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_1 [[threadgroup_position_in_grid]], Args_0 constant* args_1 [[buffer(0)]])
 {
     thread KernelContext_0 kernelContext_4;
@@ -266,7 +266,8 @@ ulong item_step_0(KernelContext_0 thread* kernelContext_3)
     Tensor_0 _S17 = operand_0(0U, &kernelContext_4);
     uint4 _S18 = leading_dims_0(&kernelContext_4);
     ulong _S19 = (&kernelContext_4)->args_0->count_0;
-    float _S20 = param_f32_0(0U, &kernelContext_4);
+    ulong _S20 = item_step_0(&kernelContext_4);
+    float _S21 = param_f32_0(0U, &kernelContext_4);
     ulong item_0 = first_item_0(group_1.x, sv_groupindex_0);
     for(;;)
     {
@@ -277,10 +278,9 @@ ulong item_step_0(KernelContext_0 thread* kernelContext_3)
         {
             break;
         }
-        uint4 _S21 = unravel_0(item_0, _S18, _S19);
-        store_0(_S17.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S17.strides_0, _S21), _S20);
-        ulong _S22 = item_step_0(&kernelContext_4);
-        item_0 = item_0 + _S22;
+        uint4 _S22 = unravel_0(item_0, _S18, _S19);
+        store_0(_S17.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S17.strides_0, _S22), _S21);
+        item_0 = item_0 + _S20;
     }
     return;
 }

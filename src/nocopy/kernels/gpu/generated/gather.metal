@@ -35,6 +35,11 @@ Tensor_0 operand_0(uint slot_0, KernelContext_0 thread* kernelContext_0)
     return t_0;
 }
 
+ulong item_step_0(KernelContext_0 thread* kernelContext_1)
+{
+    return ulong(kernelContext_1->args_0->groups_0) * 256UL;
+}
+
 ulong first_item_0(uint group_0, uint thread_0)
 {
     return ulong(group_0) * 256UL + ulong(thread_0);
@@ -247,11 +252,6 @@ void store_bits_0(ulong address_5, uint dtype_3, ulong i_4, uint bits_1)
     return;
 }
 
-ulong item_step_0(KernelContext_0 thread* kernelContext_1)
-{
-    return ulong(kernelContext_1->args_0->groups_0) * 256UL;
-}
-
 [[kernel]] void gather_kernel(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_1 [[threadgroup_position_in_grid]], Args_0 constant* args_1 [[buffer(0)]])
 {
     thread KernelContext_0 kernelContext_2;
@@ -263,6 +263,7 @@ ulong item_step_0(KernelContext_0 thread* kernelContext_1)
     uint4 _S21 = uint4(1U, 1U, (&kernelContext_2)->args_0->dims_0[int(0)], (&kernelContext_2)->args_0->dims_0[int(1)]);
     int _S22 = int((&kernelContext_2)->args_0->dims_0[int(2)]) - int(1);
     ulong _S23 = (&kernelContext_2)->args_0->count_0;
+    ulong _S24 = item_step_0(&kernelContext_2);
     ulong item_0 = first_item_0(group_1.x, sv_groupindex_0);
     for(;;)
     {
@@ -274,10 +275,10 @@ ulong item_step_0(KernelContext_0 thread* kernelContext_1)
             break;
         }
         uint4 c_1 = unravel_0(item_0, _S21, _S23);
-        ulong _S24 = ulong(c_1.z);
-        ulong _S25 = ulong(c_1.w);
-        ulong from_0 = ulong(uint(clamp(int(load_raw_0(_S20.address_0, 4U, _S24 * ulong(_S20.strides_0.x))), int(0), _S22))) * ulong(_S19.strides_0.x) + _S25 * ulong(_S19.strides_0.y);
-        ulong to_0 = _S24 * ulong(_S18.strides_0.x) + _S25 * ulong(_S18.strides_0.y);
+        ulong _S25 = ulong(c_1.z);
+        ulong _S26 = ulong(c_1.w);
+        ulong from_0 = ulong(uint(clamp(int(load_raw_0(_S20.address_0, 4U, _S25 * ulong(_S20.strides_0.x))), int(0), _S22))) * ulong(_S19.strides_0.x) + _S26 * ulong(_S19.strides_0.y);
+        ulong to_0 = _S25 * ulong(_S18.strides_0.x) + _S26 * ulong(_S18.strides_0.y);
         if(NOCOPY_CONSTANT_1 == NOCOPY_CONSTANT_2)
         {
             store_raw_0(_S18.address_0, NOCOPY_CONSTANT_1, to_0, load_raw_0(_S19.address_0, NOCOPY_CONSTANT_2, from_0));
@@ -286,8 +287,7 @@ ulong item_step_0(KernelContext_0 thread* kernelContext_1)
         {
             store_bits_0(_S18.address_0, NOCOPY_CONSTANT_1, to_0, load_bits_0(_S19.address_0, NOCOPY_CONSTANT_2, from_0));
         }
-        ulong _S26 = item_step_0(&kernelContext_2);
-        item_0 = item_0 + _S26;
+        item_0 = item_0 + _S24;
     }
     return;
 }

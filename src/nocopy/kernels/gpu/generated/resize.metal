@@ -35,6 +35,11 @@ Tensor_0 operand_0(uint slot_0, KernelContext_0 thread* kernelContext_0)
     return t_0;
 }
 
+ulong item_step_0(KernelContext_0 thread* kernelContext_1)
+{
+    return ulong(kernelContext_1->args_0->groups_0) * 256UL;
+}
+
 ulong first_item_0(uint group_0, uint thread_0)
 {
     return ulong(group_0) * 256UL + ulong(thread_0);
@@ -320,11 +325,6 @@ void store_0(ulong address_7, uint dtype_5, ulong i_6, float x_4)
     return;
 }
 
-ulong item_step_0(KernelContext_0 thread* kernelContext_1)
-{
-    return ulong(kernelContext_1->args_0->groups_0) * 256UL;
-}
-
 [[kernel]] void resize_kernel(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_1 [[threadgroup_position_in_grid]], Args_0 constant* args_1 [[buffer(0)]])
 {
     thread KernelContext_0 kernelContext_2;
@@ -334,6 +334,7 @@ ulong item_step_0(KernelContext_0 thread* kernelContext_1)
     Tensor_0 _S21 = operand_0(1U, &kernelContext_2);
     uint4 _S22 = uint4((&kernelContext_2)->args_0->dims_0[int(0)], (&kernelContext_2)->args_0->dims_0[int(1)], (&kernelContext_2)->args_0->dims_0[int(4)], (&kernelContext_2)->args_0->dims_0[int(5)]);
     ulong _S23 = (&kernelContext_2)->args_0->count_0;
+    ulong _S24 = item_step_0(&kernelContext_2);
     ulong item_0 = first_item_0(group_1.x, sv_groupindex_0);
     for(;;)
     {
@@ -348,16 +349,15 @@ ulong item_step_0(KernelContext_0 thread* kernelContext_1)
         Between_0 y_0 = between_0(c_2.z, (&kernelContext_2)->args_0->dims_0[int(2)], (as_type<float>(((&kernelContext_2)->args_0->derived_0[int(0)]))));
         Between_0 x_5 = between_0(c_2.w, (&kernelContext_2)->args_0->dims_0[int(3)], (as_type<float>(((&kernelContext_2)->args_0->derived_0[int(1)]))));
         ulong plane_0 = ulong(c_2.x) * ulong(_S21.strides_0.x) + ulong(c_2.y) * ulong(_S21.strides_0.y);
-        ulong _S24 = ulong(_S21.strides_0.z);
-        ulong top_0 = plane_0 + ulong(y_0.low_0) * _S24;
-        ulong bottom_0 = plane_0 + ulong(y_0.high_0) * _S24;
-        ulong _S25 = ulong(_S21.strides_0.w);
-        ulong left_0 = ulong(x_5.low_0) * _S25;
-        ulong right_0 = ulong(x_5.high_0) * _S25;
-        float _S26 = 1.0 - x_5.weight_0;
-        store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, c_2), (load_0(_S21.address_0, NOCOPY_CONSTANT_2, top_0 + left_0) * _S26 + load_0(_S21.address_0, NOCOPY_CONSTANT_2, top_0 + right_0) * x_5.weight_0) * (1.0 - y_0.weight_0) + (load_0(_S21.address_0, NOCOPY_CONSTANT_2, bottom_0 + left_0) * _S26 + load_0(_S21.address_0, NOCOPY_CONSTANT_2, bottom_0 + right_0) * x_5.weight_0) * y_0.weight_0);
-        ulong _S27 = item_step_0(&kernelContext_2);
-        item_0 = item_0 + _S27;
+        ulong _S25 = ulong(_S21.strides_0.z);
+        ulong top_0 = plane_0 + ulong(y_0.low_0) * _S25;
+        ulong bottom_0 = plane_0 + ulong(y_0.high_0) * _S25;
+        ulong _S26 = ulong(_S21.strides_0.w);
+        ulong left_0 = ulong(x_5.low_0) * _S26;
+        ulong right_0 = ulong(x_5.high_0) * _S26;
+        float _S27 = 1.0 - x_5.weight_0;
+        store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, c_2), (load_0(_S21.address_0, NOCOPY_CONSTANT_2, top_0 + left_0) * _S27 + load_0(_S21.address_0, NOCOPY_CONSTANT_2, top_0 + right_0) * x_5.weight_0) * (1.0 - y_0.weight_0) + (load_0(_S21.address_0, NOCOPY_CONSTANT_2, bottom_0 + left_0) * _S27 + load_0(_S21.address_0, NOCOPY_CONSTANT_2, bottom_0 + right_0) * x_5.weight_0) * y_0.weight_0);
+        item_0 = item_0 + _S24;
     }
     return;
 }

@@ -1,0 +1,27 @@
+"""The prebuilt examples: guests that ship with the package; the sources are in the repository's `examples/`.
+
+The command line finds guests here; nothing else imports this package. The invariant: each module is what
+`tools/build_examples.py` makes of the committed source.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePath
+
+EXAMPLES = {
+    "matmul": "two matrices, multiplied on the device and checked by the guest",
+    "image": "a picture becomes a drawing: blur, ink the edges, resize",
+    "mlp": "a trained classifier reads handwritten digits",
+}
+"""Names, with what each one shows."""
+
+
+def find(guest: str) -> Path | None:
+    """The module of an example, named as in the repository: "examples/matmul", a path before it or not.
+
+    Returns None if `guest` names no example.
+    """
+    path = PurePath(guest)
+    if path.parent.name != "examples" or path.name not in EXAMPLES:
+        return None
+    return Path(__file__).with_name(f"{path.name}.wasm")

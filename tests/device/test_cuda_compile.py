@@ -1,0 +1,104 @@
+"""CUDA kernels are compiled for the chip once and kept. NVRTC needs no GPU."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nocopy.device import cuda_compile
+from nocopy.device.cuda_compile import Compiler, kernel_sources
+from nocopy.errors import DeviceError, DeviceUnavailableError
+
+
+@pytest.fixture(scope="module")
+def nvrtc() -> Any:
+    try:
+        return cuda_compile.load_nvrtc()
+    except DeviceUnavailableError as e:
+        pytest.skip(str(e))
+
+
+SOURCES = sorted(name[:-3] for name in kernel_sources() if name.endswith(".cu"))
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0), (12, 0)])
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_kernel_compiles_for_every_chip(
+    nvrtc: Any, tmp_path: Path, source: str, capability: tuple[int, int]
+) -> None:
+    code = Compiler(capability, tmp_path).code(source)
+    assert code.startswith(b"\x7fELF")
+
+
+def test_a_chip_that_nvrtc_does_not_know_gets_ptx(nvrtc: Any, tmp_path: Path) -> None:
+    compiler = Compiler((99, 0), tmp_path)
+    assert compiler.target.startswith("compute_")
+    assert b".entry unary" in compiler.code("unary")
+
+
+def test_compiled_kernels_are_kept(nvrtc: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Compiler((9, 0), tmp_path).code("copy")
+    again = Compiler((9, 0), tmp_path)
+    monkeypatch.setattr(again, "_compile", lambda source: pytest.fail("compiled again"))
+    assert again.code("copy") == first
+    assert [p.suffix for p in tmp_path.iterdir()] == [".bin"]
+
+
+def test_a_damaged_entry_is_compiled_again(nvrtc: Any, tmp_path: Path) -> None:
+    code = Compiler((9, 0), tmp_path).code("copy")
+    (entry,) = tmp_path.iterdir()
+    entry.write_bytes(entry.read_bytes()[:-1])
+    assert Compiler((9, 0), tmp_path).code("copy") == code
+    assert len(entry.read_bytes()) == len(code) + 32
+
+
+@pytest.mark.parametrize("changed", ["copy.cu", "record.cuh", "../tape.h", "target", "version"])
+def test_what_decides_the_code_decides_the_entry(
+    nvrtc: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    before, after = Compiler((9, 0), tmp_path), Compiler((9, 0), tmp_path)
+    key = before._key("copy")
+    if changed == "target":
+        after.target = "sm_80"
+    elif changed == "version":
+        after.version = (1, 0)
+    else:
+        sources = {**kernel_sources(), changed: "// another"}
+        monkeypatch.setattr(cuda_compile, "kernel_sources", lambda: sources)
+    assert after._key("copy") != key
+
+
+def test_another_kernel_does_not_change_the_entry(
+    nvrtc: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = Compiler((9, 0), tmp_path)._key("copy")
+    sources = {**kernel_sources(), "unary.cu": "// another"}
+    monkeypatch.setattr(cuda_compile, "kernel_sources", lambda: sources)
+    assert Compiler((9, 0), tmp_path)._key("copy") == key
+
+
+def test_without_a_place_to_keep_them_kernels_still_compile(
+    nvrtc: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with caplog.at_level(logging.WARNING):
+        assert Compiler((9, 0), blocked / "cache").code("copy")
+    assert "could not be kept" in caplog.text
+
+
+def test_a_refused_source_says_why(nvrtc: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = {**kernel_sources(), "copy.cu": "int broken("}
+    monkeypatch.setattr(cuda_compile, "kernel_sources", lambda: sources)
+    with pytest.raises(DeviceError, match=r"(?s)copy\.cu for sm_90.*error"):
+        Compiler((9, 0), tmp_path).code("copy")
+
+
+def test_the_cache_is_where_the_platform_keeps_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert cuda_compile.cache_directory() == Path("/somewhere/nocopy/cuda")
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative is to be ignored")
+    assert cuda_compile.cache_directory() == Path.home() / ".cache/nocopy/cuda"

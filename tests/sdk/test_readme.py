@@ -1,0 +1,43 @@
+"""The program in the guide compiles with the guide's command and prints what the guide says."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from nocopy.interfaces.host import DeviceGuest
+from tools.guest_compiler import ROOT
+
+GUIDE = (ROOT / "sdk" / "c" / "README.md").read_text()
+
+
+def test_the_guides_first_program(tmp_path: Path) -> None:
+    program = re.search(r"```c\n(.*?)```", GUIDE, re.DOTALL)
+    command = re.search(r"    python (-m ziglang cc --target=wasm32-wasi .*)", GUIDE)
+    output = re.search(r"    nocopy run guest\.wasm\n\n    (.*)", GUIDE)
+    assert program
+    assert command
+    assert output
+    (tmp_path / "guest.c").write_text(program[1])
+    arguments = [a.replace("sdk/c", str(ROOT / "sdk" / "c")) for a in shlex.split(command[1])]
+    subprocess.run([sys.executable, *arguments], cwd=tmp_path, check=True, timeout=200)
+    with DeviceGuest(tmp_path / "guest.wasm", device="reference", stdout="capture") as guest:
+        guest.run()
+        assert guest.stdout.decode().strip() == output[1]
+
+
+def test_the_guides_memory64_command(tmp_path: Path) -> None:
+    command = re.search(r"    python (-m ziglang cc --target=wasm64-freestanding .*)", GUIDE)
+    assert command
+    (tmp_path / "guest.c").write_text(
+        '#include "nocopy.h"\nfloat x = 2;\nfloat *run(void) { nocopy_record r; nocopy_tape t = '
+        "nocopy_tape_over(&r, 1); nocopy_fill(&t, nocopy_0d(&x, NOCOPY_F32), 7); "
+        "return nocopy_submit_tape(&t) ? 0 : &x; }\n"
+    )
+    arguments = [a.replace("sdk/c", str(ROOT / "sdk" / "c")) for a in shlex.split(command[1])]
+    subprocess.run([sys.executable, *arguments], cwd=tmp_path, check=True, timeout=200)
+    with DeviceGuest(tmp_path / "guest.wasm", device="reference") as guest:
+        assert guest.memory.view(1, "f32", guest.call("run")).numpy()[0] == 7
