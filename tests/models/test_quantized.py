@@ -4,7 +4,10 @@ import pytest
 
 from nocopy.errors import UnsupportedModelError, UsageError
 from nocopy.models.dequantize import dequantize
-from nocopy.models.ggml import BLOCKS, DENSE, SIZES, GGMLType
+from nocopy.models.ggml import DENSE, DTYPES, SIZES, GGMLType
+from nocopy.tape.blocks import LAYOUTS
+
+BLOCKS = {kind: LAYOUTS[dtype] for kind, dtype in DTYPES.items() if dtype in LAYOUTS}
 from nocopy.models.quantize import quantize
 
 
