@@ -13,7 +13,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent / "emulated_metal"
 FLAGS = ["-std=c++14", "-O1", "-shared", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-fwrapv",
-         "-Werror", "-Wno-unknown-attributes", "-Wno-missing-braces"]  # fmt: skip
+         "-Wno-unknown-attributes", "-Wno-attributes", "-Wno-missing-braces"]  # fmt: skip
 KERNEL = re.compile(r"\[\[kernel\]\] void (\w+)\(([^{]*)\)\n\{")
 PARAMETER = re.compile(r"(.+?) (\w+) \[\[(.+)\]\]")
 BUILTINS = {"thread_position_in_threadgroup": "uint3", "threadgroup_position_in_grid": "uint3"}
@@ -106,8 +106,8 @@ extern "C" int run(void *block, uint groups, int threads) {{
 
 
 def _build(program: str, library: Path) -> None:
-    clang = shutil.which("clang++")
-    compiler = [clang] if clang else [sys.executable, "-m", "ziglang", "c++"]
+    found = shutil.which("clang++") or shutil.which("g++")
+    compiler = [found] if found else [sys.executable, "-m", "ziglang", "c++"]
     with tempfile.TemporaryDirectory() as folder:
         source, built = Path(folder) / "kernel.cpp", Path(folder) / "kernel.so"
         source.write_text(program)

@@ -168,6 +168,27 @@ def test_pages_that_a_device_does_not_let_go_of_stay_mapped() -> None:
     assert mapped(address)
 
 
+def test_the_host_cannot_play_while_another_thread_is_inside() -> None:
+    refusals: list[Exception] = []
+
+    class Busy(ReferenceDevice):
+        def play(self, program: object, *, timeout: float | None = None) -> None:
+            thread = threading.Thread(target=host_plays)
+            thread.start()
+            thread.join()
+            super().play(program, timeout=timeout)
+
+    def host_plays() -> None:
+        try:
+            guest.play(doubling())
+        except UsageError as error:
+            refusals.append(error)
+
+    with DeviceGuest(passthrough.text(), device=Busy()) as guest:
+        assert submit(guest, doubling()) == 0
+    assert "another thread" in str(refusals)
+
+
 class Losing(ReferenceDevice):
     """A device that gets lost while it plays."""
 

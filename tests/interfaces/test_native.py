@@ -74,6 +74,19 @@ def test_scratch_that_moved_is_where_the_native_side_plays(guest: DeviceGuest) -
     assert hits(guest) == 6
 
 
+def test_scratch_that_the_host_moves_is_not_played_on(guest: DeviceGuest) -> None:
+    x = guest.memory.view(1, "f32", DATA)
+    for _ in range(2):
+        assert submit(guest, scratch_tape(4096, 5)) == 0
+        assert submit(guest, reads_scratch(4092)) == 0
+    guest.play(scratch_tape(2**24))
+    x[:] = 0
+    for _ in range(2):
+        assert submit(guest, reads_scratch(4092)) == 0
+    assert x.numpy()[0] == 5
+    assert hits(guest) == 3
+
+
 def test_growth_keeps_what_was_accepted(guest: DeviceGuest) -> None:
     assert submit(guest, doubling()) == 0
     guest.call("grow", 20)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -213,19 +214,22 @@ def test_one_guests_failure_touches_no_other(start: Start) -> None:
     assert good.last_error == ""
 
 
+def timed(call: Callable[[], None]) -> float:
+    began = time.monotonic()
+    call()
+    return time.monotonic() - began
+
+
 def test_the_deadline_covers_what_is_submitted(start: Start) -> None:
-    """A tape of about a second under a deadline of a fifth of one; a GPU can only say so afterwards."""
+    """A tape of some seconds under a deadline of a fifth of one; a GPU can only say so afterwards."""
     n = 256
     a, b, c = (Tensor(Space.GUEST, (1 + i) * 2**20, (n, n), DType.F32) for i in range(3))
     tape = TapeBuilder()
     tape.matmul(c, a, b)
     free = start(pages=512)
     free.play(tape)
-    began = time.monotonic()
-    for _ in range(20):
-        free.play(tape)
-    once = (time.monotonic() - began) / 20
-    for _ in range(min(60000, int(1 / once))):
+    once = min(timed(lambda: free.play(tape)) for _ in range(20))
+    for _ in range(min(60000, int(3 / once))):
         tape.matmul(c, a, b)
     guest = start(pages=512, limits=Limits(deadline=0.2))
     with pytest.raises(DeadlineError):

@@ -4,6 +4,7 @@ import time
 
 import gguf
 import numpy as np
+import psutil
 import pytest
 
 from nocopy.errors import ClosedError, MetadataError, ModelError, ModelFileError, UsageError
@@ -273,3 +274,20 @@ def test_a_vocabulary_of_128_thousand_tokens_is_read_in_half_a_second(tmp_path):
     seconds = time.process_time() - start
     assert read == words
     assert seconds < 0.5
+
+
+def test_opening_a_file_of_2_gigabytes_reads_only_its_header(raw_gguf):
+    size = 2_400_000_000
+    rows = size // 4 // 4096
+    path = raw_gguf([], [raw_gguf.tensor("w", [4096, rows], 0, 0)])
+    header = path.stat().st_size
+    with path.open("r+b") as file:
+        file.truncate(header + rows * 4096 * 4)  # sparse: it takes no space on disk
+    before = psutil.Process().memory_info().rss
+    start = time.process_time()
+    model = open_gguf(path)
+    view = model.weights.array("w")
+    assert time.process_time() - start < 0.1
+    assert psutil.Process().memory_info().rss - before < 2**20
+    assert view.shape == (rows, 4096)
+    assert view[-1, -1] == 0

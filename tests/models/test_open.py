@@ -27,7 +27,7 @@ def write_file(path):
             "tokenizer.ggml.eos_token_id": 1,
             "tokenizer.chat_template": TEMPLATE,
         },
-        [TensorData.of("w", np.ones((1, 32), np.float32), GGMLType.Q8_0)],
+        [TensorData.of("w", np.ones((1, 32), np.float32), GGMLType.F32)],
     )
     return path
 

@@ -124,6 +124,7 @@ class Attachment:
         limits: what the guest may use.
         ledger: counts the bytes.
         on_refusal: gets the reason when the memory was to grow and the device could not follow.
+        on_move: called before the scratch memory moves to other pages.
 
     Raises:
         CopyRefusedError: the device could only copy and was opened without allow_copy.
@@ -138,10 +139,11 @@ class Attachment:
         limits: ComputeLimits,
         ledger: Ledger,
         on_refusal: Callable[[Error], None] = lambda _error: None,
+        on_move: Callable[[], None] = lambda: None,
     ) -> None:
         self.device, self.memory, self.limits, self.ledger = device, memory, limits, ledger
         self.grip = Grip(device, memory, limits)
-        self._on_refusal = on_refusal
+        self._on_refusal, self._on_move = on_refusal, on_move
         self._playing = False
         try:
             with self._turn(None):
@@ -196,6 +198,7 @@ class Attachment:
     def _compile(self, tape: Tape) -> Program:
         grip = self.grip
         if tape.sizes.get(Space.SCRATCH, 0) > grip.scratch.nbytes:
+            self._on_move()
             grip.programs.clear()
             grip.scratch.grow(tape.sizes[Space.SCRATCH])
         spaces = {Space.GUEST: grip.pages, Space.SCRATCH: grip.scratch.pages}

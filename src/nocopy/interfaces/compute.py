@@ -69,16 +69,24 @@ class Compute:
         self._attached: Attachment | None = None
         self.on_accepted: Callable[[bytes], None] = lambda _records: None
         """Called with the records of every tape that was played to its end."""
-        self.on_detach: Callable[[], None] = lambda: None
-        """Called before the memory is detached."""
+        self.on_move: Callable[[], None] = lambda: None
+        """Called before memory that accepted tapes play over goes away."""
 
     # The guest's memory
 
     def attach(self, memory: LinearMemory) -> None:
         """Import the guest's memory, before any code of the guest runs. Errors as in `Attachment`."""
         self._attached = Attachment(
-            self.device, memory, limits=self.limits, ledger=self.ledger, on_refusal=self._keep_error
+            self.device,
+            memory,
+            limits=self.limits,
+            ledger=self.ledger,
+            on_refusal=self._keep_error,
+            on_move=self._moving,
         )
+
+    def _moving(self) -> None:
+        self.on_move()
 
     @property
     def attachment(self) -> Attachment:
@@ -95,7 +103,7 @@ class Compute:
         """Detach the memory. Errors as in `Attachment.close`."""
         attached, self._attached = self._attached, None
         if attached is not None:
-            self.on_detach()
+            self.on_move()
             attached.close()
 
     # The guest's calls

@@ -8,6 +8,7 @@ from typing import Any
 
 from nocopy.device.discovery import open_device
 from nocopy.device.protocol import Device, Pages
+from nocopy.errors import UsageError
 from nocopy.interfaces.attachment import ComputeLimits
 from nocopy.interfaces.compute import Compute, Log, log_line
 from nocopy.interfaces.imports import MODULE
@@ -145,8 +146,16 @@ class DeviceGuest(Guest):
             DeadlineError: it took longer than `timeout`.
             DeviceError: the device failed.
             ClosedError: the guest or the device is closed.
+            UsageError: another thread is inside the guest.
         """
-        self._compute.attachment.play(bytes(tape), time_left=timeout)
+        if not self._calls.lock.acquire(blocking=False):
+            raise UsageError(
+                "playing was asked for while another thread is inside the guest; wait for that call"
+            )
+        try:
+            self._compute.attachment.play(bytes(tape), time_left=timeout)
+        finally:
+            self._calls.lock.release()
 
     def close(self) -> None:
         """Detach the memory from the device, end the guest, and close the device if it is this guest's own.

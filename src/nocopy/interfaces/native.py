@@ -60,8 +60,7 @@ class NativeSubmit:
         if not self.host:
             raise DeviceError("the native side of submit was asked for; there is no memory for it")
         self._settings = self._library.nocopy_host_settings(self.host).contents
-        self._scratch = 0
-        compute.on_accepted, compute.on_detach = self._remember, self.forget
+        compute.on_accepted, compute.on_move = self._remember, self.forget
         device.on_close(self._give_up)
 
     def _fall_back(self, pointer: int, count: int) -> int:
@@ -79,14 +78,10 @@ class NativeSubmit:
     def _remember(self, records: bytes) -> None:
         """Let the native side answer next time."""
         attached = self._compute.attachment
-        scratch = attached.grip.scratch.pages.address if attached.grip.scratch.pages else 0
-        if scratch != self._scratch:
-            self.forget()
-        self._scratch = scratch
-        memory = attached.memory
+        memory, scratch = attached.memory, attached.grip.scratch.pages
         self._settings.memory = self._settings.bases[Space.GUEST] = memory.address
         self._settings.memory_bytes = ctypes.cast(memory.size_address, ctypes.POINTER(ctypes.c_size_t))
-        self._settings.bases[Space.SCRATCH] = scratch
+        self._settings.bases[Space.SCRATCH] = scratch.address if scratch else None
         self._library.nocopy_host_remember(self.host, records, len(records) // RECORD_BYTES)
 
     def forget(self) -> None:

@@ -134,7 +134,10 @@ def folder_chat_template(path: str | Path, tokenizer: Tokenizer, name: str = "de
 
 
 def _token_texts(tokenizer: Tokenizer) -> dict[str, str]:
-    return {f"{role}_token": tokenizer.piece(token).decode() for role, token in tokenizer.special.items()}
+    return {
+        f"{role}_token": tokenizer.piece(token).decode(errors="replace")
+        for role, token in tokenizer.special.items()
+    }
 
 
 def _plain(value: Any, what: str, depth: int = 0) -> Any:

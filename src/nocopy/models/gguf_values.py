@@ -66,6 +66,9 @@ class StringArray(Sequence[str]):
                 raise self._not_utf8(i - 1) from error
             start = following
 
+    def __repr__(self) -> str:
+        return f"<{len(self)} strings>"
+
     def _not_utf8(self, index: int) -> ModelFileError:
         return ModelFileError(
             str(self._file.path), "utf-8", f"string {index} of an array of {len(self)} is not UTF-8"

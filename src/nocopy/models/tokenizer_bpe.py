@@ -61,4 +61,5 @@ class BPE:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        # The batch function is the one that leaves out character offsets, which cost twice the encoding.
+        return self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids

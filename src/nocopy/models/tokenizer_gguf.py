@@ -112,9 +112,11 @@ def _wordpiece(metadata: Metadata, vocabulary: Vocabulary, _pre: str | None) -> 
 
 
 def _special_tokens(metadata: Metadata, vocabulary: Vocabulary) -> SpecialTokens:
-    # Phi-3 swallows the white space after its special tokens; the format has no key for that.
+    # Phi-3 swallows the white space after its special tokens; the format has no key for that. Later Phi
+    # models share its architecture, but not its SentencePiece vocabulary.
     name = metadata.string("general.name", "-").lower()
-    phi3 = "phi-3" in name or "phi3" in name
+    spm = metadata.string(PREFIX + "model") == "llama"
+    phi3 = "phi-3" in name or "phi3" in name or (spm and metadata.architecture == "phi3")
     hidden = set(vocabulary.of_type(*HIDDEN))
     return SpecialTokens(
         SpecialToken(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,9 +73,12 @@ def load_folder_tokenizer(path: str | Path) -> Tokenizer:
     special_ids = frozenset(token for token, entry in added.items() if entry.special)
     prefix, suffix = _added_around(library, special, config)
 
+    lock = threading.Lock()  # the library takes the switch as state, and threads may share a tokenizer
+
     def encode(text: str, parse_special: bool) -> list[int]:
-        library.encode_special_tokens = not parse_special
-        return library.encode(text, add_special_tokens=False).ids
+        with lock:
+            library.encode_special_tokens = not parse_special
+            return library.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
     def piece(token: int) -> bytes:
         if token in added:

@@ -64,4 +64,4 @@ class WordPiece:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
