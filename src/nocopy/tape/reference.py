@@ -47,8 +47,8 @@ def play_record(record: Any, spaces: Mapping[Space, Array]) -> None:
     """Play one validated record."""
     op = BY_CODE[int(record["opcode"])]
     dims = {name: int(d) for name, d in zip(op.dims, record["dims"], strict=False)}
-    operands = [_operand(record, slot, spec, dims, spaces) for slot, spec in enumerate(op.operands)]
     with np.errstate(all="ignore"):
+        operands = [_operand(record, slot, spec, dims, spaces) for slot, spec in enumerate(op.operands)]
         MEANING[op.name](operands, _params(record, op))
 
 
@@ -72,8 +72,19 @@ def _operand(
         view = np.ndarray(shape, kind, spaces[Space(int(operand["space"]))], int(operand["offset"]), strides)
     if dtype not in blocks.LAYOUTS or spec.out:
         return view
-    along = spec.axes.index(spec.blocks)
-    return np.moveaxis(blocks.decode(np.moveaxis(view, along, -1), dtype), -1, along)
+    return _decoded(view, dtype, spec.axes.index(spec.blocks))
+
+
+def _decoded(view: Array, dtype: DType, along: int) -> F32:
+    """Blocks that lie along an axis, as f32. What overlaps is decoded once and overlaps again."""
+    span = _span(view) if view.size else 0
+    if view.size <= span:
+        return np.moveaxis(blocks.decode(np.moveaxis(view, along, -1), dtype), -1, along)
+    flat = blocks.decode(as_strided(view, (span,), (dtype.itemsize,)), dtype)
+    shape = [size * (dtype.block if axis == along else 1) for axis, size in enumerate(view.shape)]
+    steps = [step // dtype.itemsize * (4 if axis == along else 4 * dtype.block)
+             for axis, step in enumerate(view.strides)]  # fmt: skip
+    return as_strided(flat, shape, steps)
 
 
 def _params(record: Any, op: Op) -> dict[str, Any]:
@@ -88,11 +99,16 @@ def _f32(x: Array) -> F32:
     """X as f32. What overlaps in memory is converted once and overlaps again in the result."""
     if x.dtype == np.float32:
         return x
-    span = 1 + sum((size - 1) * step for size, step in zip(x.shape, x.strides, strict=True)) // x.itemsize
+    span = _span(x)
     if x.size <= span:
         return x.astype(np.float32)
     flat = as_strided(x, (span,), (x.itemsize,)).astype(np.float32)
     return as_strided(flat, x.shape, [step // x.itemsize * 4 for step in x.strides])
+
+
+def _span(x: Array) -> int:
+    """Elements from the first to the last in memory, both included."""
+    return 1 + sum((size - 1) * step for size, step in zip(x.shape, x.strides, strict=True)) // x.itemsize
 
 
 def _blocks(size: int, rows: int) -> Iterator[slice]:
@@ -353,14 +369,15 @@ def _rope(operands: list[Any], p: Mapping[str, Any]) -> None:
 
 def _scatter(operands: list[Any], _p: Mapping[str, Any]) -> None:
     out, x, indices = operands
-    inside = (indices >= 0) & (indices < len(out))
-    if not inside.any() or not x.size:
+    if not x.size:
         return
-    rows = x[inside]
-    if out.dtype == blocks.LAYOUTS[DType.Q8_0]:
-        out[indices[inside]] = blocks.encode(_f32(rows), DType.Q8_0)
-    else:
-        out[indices[inside]] = convert(rows, out.dtype)
+    for some in _blocks(len(x), x.shape[1]):
+        inside = (indices[some] >= 0) & (indices[some] < len(out))
+        rows, places = x[some][inside], indices[some][inside]
+        if out.dtype == blocks.LAYOUTS[DType.Q8_0]:
+            out[places] = blocks.encode(_f32(rows), DType.Q8_0)
+        else:
+            out[places] = convert(rows, out.dtype)
 
 
 def _attention(operands: list[Any], p: Mapping[str, Any]) -> None:
