@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from nocopy.device.protocol import Pages, Program
+from nocopy.device.protocol import Device, Pages, Program
 from nocopy.errors import ClosedError, UsageError
 from nocopy.memory.dtype import DType
 from nocopy.memory.linear import LinearMemory
@@ -19,6 +20,9 @@ from nocopy.tape import Tensor
 
 PROGRAMS = 16
 """Compiled passes that a session keeps."""
+
+Play = Callable[[Callable[[], Program]], None]
+"""Plays the program that it gets from a function, which it calls once the device is free."""
 
 
 class Session:
@@ -31,6 +35,8 @@ class Session:
         offset: where the region begins, a multiple of 64 KiB.
         context: tokens that fit; at most what the model was trained for.
         kv: element type of the cache: F16, Q8_0, F32 or BF16.
+        play: plays a pass; None plays it at once, for whoever has the device to himself.
+        step: most tokens that one pass takes, at most the engine's chunk; None means the chunk.
 
     Raises:
         UsageError: the region does not fit the memory, or an argument is out of range.
@@ -45,6 +51,8 @@ class Session:
         offset: int = 0,
         context: int | None = None,
         kv: DType = DType.F16,
+        play: Play | None = None,
+        step: int | None = None,
     ) -> None:
         context = engine.config.context if context is None else context
         self.engine, self.memory, self.pages = engine, memory, pages
@@ -55,6 +63,8 @@ class Session:
                 f" the memory has {memory.size}. Grow it, or use a shorter context."
             )
         self.tokens: list[int] = []
+        self.step = engine.chunk if step is None else step
+        self._play = play or _at_once(engine.device)
         self._programs: OrderedDict[tuple[int, bool], Program] = OrderedDict()
         self._closed = False
         for rope, place in self.region.frequencies.items():
@@ -83,14 +93,13 @@ class Session:
             ClosedError: the session is closed.
         """
         self._check(tokens)
-        chunk = self.region.chunk
-        for start in range(0, len(tokens), chunk):
-            part = tokens[start : start + chunk]
+        for start in range(0, len(tokens), self.step):
+            part = tokens[start : start + self.step]
             rows, at = len(part), len(self.tokens)
             self._array(self.region.tokens)[:rows] = part
             self._array(self.region.positions)[:rows] = np.arange(at, at + rows)
             wanted = logits and start + rows == len(tokens)
-            self.engine.device.play(self._program(rows, wanted))
+            self._play(partial(self._program, rows, wanted))
             self.tokens.extend(part)
 
     def truncate(self, length: int) -> None:
@@ -126,7 +135,16 @@ class Session:
 
     def fork(self, memory: LinearMemory, pages: Pages, *, offset: int = 0) -> Session:
         """Return a session that continues from here in another region; what is cached is copied there."""
-        other = Session(self.engine, memory, pages, offset=offset, context=self.context, kv=self.region.kv)
+        other = Session(
+            self.engine,
+            memory,
+            pages,
+            offset=offset,
+            context=self.context,
+            kv=self.region.kv,
+            play=self._play,
+            step=self.step,
+        )
         used = self.length * self.region.cache.token_bytes
         source = self.memory.view(used, "u8", self.region.cache.offset).numpy()
         memory.view(used, "u8", other.region.cache.offset).numpy()[...] = source
@@ -134,9 +152,17 @@ class Session:
         other.tokens = list(self.tokens)
         return other
 
+    def move(self, pages: Pages) -> None:
+        """Go on in the same memory, which the device sees as `pages` now."""
+        self.pages = pages
+        self._forget()
+
     def close(self) -> None:
         """Free what the session has compiled; the region stays as it is. Twice is allowed."""
         self._closed = True
+        self._forget()
+
+    def _forget(self) -> None:
         while self._programs:
             self._programs.popitem()[1].close()
 
@@ -167,3 +193,10 @@ class Session:
 
     def _array(self, tensor: Tensor) -> npt.NDArray[Any]:
         return self.memory.view(tensor.shape, tensor.dtype, tensor.offset).numpy()
+
+
+def _at_once(device: Device) -> Play:
+    def play(make: Callable[[], Program]) -> None:
+        device.play(make())
+
+    return play
