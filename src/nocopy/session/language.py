@@ -101,9 +101,10 @@ class LanguageModel:
 
     @property
     def name(self) -> str:
-        """What the model calls itself, or its file's name."""
+        """What the model calls itself, or its file's name; short, and safe to print."""
         own = self.model.metadata.get("general.name")
-        return own if isinstance(own, str) and own else self.path.stem
+        name = own if isinstance(own, str) and own else self.path.stem
+        return "".join(c for c in name[:80] if c.isprintable())
 
     @property
     def tokenizer(self) -> Tokenizer:
