@@ -114,7 +114,7 @@ class Sessions:
         used = sum(s.lease is lease for s in self.handles.every(GuestSession))
         if used:
             raise UsageError(
-                f"closing model {handle} was asked for; sessions of it that are open: {used}. Close them first."
+                f"closing model {handle} was asked for; its open sessions are {used}. Close them first."
             )
         self.handles.remove(handle)
         with self.grip.turn(None):

@@ -8,13 +8,15 @@ from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
-from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper, grammar_from
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper, grammar_from
 
 from nocopy.errors import UsageError
 from nocopy.models.tokenizer import Tokenizer
 
 Kind = Literal["json_schema", "json", "regex", "lark", "gbnf"]
 KINDS: tuple[str, ...] = get_args(Kind)
+LIMITS = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
+"""A state takes 2 KB. The library's long messages hold its own settings and nothing that helps."""
 
 
 class Vocabulary:
@@ -66,7 +68,7 @@ class Constraint:
                 grammar = grammar_from(kind, source)
         except (ValueError, RecursionError) as error:
             raise UsageError(f"the {kind} constraint cannot be read: {error}") from error
-        return cls(vocabulary, LLMatcher(vocabulary.library, grammar, log_level=0))
+        return cls(vocabulary, LLMatcher(vocabulary.library, grammar, log_level=0, limits=LIMITS))
 
     def allowed(self) -> npt.NDArray[np.bool_]:
         """Bool [vocabulary]: the tokens that may come next."""
