@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import json
 import textwrap
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def tokenizer_metadata() -> dict[str, object]:
     ids = library.get_vocab()
     tokens = sorted(ids, key=lambda text: ids[text])
     assert len(tokens) == VOCABULARY
-    merges = __import__("json").loads(library.to_str())["model"]["merges"]
+    merges = json.loads(library.to_str())["model"]["merges"]
     types = [TokenType.CONTROL if text in SPECIAL else TokenType.NORMAL for text in tokens]
     return {
         "tokenizer.ggml.model": "gpt2",

@@ -22,10 +22,18 @@ def chat(
     *,
     prompt: Annotated[
         str | None,
-        Parameter(name=["-p", "--prompt"], metavar="TEXT", help="Say this, print the answer, and end."),
+        Parameter(
+            name=["-p", "--prompt"],
+            metavar="TEXT",
+            help="Say this, print the answer, and end.",
+            allow_leading_hyphen=True,
+        ),
     ] = None,
     system: Annotated[
-        str | None, Parameter(metavar="TEXT", help="What the model is told before the conversation.")
+        str | None,
+        Parameter(
+            metavar="TEXT", help="What the model is told before the conversation.", allow_leading_hyphen=True
+        ),
     ] = None,
     history: Annotated[
         bool, Parameter(negative="--no-history", help="Remember typed lines for the next time.")

@@ -19,14 +19,21 @@ def generate(
     /,
     *,
     p: Annotated[
-        str | None, Parameter(name=["-p", "--prompt"], metavar="TEXT", help="The same, as an option.")
+        str | None,
+        Parameter(
+            name=["-p", "--prompt"], metavar="TEXT", help="The same, as an option.", allow_leading_hyphen=True
+        ),
     ] = None,
     file: Annotated[
         str | None, Parameter(name=["-f", "--file"], metavar="FILE", help="The same, from a file.")
     ] = None,
     system: Annotated[
         str | None,
-        Parameter(metavar="TEXT", help="Make the text a user's message, after this system message."),
+        Parameter(
+            metavar="TEXT",
+            help="Make the text a user's message, after this system message.",
+            allow_leading_hyphen=True,
+        ),
     ] = None,
     echo: Annotated[bool, Parameter(help="Print the prompt first.")] = False,
     report: Annotated[

@@ -130,7 +130,12 @@ class SamplingOptions:
         Parameter(metavar="TOKEN+BIAS", help="Raise or lower one token's score: 15043+1, 15043-inf."),
     ] = None
     stop: Annotated[
-        list[str] | None, Parameter(metavar="TEXT", help="End before this text. May be given several times.")
+        list[str] | None,
+        Parameter(
+            metavar="TEXT",
+            help="End before this text. May be given several times.",
+            allow_leading_hyphen=True,
+        ),
     ] = None
     json_schema: Annotated[
         str | None,

@@ -63,6 +63,7 @@ class Constraint:
         source = text if isinstance(text, str) else json.dumps(text)
         try:
             if kind in ("json", "json_schema"):
+                json.loads(source if kind == "json_schema" else "{}")  # says where, in the caller's own lines
                 grammar = LLMatcher.grammar_from_json_schema("{}" if kind == "json" else source)
             else:
                 grammar = grammar_from(kind, source)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from nocopy.memory.dtype import DType
 from nocopy.memory.ledger import Ledger
 from nocopy.memory.linear import LinearMemory
@@ -39,3 +41,9 @@ class OwnSession(Session):
         super().close()
         self.pages.close()
         self.memory.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
