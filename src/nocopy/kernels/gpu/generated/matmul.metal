@@ -276,10 +276,10 @@ float2 load_scales_0(ulong block_1, uint dtype_6, uint e_2)
         return float2(load_f16_0(block_1 + 208UL) * float(int((load_u8_0(block_1 + 192UL + ulong(e_2 >> 4U))) << 24U) >> 24U), 0.0);
     }
     uint j_1 = e_2 >> 5U;
-    ulong packed_0 = block_1 + 4UL;
+    ulong six_bits_0 = block_1 + 4UL;
     ulong _S26 = ulong(j_1 & 3U);
-    uint scale_0 = load_u8_0(packed_0 + _S26);
-    ulong _S27 = packed_0 + 4UL;
+    uint scale_0 = load_u8_0(six_bits_0 + _S26);
+    ulong _S27 = six_bits_0 + 4UL;
     uint minimum_0 = load_u8_0(_S27 + _S26);
     uint scale_1;
     uint minimum_1;

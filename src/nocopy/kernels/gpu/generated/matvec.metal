@@ -216,10 +216,10 @@ float2 load_scales_0(ulong block_0, uint dtype_2, uint e_1)
         return float2(load_f16_0(block_0 + 208UL) * float(int((load_u8_0(block_0 + 192UL + ulong(e_1 >> 4U))) << 24U) >> 24U), 0.0);
     }
     uint j_0 = e_1 >> 5U;
-    ulong packed_0 = block_0 + 4UL;
+    ulong six_bits_0 = block_0 + 4UL;
     ulong _S24 = ulong(j_0 & 3U);
-    uint scale_0 = load_u8_0(packed_0 + _S24);
-    ulong _S25 = packed_0 + 4UL;
+    uint scale_0 = load_u8_0(six_bits_0 + _S24);
+    ulong _S25 = six_bits_0 + 4UL;
     uint minimum_0 = load_u8_0(_S25 + _S24);
     uint scale_1;
     uint minimum_1;
