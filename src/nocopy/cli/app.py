@@ -110,7 +110,7 @@ HF_ENDPOINT and HF_HUB_OFFLINE mean what they mean there.""",
         (
             ("nocopy models ls", "those on this machine"),
             ("nocopy models pull Qwen/Qwen3-0.6B-GGUF:Q8_0", "fetch one; what was interrupted goes on"),
-            ("nocopy models show model.gguf", "its shape, types, tokenizer, and bytes per token"),
+            ("nocopy models show model.gguf", "its shape, types, tokenizer, memory"),
             ("nocopy models rm Qwen/Qwen3-0.6B-GGUF:Q8_0", "delete it; asks first"),
         ),
         verbs={
@@ -217,7 +217,8 @@ for _name, _verb in VERBS.items():
     )
     app.command(_several)
     for _part, _help in _verb.verbs.items():
-        _several.command(f"nocopy.cli.{_name}:{_part}", name=_part, help=_help)
+        _own = tuple(e for e in _verb.examples if e[0].startswith(f"nocopy {_name} {_part}"))
+        _several.command(f"nocopy.cli.{_name}:{_part}", name=_part, help=_help, help_epilogue=epilogue(_own))
 
 
 @app.meta.default
