@@ -243,6 +243,25 @@ def test_rm_deletes_one_type_and_keeps_the_other(hub, cli, tmp_path):
     assert "not in the cache" in gone.err
 
 
+def test_without_a_type_the_preferred_one_in_the_cache_is_used(hub, cli):
+    hub.repos["u/r"] = {"m-Q8_0.gguf": b"8", "m-IQ1_S.gguf": b"1", "m-F16.gguf": b"16"}
+    for quant in ("F16", "IQ1_S", "Q8_0"):
+        cli("models", "pull", f"u/r:{quant}")
+    assert cli("models", "show", "u/r").err.count("m-Q8_0.gguf") == 1, (
+        "it is no model, which is said of that file"
+    )
+    missing = cli("generate", "-hf", "u/r:Q2_K", "--offline", "x")
+    assert (missing.status, "not in the cache" in missing.err) == (1, True)
+
+
+def test_a_full_disk_is_not_called_the_network(hub, cli, tmp_path):
+    hub.repos["u/r"] = {"m-Q8_0.gguf": b"8"}
+    (tmp_path / "file").write_bytes(b"")
+    done = cli("models", "pull", "u/r", HF_HUB_CACHE=str(tmp_path / "file"))
+    assert done.status == 1
+    assert f"fetched into {tmp_path / 'file'}; Not a directory" in done.err
+
+
 def test_rm_never_touches_a_file_outside_the_cache(cli, tiny_gguf):
     done = cli("models", "rm", str(tiny_gguf), "--yes")
     assert done.status == 2

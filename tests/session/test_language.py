@@ -1,6 +1,8 @@
 """LanguageModel: one object from a file to text, with a cache that is used again."""
 
+import gc
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -209,3 +211,14 @@ def test_nothing_is_copied_and_closing_twice_is_allowed(tiny_gguf, playing):
     model.close()
     with pytest.raises(nocopy.errors.ClosedError):
         session.append([1])
+
+
+def test_texts_and_sessions_that_nobody_holds_are_freed(model):
+    session = model.session()
+    made = model.generate("heap", max_tokens=2, session=session)
+    assert made.text
+    gone = weakref.ref(session)
+    session.close()
+    del session, made
+    gc.collect()
+    assert gone() is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -99,16 +99,17 @@ class Conversation:
         from nocopy.cli.stream import print_pieces
 
         said: list[str] = []
+        complete = False
         options: dict[str, Any] = self.options | ({"sampling": sampling} if sampling else {})
         try:
             completion = self.model.chat(self.messages, **options)
-            print_pieces(said.append(piece) or piece for piece in completion)
-        except Error:
-            self.messages.pop()
-            raise
+            print_pieces(keeping(completion, said))
+            complete = True
         finally:
-            if said:
+            if said or complete:
                 self.messages.append({"role": "assistant", "content": "".join(said)})
+            else:
+                self.messages.pop()
         if not sys.stdout.isatty():
             sys.stdout.write("\n")
             sys.stdout.flush()
@@ -123,13 +124,25 @@ class Conversation:
         """Answer the last message again, with another seed."""
         if len(self.messages) < 2 or self.messages[-1]["role"] != "assistant":
             raise UsageError("another answer was asked for; there is none yet")
+        before = list(self.messages)
         self.messages.pop()
-        self.answer(replace(self.options["sampling"], seed=None))
+        try:
+            self.answer(replace(self.options["sampling"], seed=None))
+        finally:
+            if len(self.messages) < len(before):
+                self.messages = before  # there is no other answer: the one there was stays
 
     def tokens(self) -> str:
         """How much of the context the conversation takes."""
         ids = self.model.encode_chat(self.messages) if self.messages else []
         return f"{len(self.messages)} messages, {len(ids)} of {self.model.context} tokens"
+
+
+def keeping(pieces: Iterable[str], kept: list[str]) -> Iterator[str]:
+    """The same pieces, each remembered in `kept` before it goes on."""
+    for piece in pieces:
+        kept.append(piece)
+        yield piece
 
 
 def greet(model: LanguageModel) -> None:

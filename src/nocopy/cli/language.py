@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -77,17 +78,24 @@ class ModelOptions:
         Raises:
             Error: as `LanguageModel`, `find_model` and `pull`.
         """
+        from nocopy.cli.progress import byte_bar
         from nocopy.session.language import LanguageModel
 
         path = locate(self.model, self.hf, offline=self.offline)
-        return LanguageModel(
-            path,
-            device=self.device,
-            context=self.context,
-            kv=self.kv,
-            chat_template=read_template(self.chat_template),
-            allow_copy=self.allow_copy,
-        )
+        with byte_bar("uploading") as progress, ExitStack() as stack:
+            model = LanguageModel(
+                path,
+                device=self.device,
+                context=self.context,
+                kv=self.kv,
+                chat_template=read_template(self.chat_template),
+                allow_copy=self.allow_copy,
+                progress=lambda done: progress("weights", done, model.model.weights.nbytes),
+            )
+            stack.callback(model.close)
+            _ = model.engine  # places the weights, while there is a bar
+            stack.pop_all()
+        return model
 
 
 @Parameter(name="*", group=SAMPLING)
@@ -202,16 +210,10 @@ def locate(model: str | None, hf: str | None, *, offline: bool) -> Path:
     if hf is None:
         return default_model()
     name = HubName.parse(hf)
-    allowed = not (offline or is_offline())
-    try:
-        found = find_cached(name)
-    except UsageError:  # the cache has other quantisations; the hub may have this one
-        if not allowed:
-            raise
-        found = None
+    found = find_cached(name)
     if found is not None:
         return found.path
-    if not allowed:
+    if offline or is_offline():
         raise HubError(
             f"{name} was asked for; it is not in the cache, {cache_folder()}, and the network may not be used"
         )

@@ -47,6 +47,10 @@ def read_message(*, ask: bool) -> str:
 def _line(prompt: str) -> str:
     from nocopy.errors import UsageError
 
+    if not sys.stdout.isatty():  # input() would write it among the answers
+        sys.stderr.write(prompt)
+        sys.stderr.flush()
+        prompt = ""
     try:
         return input(prompt)
     except UnicodeDecodeError as error:
@@ -72,11 +76,14 @@ def line_editing(*, history: bool) -> Generator[None]:
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
         readline.read_history_file(path)
     except OSError as error:
-        sys.stderr.write(f"The history {path} cannot be used: {error.strerror}. Going on without it.\n")
+        sys.stderr.write(f"The history {path} cannot be read: {error.strerror}. Going on without it.\n")
         yield
         return
     readline.set_history_length(HISTORY)
     try:
         yield
     finally:
-        readline.write_history_file(path)
+        try:
+            readline.write_history_file(path)
+        except OSError as error:
+            sys.stderr.write(f"The history {path} cannot be written: {error.strerror}.\n")

@@ -57,11 +57,16 @@ def byte_bar(title: str) -> Generator[Callable[[str, int, int], None]]:
         TimeRemainingColumn(),
     )
     tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
+    bar = Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal)
 
-        def update(file: str, done: int, total: int) -> None:
-            if file not in tasks:
-                tasks[file] = bar.add_task(f"{title}: {file}", total=total, completed=done)
-            bar.update(tasks[file], completed=done)
+    def update(file: str, done: int, total: int) -> None:
+        if not tasks:
+            bar.start()
+        if file not in tasks:
+            tasks[file] = bar.add_task(f"{title}: {file}", total=total, completed=done)
+        bar.update(tasks[file], completed=done)
 
+    try:
         yield update
+    finally:
+        bar.stop()

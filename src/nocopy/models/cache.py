@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from nocopy.errors import Error
-from nocopy.models.hub_name import HubName, model_files, parts_of, quant_of
+from nocopy.models.hub_name import HubName, model_files, parts_of, preference, quant_of
 from nocopy.models.huggingface import INDEX, SINGLE, read_json
 
 PREFIX: Final = "models--"
@@ -76,17 +76,10 @@ def cached_models(repo: str | None = None) -> list[CachedModel]:
 
 
 def find_cached(name: HubName) -> CachedModel | None:
-    """The model that a name means; None if it is not in the cache, or not whole.
-
-    Raises:
-        UsageError: the repository is there, but not in that quantisation.
-    """
-    models = cached_models(name.repo)
-    by_file = {str(m.path): m for m in models if m.kind == "gguf"}
-    chosen = name.choose(by_file)
-    if chosen is not None:
-        return by_file[chosen]
-    return models[0] if models and not name.quant else None
+    """The model that a name means; None if it is not in the cache, or not whole."""
+    wanted = name.quant.upper()
+    models = [m for m in cached_models(name.repo) if wanted in ("", m.name.quant)]
+    return min(models, key=lambda m: preference(m.name.quant), default=None)
 
 
 def remove(models: list[CachedModel]) -> int:

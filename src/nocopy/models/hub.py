@@ -240,8 +240,8 @@ def _explaining(name: HubName) -> Generator[None]:
         hint = " Check HF_TOKEN" if status in (401, 403) else " Try again later"
         raise HubError(f"{name} was to be fetched; {constants.ENDPOINT} answered {status}.{hint}") from e
     except (errors.HTTPError, OSError) as e:  # pyright: ignore[reportPrivateImportUsage]
-        if isinstance(e, OSError) and e.filename:  # a file of ours, not the network
-            raise HubError(f"{name} was to be fetched into {cache_folder()}; {e}") from e
+        if isinstance(e, OSError) and e.errno and not isinstance(e, ConnectionError | TimeoutError):
+            raise HubError(f"{name} was to be fetched into {cache_folder()}; {e.strerror}") from e
         said = (str(e).strip() or type(e).__name__).splitlines()[0]
         raise HubError(
             f"{name} was to be fetched; {constants.ENDPOINT} could not be read: {said}."

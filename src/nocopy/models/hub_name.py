@@ -54,16 +54,18 @@ class HubName:
         Raises:
             UsageError: none is of the wanted quantisation; the message names those there are.
         """
-        models = {quant_of(file): file for file in reversed(model_files(files))}
-        if not models:
-            return None
-        if not self.quant:
-            return next((models[q] for q in PREFERRED if q in models), models[next(reversed(models))])
-        wanted = self.quant.upper().removesuffix(".GGUF")
-        if wanted not in models:
-            there = ", ".join(sorted(q for q in models if q)) or "files that name none"
+        models = model_files(files)
+        wanted = self.quant.upper()
+        fitting = [file for file in models if wanted in ("", quant_of(file))]
+        if models and not fitting:
+            there = ", ".join(sorted({quant_of(file) for file in models} - {""})) or "files that name none"
             raise UsageError(f"the model {self} was asked for; {self.repo} has {there}")
-        return models[wanted]
+        return min(fitting, key=lambda file: preference(quant_of(file)), default=None)
+
+
+def preference(quant: str) -> int:
+    """Where a type stands among those that are taken when a name says nothing; less is better."""
+    return PREFERRED.index(quant) if quant in PREFERRED else len(PREFERRED)
 
 
 def model_files(files: Iterable[str]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from nocopy.errors import UsageError
 from nocopy.models.tokenizer import Tokenizer
@@ -69,7 +69,9 @@ class Completion:
             raise UsageError("an empty prompt was given; this model needs a token to begin with")
         if len(prompt) >= session.context:
             most = session.engine.config.context
-            more = f"open the model with a longer one, up to {most}" if most > len(prompt) else "shorten it"
+            more = (
+                f"open the model with a longer one (-c), up to {most}" if most > len(prompt) else "shorten it"
+            )
             raise UsageError(
                 f"the prompt has {len(prompt)} tokens; the context of {session.context} has no room for it"
                 f" and an answer; {more}"
@@ -83,7 +85,7 @@ class Completion:
         self._text: list[str] = []
         self._request = request or Generation()
         self._steps = self._run(tokenizer, sampler)
-        _newest[session] = self
+        _newest[session] = ref(self)
 
     def __iter__(self) -> Iterator[str]:
         """Pieces of text, none empty.
@@ -129,12 +131,12 @@ class Completion:
             self._check()
 
     def _check(self) -> None:
-        if _newest.get(self.session) is not self:
+        if _newest[self.session]() is not self:
             raise UsageError(
                 "the next piece of a text was asked for; its session has begun another text since."
                 " Finish one before the next, or give each a session of its own"
             )
 
 
-_newest: WeakKeyDictionary[Session, Completion] = WeakKeyDictionary()
+_newest: WeakKeyDictionary[Session, ref[Completion]] = WeakKeyDictionary()
 """The completion that each session is making; older ones may not touch it any more."""
