@@ -93,7 +93,7 @@ def _affine(blocks: Blocks, quants: Quants) -> F32:
     scales, minima = _scales_and_minima(blocks["scales"])
     scale = _scale(blocks)[:, None] * scales
     offset = _scale(blocks, "dmin")[:, None] * minima
-    return scale[:, :, None] * quants.astype(np.float32) - offset[:, :, None]
+    return np.asarray(scale[:, :, None] * quants.astype(np.float32) - offset[:, :, None], np.float32)
 
 
 def _nibbles(qs: Quants) -> Quants:
@@ -145,9 +145,14 @@ def _to_q8_0(rows: F32) -> Blocks:
     scaled = rows * _inverse(scale)
     blocks = np.empty(len(rows), LAYOUTS[DType.Q8_0])
     blocks["d"] = scale[:, 0]
-    # Half away from zero, as C's roundf; NumPy's round goes to even.
-    blocks["qs"] = (np.sign(scaled) * np.floor(np.abs(scaled) + np.float32(0.5))).astype(np.int8)
+    blocks["qs"] = _round_away(scaled).astype(np.int8)
     return blocks
+
+
+def _round_away(x: F32) -> F32:
+    """Round half away from zero, as C's roundf. NumPy's round goes to even; x + 0.5 takes 0.49999997 to 1."""
+    whole = np.trunc(x)
+    return whole + np.trunc(2 * (x - whole))
 
 
 def _to_q4_0(rows: F32) -> Blocks:

@@ -11,25 +11,19 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from itertools import product
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numpy.lib.stride_tricks import as_strided
 
 from nocopy.memory.dtype import DType
-from nocopy.tape import blocks
+from nocopy.tape import blocks, reference_language
+from nocopy.tape.arrays import F32, Array, decoded, f32, slices, store
 from nocopy.tape.ops import BINARY, BY_CODE, GLU, REDUCE, UNARY, Op, Operand
 from nocopy.tape.record import Space
 from nocopy.tape.validate import Tape
-
-Array = npt.NDArray[Any]
-F32 = npt.NDArray[np.float32]
-
-BLOCK = 2**24
-"""Elements of a temporary that repeats its input: 64 MiB of f32."""
 
 
 def play(tape: Tape, spaces: Mapping[Space, Array]) -> None:
@@ -72,19 +66,7 @@ def _operand(
         view = np.ndarray(shape, kind, spaces[Space(int(operand["space"]))], int(operand["offset"]), strides)
     if dtype not in blocks.LAYOUTS or spec.out:
         return view
-    return _decoded(view, dtype, spec.axes.index(spec.blocks))
-
-
-def _decoded(view: Array, dtype: DType, along: int) -> F32:
-    """Blocks that lie along an axis, as f32. What overlaps is decoded once and overlaps again."""
-    span = _span(view) if view.size else 0
-    if view.size <= span:
-        return np.moveaxis(blocks.decode(np.moveaxis(view, along, -1), dtype), -1, along)
-    flat = blocks.decode(as_strided(view, (span,), (dtype.itemsize,)), dtype)
-    shape = [size * (dtype.block if axis == along else 1) for axis, size in enumerate(view.shape)]
-    steps = [step // dtype.itemsize * (4 if axis == along else 4 * dtype.block)
-             for axis, step in enumerate(view.strides)]  # fmt: skip
-    return as_strided(flat, shape, steps)
+    return decoded(view, dtype, spec.axes.index(spec.blocks))
 
 
 def _params(record: Any, op: Op) -> dict[str, Any]:
@@ -93,46 +75,6 @@ def _params(record: Any, op: Op) -> dict[str, Any]:
         raw = int(record["params"][i])
         values[spec.name] = raw if spec.kind == "u32" else struct.unpack("<f", struct.pack("<I", raw))[0]
     return values
-
-
-def _f32(x: Array) -> F32:
-    """X as f32. What overlaps in memory is converted once and overlaps again in the result."""
-    if x.dtype == np.float32:
-        return x
-    span = _span(x)
-    if x.size <= span:
-        return x.astype(np.float32)
-    flat = as_strided(x, (span,), (x.itemsize,)).astype(np.float32)
-    return as_strided(flat, x.shape, [step // x.itemsize * 4 for step in x.strides])
-
-
-def _span(x: Array) -> int:
-    """Elements from the first to the last in memory, both included."""
-    return 1 + sum((size - 1) * step for size, step in zip(x.shape, x.strides, strict=True)) // x.itemsize
-
-
-def _blocks(size: int, rows: int) -> Iterator[slice]:
-    """Slices of an axis that is `size` long, each naming about BLOCK elements over `rows` rows."""
-    step = max(1, BLOCK // max(1, rows))
-    return (slice(start, min(start + step, size)) for start in range(0, size, step))
-
-
-def convert(x: Array, dtype: np.dtype[Any]) -> Array:
-    """Convert as a tape does: to an integer half to even, saturating, NaN to 0; else through f32."""
-    if x.dtype == dtype:
-        return x
-    if dtype.kind in "iu":
-        if x.dtype.kind in "iu":
-            wide = x.astype(np.int64)
-        else:
-            wide = np.nan_to_num(np.rint(_f32(x)), nan=0.0, posinf=3e9, neginf=-3e9).astype(np.float64)
-        limits = np.iinfo(dtype)
-        return np.clip(wide, limits.min, limits.max).astype(dtype)
-    return _f32(x).astype(dtype)
-
-
-def _store(out: Array, value: Array) -> None:
-    out[...] = convert(value, out.dtype)
 
 
 def _erf(x: F32) -> F32:
@@ -191,26 +133,26 @@ assert set(GLU) <= set(UNARY)
 
 def _copy(operands: list[Any], _p: Mapping[str, Any]) -> None:
     out, x = operands
-    _store(out, x)
+    store(out, x)
 
 
 def _fill(operands: list[Any], p: Mapping[str, Any]) -> None:
-    _store(operands[0], np.full((), p["value"], np.float32))
+    store(operands[0], np.full((), p["value"], np.float32))
 
 
 def _unary(operands: list[Any], p: Mapping[str, Any]) -> None:
     out, x = operands
-    _store(out, UNARY_MEANING[p["function"]](_f32(x)))
+    store(out, UNARY_MEANING[p["function"]](f32(x)))
 
 
 def _clamp(operands: list[Any], p: Mapping[str, Any]) -> None:
     out, x = operands
-    _store(out, np.minimum(np.maximum(_f32(x), np.float32(p["low"])), np.float32(p["high"])))
+    store(out, np.minimum(np.maximum(f32(x), np.float32(p["low"])), np.float32(p["high"])))
 
 
 def _binary(operands: list[Any], p: Mapping[str, Any]) -> None:
     out, a, b = operands
-    _store(out, _f32(BINARY_MEANING[p["function"]](_f32(a), _f32(b))))
+    store(out, f32(BINARY_MEANING[p["function"]](f32(a), f32(b))))
 
 
 def _matmul(operands: list[Any], p: Mapping[str, Any]) -> None:
@@ -218,51 +160,51 @@ def _matmul(operands: list[Any], p: Mapping[str, Any]) -> None:
     if not out.size:
         return
     y = np.zeros(out.shape, np.float32)
-    for some in _blocks(a.shape[-1], max(a[..., :1].size, b[..., :1, :].size)):
-        y += np.matmul(_f32(a[..., some]), _f32(b[..., some, :]))
-    _store(out, np.float32(p["scale"]) * y)
+    for some in slices(a.shape[-1], max(a[..., :1].size, b[..., :1, :].size)):
+        y += np.matmul(f32(a[..., some]), f32(b[..., some, :]))
+    store(out, np.float32(p["scale"]) * y)
 
 
 def _reduce(operands: list[Any], p: Mapping[str, Any]) -> None:
     out, x = operands
     if out.size:
-        _store(out, REDUCE_MEANING[p["function"]](_f32(x)))
+        store(out, REDUCE_MEANING[p["function"]](f32(x)))
 
 
 def _softmax(operands: list[Any], p: Mapping[str, Any]) -> None:
     out, x = operands
     if out.size:
-        scaled = np.float32(p["scale"]) * _f32(x)
+        scaled = np.float32(p["scale"]) * f32(x)
         e = np.exp(scaled - scaled.max(-1, keepdims=True))
-        _store(out, e / e.sum(-1, keepdims=True))
+        store(out, e / e.sum(-1, keepdims=True))
 
 
 def _rmsnorm(operands: list[Any], p: Mapping[str, Any]) -> None:
     out, x, weight = operands
     if out.size:
-        x = _f32(x)
+        x = f32(x)
         y = x / np.sqrt(np.mean(x * x, -1, keepdims=True) + np.float32(p["eps"]))
-        _store(out, y if weight is None else y * _f32(weight))
+        store(out, y if weight is None else y * f32(weight))
 
 
 def _layernorm(operands: list[Any], p: Mapping[str, Any]) -> None:
     out, x, weight, bias = operands
     if out.size:
-        x = _f32(x)
+        x = f32(x)
         centred = x - x.mean(-1, keepdims=True)
         y = centred / np.sqrt(np.mean(centred * centred, -1, keepdims=True) + np.float32(p["eps"]))
-        y = y if weight is None else y * _f32(weight)
-        _store(out, y if bias is None else y + _f32(bias))
+        y = y if weight is None else y * f32(weight)
+        store(out, y if bias is None else y + f32(bias))
 
 
 def _gather(operands: list[Any], _p: Mapping[str, Any]) -> None:
     out, table, indices = operands
     if out.size:
-        _store(out, table[np.clip(indices, 0, len(table) - 1)])
+        store(out, table[np.clip(indices, 0, len(table) - 1)])
 
 
 def _no_nan(x: Array) -> F32:
-    x = _f32(x)
+    x = f32(x)
     return np.where(np.isnan(x), np.float32(-np.inf), x)
 
 
@@ -271,7 +213,7 @@ def _largest(x: Array, k: int) -> tuple[F32, Array]:
     rows = x.shape[:-1]
     values: Array = np.zeros((*rows, 0), np.float32)
     indices: Array = np.zeros((*rows, 0), np.int64)
-    for some in _blocks(x.shape[-1], x[..., :1].size):
+    for some in slices(x.shape[-1], x[..., :1].size):
         block = _no_nan(x[..., some])
         places = np.broadcast_to(np.arange(some.start, some.stop, dtype=np.int64), block.shape)
         values, indices = np.append(values, block, -1), np.append(indices, places, -1)
@@ -290,7 +232,7 @@ def _topk(operands: list[Any], _p: Mapping[str, Any]) -> None:
     values, indices, x = operands
     if values.size:
         best, places = _largest(x, values.shape[-1])
-        _store(values, best)
+        store(values, best)
         indices[...] = places
 
 
@@ -304,13 +246,13 @@ def _conv2d(operands: list[Any], p: Mapping[str, Any]) -> None:
     for ky, kx in product(range(kh), range(kw)):
         rows = _taps(oh, p["stride_y"], ky * p["dilation_y"] - p["pad_y"])
         columns = _taps(ow, p["stride_x"], kx * p["dilation_x"] - p["pad_x"])
-        for some in _blocks(cg, out.size):
+        for some in slices(cg, out.size):
             channels = first + np.arange(some.start, some.stop, dtype=np.int64)
-            tap = _f32(weight[:, some, ky, kx]).reshape(*y.shape[1:3], channels.shape[1])
+            tap = f32(weight[:, some, ky, kx]).reshape(*y.shape[1:3], channels.shape[1])
             window = _window(x, channels, rows, columns)
             y += np.einsum("ngcyx,goc->ngoyx", window, tap, optimize=True)
     y = y.reshape(out.shape)
-    _store(out, y if bias is None else y + _f32(bias)[:, None, None])
+    store(out, y if bias is None else y + f32(bias)[:, None, None])
 
 
 def _taps(count: int, stride: int, start: int) -> npt.NDArray[np.int64]:
@@ -325,7 +267,7 @@ def _window(x: Array, channels: Array, rows: Array, columns: Array) -> F32:
     if not inside.any():
         return np.zeros((len(x), *channels.shape, *inside.shape), np.float32)
     near = x[:, channels[..., None, None], np.clip(rows, 0, h - 1)[:, None], np.clip(columns, 0, w - 1)]
-    return np.where(inside, _f32(near), np.float32(0))
+    return np.where(inside, f32(near), np.float32(0))
 
 
 def _axis(size: int, out_size: int) -> tuple[Array, Array, F32]:
@@ -346,59 +288,14 @@ def _resize(operands: list[Any], _p: Mapping[str, Any]) -> None:
     x0, x1, fx = _axis(x.shape[3], out.shape[3])
     fy = fy[:, None]
     y0, y1 = y0[:, None], y1[:, None]
-    top = _f32(x[:, :, y0, x0]) * (1 - fx) + _f32(x[:, :, y0, x1]) * fx
-    bottom = _f32(x[:, :, y1, x0]) * (1 - fx) + _f32(x[:, :, y1, x1]) * fx
-    _store(out, top * (1 - fy) + bottom * fy)
-
-
-def _rope(operands: list[Any], p: Mapping[str, Any]) -> None:
-    out, x, frequencies, positions = operands
-    if not out.size:
-        return
-    x, f = _f32(x), len(frequencies)
-    angle = (positions.astype(np.float32)[:, None] * frequencies)[:, None, :]
-    cos, sin = np.float32(p["scale"]) * np.cos(angle), np.float32(p["scale"]) * np.sin(angle)
-    interleaved = p["function"] == "interleaved"
-    first, second = (slice(0, 2 * f, 2), slice(1, 2 * f, 2)) if interleaved else (slice(f), slice(f, 2 * f))
-    a, b = x[..., first], x[..., second]
-    y = x.copy()
-    y[..., first] = a * cos - b * sin
-    y[..., second] = a * sin + b * cos
-    _store(out, y)
-
-
-def _scatter(operands: list[Any], _p: Mapping[str, Any]) -> None:
-    out, x, indices = operands
-    if not x.size:
-        return
-    for some in _blocks(len(x), x.shape[1]):
-        inside = (indices[some] >= 0) & (indices[some] < len(out))
-        rows, places = x[some][inside], indices[some][inside]
-        if out.dtype == blocks.LAYOUTS[DType.Q8_0]:
-            out[places] = blocks.encode(_f32(rows), DType.Q8_0)
-        else:
-            out[places] = convert(rows, out.dtype)
-
-
-def _attention(operands: list[Any], p: Mapping[str, Any]) -> None:
-    out, q, k, v, last = operands
-    group = q.shape[1] // k.shape[1]
-    for r, h in product(range(out.shape[0]), range(out.shape[1])):
-        stop = min(int(last[r]) + 1, len(k))
-        start = max(0, stop - p["window"]) if p["window"] else 0
-        if stop <= start:
-            out[r, h] = 0
-            continue
-        scores = np.float32(p["scale"]) * (_f32(k[start:stop, h // group]) @ _f32(q[r, h]))
-        if p["softcap"]:
-            scores = np.float32(p["softcap"]) * np.tanh(scores / np.float32(p["softcap"]))
-        e = np.exp(scores - scores.max())
-        _store(out[r, h], (e / e.sum()) @ _f32(v[start:stop, h // group]))
+    top = f32(x[:, :, y0, x0]) * (1 - fx) + f32(x[:, :, y0, x1]) * fx
+    bottom = f32(x[:, :, y1, x0]) * (1 - fx) + f32(x[:, :, y1, x1]) * fx
+    store(out, top * (1 - fy) + bottom * fy)
 
 
 def _glu(operands: list[Any], p: Mapping[str, Any]) -> None:
     out, a, b = operands
-    _store(out, UNARY_MEANING[p["function"]](_f32(a)) * _f32(b))
+    store(out, UNARY_MEANING[p["function"]](f32(a)) * f32(b))
 
 
 MEANING: dict[str, Callable[[list[Any], Mapping[str, Any]], None]] = {
@@ -417,9 +314,9 @@ MEANING: dict[str, Callable[[list[Any], Mapping[str, Any]], None]] = {
     "topk": _topk,
     "conv2d": _conv2d,
     "resize": _resize,
-    "rope": _rope,
-    "scatter": _scatter,
-    "attention": _attention,
+    "rope": reference_language.rope,
+    "scatter": reference_language.scatter,
+    "attention": reference_language.attention,
     "glu": _glu,
 }
 assert set(MEANING) == {op.name for op in BY_CODE.values()}
