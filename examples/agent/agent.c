@@ -11,10 +11,13 @@
 
 enum { CONTEXT = 4096, CALL = 64, ANSWER = 96 };
 
-static const char INSTRUCTIONS[] =
-    "You can use one tool. {\"tool\":\"add\",\"arguments\":{\"a\":1,\"b\":2}} adds whole numbers."
-    " {\"tool\":\"lookup\",\"arguments\":{\"word\":\"wasm\"}} explains one of the words wasm, tape, ledger."
-    " First say which tool helps with this question: ";
+/* Small models learn from examples what to do: a question, the call that helps, its result, the answer. */
+static const char *const EXAMPLES[][4] = {
+    {"What is 31 + 47?", "{\"tool\":\"add\",\"arguments\":{\"a\":31,\"b\":47}}",
+     "The tool says: 78. What is 31 + 47?", "31 + 47 is 78."},
+    {"What is wasm?", "{\"tool\":\"lookup\",\"arguments\":{\"word\":\"wasm\"}}",
+     "The tool says: a safe instruction set. What is wasm?", "Wasm is a safe instruction set."},
+};
 
 static const char SCHEMA[] =
     "{\"anyOf\": ["
@@ -69,7 +72,7 @@ static int use_tool(const char *call, char *out, size_t size) {
 /* ---- the conversation ---------------------------------------------------------------------------------- */
 
 typedef struct {
-    char json[8192];
+    char json[32768];
     char plain[8192];
     size_t json_len, plain_len;
     int full;
@@ -103,17 +106,15 @@ static void put_escaped(conversation *c, const char *text) {
     }
 }
 
-static void say(conversation *c, const char *role, const char *text, const char *more) {
+static void say(conversation *c, const char *role, const char *text) {
     put_json(c, c->json_len ? ", {\"role\": \"" : "[{\"role\": \"");
     put_json(c, role);
     put_json(c, "\", \"content\": \"");
     put_escaped(c, text);
-    put_escaped(c, more);
     put_json(c, "\"}");
     put_plain(c, role);
     put_plain(c, ": ");
     put_plain(c, text);
-    put_plain(c, more);
     put_plain(c, "\n");
 }
 
@@ -122,6 +123,7 @@ static int32_t prompt(nc_session *s, const conversation *c) {
     static char text[2 * sizeof c->json];
     char *rendered;
     int32_t error;
+    if (c->full) return NOCOPY_ERROR_MEMORY_LIMIT;
     snprintf(text, sizeof text, "%s]", c->json);
     error = nc_chat_prompt(s->model, text, &rendered);
     if (error == NOCOPY_ERROR_METADATA) { /* the model knows no conversations */
@@ -178,26 +180,30 @@ static uint32_t context_of(const char *info) {
 
 static int run(nc_session *s, const char *question) {
     static conversation c;
+    static char text[4096];
     char result[128], reuse[64];
     timing fed = {0, 0}, made = {0, 0};
     int32_t had, error;
     char *call, *answer;
 
     show("question", question);
-    say(&c, "user", INSTRUCTIONS, question);
+    if (strlen(question) > sizeof text / 2) return fputs("agent: the question is too long\n", stderr), 2;
+    for (size_t i = 0; i < sizeof EXAMPLES / sizeof *EXAMPLES; i++)
+        for (size_t k = 0; k < 4; k++) say(&c, k % 2 ? "assistant" : "user", EXAMPLES[i][k]);
+    say(&c, "user", question);
     if ((error = nc_constrain(s, NOCOPY_CONSTRAINT_JSON_SCHEMA, SCHEMA)) < 0) return fail("schema", error);
-    call = c.full ? NULL : turn(s, &c, CALL, &fed, &made, &had);
-    if (!call) return fail(c.full ? "the question is too long" : "call", c.full ? 0 : had);
+    if (!(call = turn(s, &c, CALL, &fed, &made, &had))) return fail("call", had);
     show("call", call);
-    if (!use_tool(call, result, sizeof result)) return fail("the call is not one of the tools'", 0);
+    if (!use_tool(call, result, sizeof result))
+        return fputs("agent: that is not a whole call; the context may be full\n", stderr), 1;
     show("result", result);
 
-    say(&c, "assistant", call, "");
-    say(&c, "user", "The tool says: ", result);
+    say(&c, "assistant", call);
     free(call);
-    nocopy_session_constrain(s->handle, NOCOPY_CONSTRAINT_NONE, NULL, 0);
-    answer = c.full ? NULL : turn(s, &c, ANSWER, &fed, &made, &had);
-    if (!answer) return fail("answer", had);
+    snprintf(text, sizeof text, "The tool says: %s. %s", result, question);
+    say(&c, "user", text);
+    nc_constrain(s, NOCOPY_CONSTRAINT_NONE, "");
+    if (!(answer = turn(s, &c, ANSWER, &fed, &made, &had))) return fail("answer", had);
     show("answer", answer);
     free(answer);
     snprintf(reuse, sizeof reuse, "; %d more were in the cache", (int)had);

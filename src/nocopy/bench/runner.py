@@ -43,6 +43,9 @@ BENCHMARKS = {
         "making memory reachable for a device, beside copying it there",
         chart="once, µs",
     ),
+    "guest_decode": Benchmark(
+        "nocopy.bench.guest_decode", "generating from inside a guest, beside the same engine from Python"
+    ),
     "matmul": Benchmark("nocopy.bench.matmul", "matrix products, beside NumPy's on the same pages"),
 }
 
