@@ -85,6 +85,16 @@ def test_blocks_are_multiplied_in_tiles(
     assert set(driver.launched) == {f"matmul_blocks_{size}"}
 
 
+def test_q8_0_rounds_as_the_reference_next_to_a_half(batch: Batch) -> None:
+    """Each row has scale 1, so that its values are the quotients."""
+    halves = np.arange(-127, 127, dtype=np.float32)[:, None] + np.float32(0.5)
+    far = np.array([-np.inf, np.inf], np.float32)
+    rows = np.concatenate([np.full_like(halves, 127), halves, np.nextafter(halves, far)], axis=1)
+    x = batch.put(np.pad(rows, ((0, 0), (0, 28))))
+    batch.tape.scatter(batch.room(x.shape, Q8_0), x, batch.put(np.arange(len(rows)), I32))
+    batch.judge()
+
+
 @pytest.mark.parametrize("cache", [F32, F16, BF16, Q8_0], ids=lambda d: d.name)
 @pytest.mark.parametrize(("heads", "groups"), [(7, 1), (4, 2), (2, 2)])
 def test_tokens_are_split_among_blocks_and_joined(

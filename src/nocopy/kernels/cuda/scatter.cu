@@ -24,9 +24,8 @@ __device__ inline void store_q8_0(uint8_t* block, float value) {
         largest = nan_max(largest, __shfl_xor_sync(0xffffffffu, largest, mask));
     float scale = largest / 127.0f;
     float scaled = value * (scale == 0.0f ? 0.0f : 1.0f / scale);
-    float rounded = floorf(fabsf(scaled) + 0.5f);
     uint32_t lane = threadIdx.x % 32;
-    block[2 + lane] = (uint8_t)(int8_t)saturate_i32(fminf(scaled < 0.0f ? -rounded : rounded, 127.0f));
+    block[2 + lane] = (uint8_t)(int8_t)saturate_i32(fminf(roundf(scaled), 127.0f));
     if (lane == 0) *(uint16_t*)block = f32_to_f16(scale);
 }
 
