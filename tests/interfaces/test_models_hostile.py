@@ -280,7 +280,7 @@ def test_text_that_is_not_utf8(g: ModelGuest, model: int, session: int) -> None:
         ({"version": 0}, "version 0"),
         ({"version": 2}, "version 2"),
         ({"flags": 2}, "flags 0x2"),
-        ({"reserved": 1}, "flags"),
+        ({"reserved": 1}, "reserved"),
         ({"temperature": -1}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
         ({"top_p": float("inf")}, "top_p"),

@@ -131,11 +131,19 @@ class ModelCalls:
         found = self._ready(session)
         self._aligned(options, 8, "generation options")
         chosen = Options(self._memory, options, found.session.engine.config.vocabulary)
-        out = self._tokens_out(tokens, most)
+        self._aligned(tokens, 4, "tokens")
+        memory = self._memory
+        memory.check(tokens, 4 * most)
         recent = chosen.sampler.options.repeat_last_n
         chosen.sampler.accept(found.session.tokens[-recent:] if recent > 0 else found.session.tokens)
-        ends = () if chosen.ignore_end else found.lease.loaded.model.tokenizer.end_ids
-        made, why = generate(found, chosen.sampler, out, ends=ends, check=lambda: rest(self.sessions.until))
+        made, why = generate(
+            found,
+            chosen.sampler,
+            most,
+            put=lambda index, token: memory.write(tokens + 4 * index, token.to_bytes(4, "little")),
+            ends=() if chosen.ignore_end else found.lease.loaded.model.tokenizer.end_ids,
+            check=lambda: rest(self.sessions.until),
+        )
         chosen.finish(why)
         return made
 

@@ -69,6 +69,9 @@ class Session:
         self._closed = False
         for rope, place in self.region.frequencies.items():
             self._array(place)[...] = rope.frequencies
+        # Made once: a view costs more than a small model's pass. The memory never moves.
+        self._tokens, self._positions = self._array(self.region.tokens), self._array(self.region.positions)
+        self._logits: npt.NDArray[np.float32] | None = self._array(self.region.logits)
 
     @property
     def length(self) -> int:
@@ -83,7 +86,9 @@ class Session:
     @property
     def logits(self) -> npt.NDArray[np.float32]:
         """f32 [vocabulary] after the last token: a view of the region, written again by each pass."""
-        return self._array(self.region.logits)
+        if self._logits is None:
+            raise ClosedError("the logits of a session were asked for; it is closed")
+        return self._logits
 
     def append(self, tokens: Sequence[int], *, logits: bool = True) -> None:
         """Feed tokens: their keys and values join the cache, the logits of the last one are written.
@@ -96,8 +101,8 @@ class Session:
         for start in range(0, len(tokens), self.step):
             part = tokens[start : start + self.step]
             rows, at = len(part), len(self.tokens)
-            self._array(self.region.tokens)[:rows] = part
-            self._array(self.region.positions)[:rows] = np.arange(at, at + rows)
+            self._tokens[:rows] = part
+            self._positions[:rows] = np.arange(at, at + rows)
             wanted = logits and start + rows == len(tokens)
             self._play(partial(self._program, rows, wanted))
             self.tokens.extend(part)
@@ -161,6 +166,8 @@ class Session:
         """Free what the session has compiled; the region stays as it is. Twice is allowed."""
         self._closed = True
         self._forget()
+        self._logits = None
+        self._tokens = self._positions = np.empty(0, np.int32)  # arrays keep the memory mapped
 
     def _forget(self) -> None:
         while self._programs:
