@@ -26,6 +26,8 @@ TILE = 64
 """Outputs a side that one workgroup of matmul computes, as in kernels/gpu/matmul.slang."""
 SPAN = 32
 """Elements of a row that one thread of scatter writes, as in kernels/gpu/scatter.slang."""
+SETS = 32
+"""Sets of rows that scatter's threads share out, as in kernels/gpu/scatter.slang."""
 MAX_GROUPS = 65535
 """Workgroups of a launch: what every Vulkan device allows; kernels loop over the rest."""
 CONSTANTS = 5
@@ -192,7 +194,7 @@ def _rope(_op: Op, _args: Any, dims: dict[str, int]) -> Shape:
 
 
 def _scatter(_op: Op, _args: Any, dims: dict[str, int]) -> Shape:
-    return "scatter", 1, dims["r"] * -(-dims["w"] // SPAN)
+    return "scatter", 1, SETS * -(-dims["w"] // SPAN)
 
 
 def _attention(_op: Op, _args: Any, dims: dict[str, int]) -> Shape:

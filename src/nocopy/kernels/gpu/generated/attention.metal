@@ -229,94 +229,96 @@ ulong block_of_0(ulong address_5, uint dtype_4, ulong i_4, uint thread* e_0)
     return address_5 + _S23 * ulong(_S21);
 }
 
-uint load_u16_0(ulong address_6)
+ulong block_of_1(ulong address_6, uint dtype_5, ulong i_5, uint thread* e_1)
 {
-    return uint(*(ushort device*)address_6);
-}
-
-int2 nibbles_0(uint bytes_0, uint shift_0)
-{
-    return int2(int((bytes_0 >> shift_0) & 15U), int((bytes_0 >> (8U + shift_0)) & 15U));
-}
-
-int2 load_quants_0(ulong block_0, uint dtype_5, uint e_1)
-{
-    uint i_5 = e_1 & 31U;
-    uint j_0 = e_1 >> 5U;
-    if(dtype_5 == 16U)
+    bool _S24 = dtype_5 == 16U;
+    bool _S25;
+    if(_S24)
     {
-        uint bytes_1 = load_u16_0(block_0 + 2UL + ulong(e_1));
-        return int2(int(bytes_1 << 24U) >> 24U, int(bytes_1 << 16U) >> 24U);
-    }
-    if(dtype_5 == 17U)
-    {
-        uint _S24 = load_u16_0(block_0 + 2UL + ulong(e_1 & 15U));
-        uint _S25;
-        if(e_1 < 16U)
-        {
-            _S25 = 0U;
-        }
-        else
-        {
-            _S25 = 4U;
-        }
-        return nibbles_0(_S24, _S25) - int2(int(8), int(8));
-    }
-    if(dtype_5 == 18U)
-    {
-        return nibbles_0(load_u16_0(block_0 + 16UL + ulong(32U * (j_0 >> 1U)) + ulong(i_5)), 4U * (j_0 & 1U));
-    }
-    if(dtype_5 == 19U)
-    {
-        ulong _S26 = ulong(i_5);
-        uint fifth_0 = (load_u16_0(block_0 + 16UL + _S26)) >> j_0;
-        return nibbles_0(load_u16_0(block_0 + 48UL + ulong(32U * (j_0 >> 1U)) + _S26), 4U * (j_0 & 1U)) + int2(int(fifth_0 & 1U) << 4U, int((fifth_0 >> 8U) & 1U) << 4U);
-    }
-    uint half_block_0 = e_1 >> 7U;
-    uint k_0 = j_0 & 3U;
-    ulong _S27 = ulong(i_5);
-    uint high_0 = (load_u16_0(block_0 + 128UL + ulong(32U * half_block_0) + _S27)) >> (2U * k_0);
-    return nibbles_0(load_u16_0(block_0 + ulong(64U * half_block_0) + ulong(32U * (k_0 & 1U)) + _S27), 4U * (k_0 >> 1U)) + int2(int(high_0 & 3U) << 4U, int((high_0 >> 8U) & 3U) << 4U) - int2(int(32), int(32));
-}
-
-float load_f16_0(ulong address_7)
-{
-    return (as_type<float>((f16_to_f32_bits_0(load_u16_0(address_7)))));
-}
-
-uint load_u8_0(ulong address_8)
-{
-    return uint(*(uchar device*)address_8);
-}
-
-float2 load_scales_0(ulong block_1, uint dtype_6, uint e_2)
-{
-    bool _S28;
-    if(dtype_6 == 16U)
-    {
-        _S28 = true;
+        _S25 = true;
     }
     else
     {
-        _S28 = dtype_6 == 17U;
+        _S25 = dtype_5 == 17U;
     }
-    if(_S28)
+    int _S26;
+    if(_S25)
     {
-        return float2(load_f16_0(block_1), 0.0);
+        *e_1 = uint(i_5) & 31U;
+        ulong _S27 = i_5 >> 5U;
+        if(_S24)
+        {
+            _S26 = int(34);
+        }
+        else
+        {
+            _S26 = int(18);
+        }
+        return address_6 + _S27 * ulong(_S26);
+    }
+    *e_1 = uint(i_5) & 255U;
+    ulong _S28 = i_5 >> 8U;
+    if(dtype_5 == 18U)
+    {
+        _S26 = int(144);
+    }
+    else
+    {
+        if(dtype_5 == 19U)
+        {
+            _S26 = int(176);
+        }
+        else
+        {
+            _S26 = int(210);
+        }
+    }
+    return address_6 + _S28 * ulong(_S26);
+}
+
+uint load_u16_0(ulong address_7)
+{
+    return uint(*(ushort device*)address_7);
+}
+
+float load_f16_0(ulong address_8)
+{
+    return (as_type<float>((f16_to_f32_bits_0(load_u16_0(address_8)))));
+}
+
+uint load_u8_0(ulong address_9)
+{
+    return uint(*(uchar device*)address_9);
+}
+
+float2 load_scales_0(ulong block_0, uint dtype_6, uint e_2)
+{
+    bool _S29;
+    if(dtype_6 == 16U)
+    {
+        _S29 = true;
+    }
+    else
+    {
+        _S29 = dtype_6 == 17U;
+    }
+    if(_S29)
+    {
+        return float2(load_f16_0(block_0), 0.0);
     }
     if(dtype_6 == 20U)
     {
-        return float2(load_f16_0(block_1 + 208UL) * float(int((load_u8_0(block_1 + 192UL + ulong(e_2 >> 4U))) << 24U) >> 24U), 0.0);
+        return float2(load_f16_0(block_0 + 208UL) * float(int((load_u8_0(block_0 + 192UL + ulong(e_2 >> 4U))) << 24U) >> 24U), 0.0);
     }
-    uint j_1 = e_2 >> 5U;
-    ulong six_bits_0 = block_1 + 4UL;
-    ulong _S29 = ulong(j_1 & 3U);
-    uint scale_0 = load_u8_0(six_bits_0 + _S29);
-    ulong _S30 = six_bits_0 + 4UL;
-    uint minimum_0 = load_u8_0(_S30 + _S29);
+    uint j_0 = e_2 >> 5U;
+    ulong six_bits_0 = block_0 + 4UL;
+    ulong _S30 = ulong(j_0 & 3U);
+    uint scale_0 = load_u8_0(six_bits_0 + _S30);
+    ulong _S31 = six_bits_0 + 4UL;
+    uint minimum_0 = load_u8_0(_S31 + _S30);
     uint scale_1;
     uint minimum_1;
-    if(j_1 < 4U)
+    if(j_0 < 4U)
     {
         uint minimum_2 = minimum_0 & 63U;
         scale_1 = scale_0 & 63U;
@@ -324,40 +326,104 @@ float2 load_scales_0(ulong block_1, uint dtype_6, uint e_2)
     }
     else
     {
-        uint low_0 = load_u8_0(_S30 + ulong(j_1));
-        uint _S31 = (low_0 >> 4U) | ((minimum_0 >> 6U) << 4U);
+        uint low_0 = load_u8_0(_S31 + ulong(j_0));
+        uint _S32 = (low_0 >> 4U) | ((minimum_0 >> 6U) << 4U);
         scale_1 = (low_0 & 15U) | ((scale_0 >> 6U) << 4U);
-        minimum_1 = _S31;
+        minimum_1 = _S32;
     }
-    return float2(load_f16_0(block_1) * float(scale_1), load_f16_0(block_1 + 2UL) * float(minimum_1));
+    return float2(load_f16_0(block_0) * float(scale_1), load_f16_0(block_0 + 2UL) * float(minimum_1));
 }
 
-float load_any_0(ulong address_9, uint dtype_7, ulong i_6)
+int2 nibbles_0(uint bytes_0, uint shift_0)
 {
-    if(!is_blocks_0(dtype_7))
+    return int2(int((bytes_0 >> shift_0) & 15U), int((bytes_0 >> (8U + shift_0)) & 15U));
+}
+
+int2 load_quants_0(ulong block_1, uint dtype_7, uint e_3)
+{
+    uint i_6 = e_3 & 31U;
+    uint j_1 = e_3 >> 5U;
+    if(dtype_7 == 16U)
     {
-        return load_0(address_9, dtype_7, i_6);
+        uint bytes_1 = load_u16_0(block_1 + 2UL + ulong(e_3));
+        return int2(int(bytes_1 << 24U) >> 24U, int(bytes_1 << 16U) >> 24U);
     }
-    thread uint e_3;
-    ulong block_2 = block_of_0(address_9, dtype_7, i_6, &e_3);
-    int2 pair_0 = load_quants_0(block_2, dtype_7, e_3 & 4294967294U);
-    float2 scales_0 = load_scales_0(block_2, dtype_7, e_3);
-    float _S32 = scales_0.x;
-    int _S33;
-    if((e_3 & 1U) != 0U)
+    if(dtype_7 == 17U)
     {
-        _S33 = pair_0.y;
+        uint _S33 = load_u16_0(block_1 + 2UL + ulong(e_3 & 15U));
+        uint _S34;
+        if(e_3 < 16U)
+        {
+            _S34 = 0U;
+        }
+        else
+        {
+            _S34 = 4U;
+        }
+        return nibbles_0(_S33, _S34) - int2(int(8), int(8));
+    }
+    if(dtype_7 == 18U)
+    {
+        return nibbles_0(load_u16_0(block_1 + 16UL + ulong(32U * (j_1 >> 1U)) + ulong(i_6)), 4U * (j_1 & 1U));
+    }
+    if(dtype_7 == 19U)
+    {
+        ulong _S35 = ulong(i_6);
+        uint fifth_0 = (load_u16_0(block_1 + 16UL + _S35)) >> j_1;
+        return nibbles_0(load_u16_0(block_1 + 48UL + ulong(32U * (j_1 >> 1U)) + _S35), 4U * (j_1 & 1U)) + int2(int(fifth_0 & 1U) << 4U, int((fifth_0 >> 8U) & 1U) << 4U);
+    }
+    uint half_block_0 = e_3 >> 7U;
+    uint k_0 = j_1 & 3U;
+    ulong _S36 = ulong(i_6);
+    uint high_0 = (load_u16_0(block_1 + 128UL + ulong(32U * half_block_0) + _S36)) >> (2U * k_0);
+    return nibbles_0(load_u16_0(block_1 + ulong(64U * half_block_0) + ulong(32U * (k_0 & 1U)) + _S36), 4U * (k_0 >> 1U)) + int2(int(high_0 & 3U) << 4U, int((high_0 >> 8U) & 3U) << 4U) - int2(int(32), int(32));
+}
+
+float query_0(const Tensor_0 thread* q_0, ulong q_start_0, uint i_7, KernelContext_0 thread* kernelContext_2)
+{
+    float _S37;
+    if(i_7 < 256U)
+    {
+        _S37 = (*kernelContext_2->queries_0)[i_7];
     }
     else
     {
-        _S33 = pair_0.x;
+        _S37 = load_0(q_0->address_0, NOCOPY_CONSTANT_2, q_start_0 + ulong(i_7) * ulong(q_0->strides_0.z));
     }
-    return _S32 * float(_S33) - scales_0.y;
+    return _S37;
 }
 
-float param_f32_0(uint slot_1, KernelContext_0 thread* kernelContext_2)
+float run_product_0(const Tensor_0 thread* q_1, const Tensor_0 thread* k_1, ulong q_start_1, ulong k_start_0, uint i_8, KernelContext_0 thread* kernelContext_3)
 {
-    return (as_type<float>((kernelContext_2->args_0->params_0[slot_1])));
+    thread uint e_4;
+    ulong block_2 = block_of_1(k_1->address_0, NOCOPY_CONSTANT_3, k_start_0 + ulong(i_8), &e_4);
+    float2 _S38 = load_scales_0(block_2, NOCOPY_CONSTANT_3, e_4);
+    uint j_2 = 0U;
+    float sum_0 = 0.0;
+    for(;;)
+    {
+        if(j_2 < 16U)
+        {
+        }
+        else
+        {
+            break;
+        }
+        float2 key_0 = float2(_S38.x)  * float2(load_quants_0(block_2, NOCOPY_CONSTANT_3, e_4 + j_2)) - float2(_S38.y) ;
+        uint _S39 = i_8 + j_2;
+        float _S40 = query_0(q_1, q_start_1, _S39, kernelContext_3);
+        float _S41 = _S40 * key_0.x;
+        float _S42 = query_0(q_1, q_start_1, _S39 + 1U, kernelContext_3);
+        float sum_1 = sum_0 + (_S41 + _S42 * key_0.y);
+        j_2 = j_2 + 2U;
+        sum_0 = sum_1;
+    }
+    return sum_0;
+}
+
+float param_f32_0(uint slot_1, KernelContext_0 thread* kernelContext_4)
+{
+    return (as_type<float>((kernelContext_4->args_0->params_0[slot_1])));
 }
 
 bool is_nan_0(float x_0)
@@ -370,15 +436,15 @@ float exp_series_0(float r_6)
     return ((((((0.0001984127011383 * r_6 + 0.00138888892251998) * r_6 + 0.00833333376795053) * r_6 + 0.0416666679084301) * r_6 + 0.1666666716337204) * r_6 + 0.5) * r_6 + 1.0) * r_6 + 1.0;
 }
 
-float power_of_two_0(int k_1)
+float power_of_two_0(int k_2)
 {
-    return (as_type<float>((uint(k_1 + int(127)) << 23U)));
+    return (as_type<float>((uint(k_2 + int(127)) << 23U)));
 }
 
-float scale_by_power_0(float p_0, int k_2)
+float scale_by_power_0(float p_0, int k_3)
 {
-    int half_k_0 = k_2 >> 1U;
-    return p_0 * power_of_two_0(half_k_0) * power_of_two_0(k_2 - half_k_0);
+    int half_k_0 = k_3 >> 1U;
+    return p_0 * power_of_two_0(half_k_0) * power_of_two_0(k_3 - half_k_0);
 }
 
 float exp_0(float x_1)
@@ -395,8 +461,8 @@ float exp_0(float x_1)
     {
         return 0.0;
     }
-    float k_3 = rint(x_1 * 1.4426950216293335);
-    return scale_by_power_0(exp_series_0(x_1 - k_3 * 0.693359375 - k_3 * -0.00021219444170129), int(k_3));
+    float k_4 = rint(x_1 * 1.4426950216293335);
+    return scale_by_power_0(exp_series_0(x_1 - k_4 * 0.693359375 - k_4 * -0.00021219444170129), int(k_4));
 }
 
 float tanh_0(float x_2)
@@ -412,143 +478,159 @@ float tanh_0(float x_2)
         return x_2;
     }
     float y_0 = 1.0 - 2.0 / (exp_0(2.0 * min(a_0, 20.0)) + 1.0);
-    float _S34;
+    float _S43;
     if(x_2 < 0.0)
     {
-        _S34 = - y_0;
+        _S43 = - y_0;
     }
     else
     {
-        _S34 = y_0;
+        _S43 = y_0;
     }
-    return _S34;
+    return _S43;
 }
 
-float score_of_0(const Tensor_0 thread* q_0, const Tensor_0 thread* k_4, ulong q_start_0, ulong k_start_0, uint n_0, KernelContext_0 thread* kernelContext_3)
+float score_of_0(const Tensor_0 thread* q_2, const Tensor_0 thread* k_5, ulong q_start_2, ulong k_start_1, uint n_0, KernelContext_0 thread* kernelContext_5)
 {
-    uint i_7 = 0U;
-    float sum_0 = 0.0;
-    for(;;)
+    uint i_9;
+    float sum_2;
+    if(is_blocks_0(NOCOPY_CONSTANT_3))
     {
-        if(i_7 < n_0)
+        i_9 = 0U;
+        sum_2 = 0.0;
+        for(;;)
         {
+            if(i_9 < n_0)
+            {
+            }
+            else
+            {
+                break;
+            }
+            float _S44 = run_product_0(q_2, k_5, q_start_2, k_start_1, i_9, kernelContext_5);
+            float sum_3 = sum_2 + _S44;
+            i_9 = i_9 + 16U;
+            sum_2 = sum_3;
         }
-        else
-        {
-            break;
-        }
-        float left_0;
-        if(i_7 < 256U)
-        {
-            left_0 = (*kernelContext_3->queries_0)[i_7];
-        }
-        else
-        {
-            left_0 = load_0(q_0->address_0, NOCOPY_CONSTANT_2, q_start_0 + ulong(i_7) * ulong(q_0->strides_0.z));
-        }
-        float sum_1 = sum_0 + left_0 * load_any_0(k_4->address_0, NOCOPY_CONSTANT_3, k_start_0 + ulong(i_7) * ulong(k_4->strides_0.z));
-        i_7 = i_7 + 1U;
-        sum_0 = sum_1;
-    }
-    float _S35 = param_f32_0(0U, kernelContext_3);
-    float score_0 = _S35 * sum_0;
-    float _S36 = param_f32_0(1U, kernelContext_3);
-    if(_S36 == 0.0)
-    {
-        sum_0 = score_0;
     }
     else
     {
-        sum_0 = _S36 * tanh_0(score_0 / _S36);
+        i_9 = 0U;
+        sum_2 = 0.0;
+        for(;;)
+        {
+            if(i_9 < n_0)
+            {
+            }
+            else
+            {
+                break;
+            }
+            float _S45 = query_0(q_2, q_start_2, i_9, kernelContext_5);
+            float sum_4 = sum_2 + _S45 * load_0(k_5->address_0, NOCOPY_CONSTANT_3, k_start_1 + ulong(i_9) * ulong(k_5->strides_0.z));
+            i_9 = i_9 + 1U;
+            sum_2 = sum_4;
+        }
     }
-    return sum_0;
+    float _S46 = param_f32_0(0U, kernelContext_5);
+    float score_0 = _S46 * sum_2;
+    float _S47 = param_f32_0(1U, kernelContext_5);
+    if(_S47 == 0.0)
+    {
+        sum_2 = score_0;
+    }
+    else
+    {
+        sum_2 = _S47 * tanh_0(score_0 / _S47);
+    }
+    return sum_2;
 }
 
 float max_nan_0(float a_1, float b_0)
 {
-    float _S37;
+    float _S48;
     if(is_nan_0(a_1))
     {
-        _S37 = a_1;
+        _S48 = a_1;
     }
     else
     {
         if(is_nan_0(b_0))
         {
-            _S37 = b_0;
+            _S48 = b_0;
         }
         else
         {
             if(a_1 < b_0)
             {
-                _S37 = b_0;
+                _S48 = b_0;
             }
             else
             {
-                _S37 = a_1;
+                _S48 = a_1;
             }
         }
     }
-    return _S37;
+    return _S48;
 }
 
 float min_nan_0(float a_2, float b_1)
 {
-    float _S38;
+    float _S49;
     if(is_nan_0(a_2))
     {
-        _S38 = a_2;
+        _S49 = a_2;
     }
     else
     {
         if(is_nan_0(b_1))
         {
-            _S38 = b_1;
+            _S49 = b_1;
         }
         else
         {
             if(b_1 < a_2)
             {
-                _S38 = b_1;
+                _S49 = b_1;
             }
             else
             {
-                _S38 = a_2;
+                _S49 = a_2;
             }
         }
     }
-    return _S38;
+    return _S49;
 }
 
 float combine_0(uint how_0, float a_3, float b_2)
 {
-    float _S39;
+    float _S50;
     if(how_0 == 0U)
     {
-        _S39 = a_3 + b_2;
+        _S50 = a_3 + b_2;
     }
     else
     {
         if(how_0 == 1U)
         {
-            _S39 = max_nan_0(a_3, b_2);
+            _S50 = max_nan_0(a_3, b_2);
         }
         else
         {
-            _S39 = min_nan_0(a_3, b_2);
+            _S50 = min_nan_0(a_3, b_2);
         }
     }
-    return _S39;
+    return _S50;
 }
 
-float across_lanes_0(uint how_1, float value_0, uint thread_1, uint lanes_1, KernelContext_0 thread* kernelContext_4)
+float across_lanes_0(uint how_1, float value_0, uint thread_1, uint lanes_1, KernelContext_0 thread* kernelContext_6)
 {
     if(lanes_1 == 1U)
     {
         return value_0;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    (*kernelContext_4->partial_0)[thread_1] = value_0;
+    (*kernelContext_6->partial_0)[thread_1] = value_0;
     threadgroup_barrier(mem_flags::mem_threadgroup);
     uint step_0 = lanes_1 / 2U;
     for(;;)
@@ -562,12 +644,35 @@ float across_lanes_0(uint how_1, float value_0, uint thread_1, uint lanes_1, Ker
         }
         if((thread_1 & (lanes_1 - 1U)) < step_0)
         {
-            (*kernelContext_4->partial_0)[thread_1] = combine_0(how_1, (*kernelContext_4->partial_0)[thread_1], (*kernelContext_4->partial_0)[thread_1 + step_0]);
+            (*kernelContext_6->partial_0)[thread_1] = combine_0(how_1, (*kernelContext_6->partial_0)[thread_1], (*kernelContext_6->partial_0)[thread_1 + step_0]);
         }
         threadgroup_barrier(mem_flags::mem_threadgroup);
         step_0 = step_0 >> 1U;
     }
-    return (*kernelContext_4->partial_0)[thread_1 & (~(lanes_1 - 1U))];
+    return (*kernelContext_6->partial_0)[thread_1 & (~(lanes_1 - 1U))];
+}
+
+float load_any_0(ulong address_10, uint dtype_8, ulong i_10)
+{
+    if(!is_blocks_0(dtype_8))
+    {
+        return load_0(address_10, dtype_8, i_10);
+    }
+    thread uint e_5;
+    ulong block_3 = block_of_0(address_10, dtype_8, i_10, &e_5);
+    int2 pair_0 = load_quants_0(block_3, dtype_8, e_5 & 4294967294U);
+    float2 scales_0 = load_scales_0(block_3, dtype_8, e_5);
+    float _S51 = scales_0.x;
+    int _S52;
+    if((e_5 & 1U) != 0U)
+    {
+        _S52 = pair_0.y;
+    }
+    else
+    {
+        _S52 = pair_0.x;
+    }
+    return _S51 * float(_S52) - scales_0.y;
 }
 
 ulong offset_of_0(uint4 strides_2, uint4 c_1)
@@ -593,30 +698,30 @@ int to_i32_0(float x_3)
     return int(r_7);
 }
 
-void store_raw_0(ulong address_10, uint dtype_8, ulong i_8, uint bits_0)
+void store_raw_0(ulong address_11, uint dtype_9, ulong i_11, uint bits_0)
 {
-    if(dtype_8 == 5U)
+    if(dtype_9 == 5U)
     {
-        *((uchar device*)address_10 + i_8) = uchar(bits_0);
+        *((uchar device*)address_11 + i_11) = uchar(bits_0);
     }
     else
     {
-        bool _S40;
-        if(dtype_8 == 2U)
+        bool _S53;
+        if(dtype_9 == 2U)
         {
-            _S40 = true;
+            _S53 = true;
         }
         else
         {
-            _S40 = dtype_8 == 3U;
+            _S53 = dtype_9 == 3U;
         }
-        if(_S40)
+        if(_S53)
         {
-            *((ushort device*)address_10 + i_8) = ushort(bits_0);
+            *((ushort device*)address_11 + i_11) = ushort(bits_0);
         }
         else
         {
-            *((uint device*)address_10 + i_8) = bits_0;
+            *((uint device*)address_11 + i_11) = bits_0;
         }
     }
     return;
@@ -648,24 +753,24 @@ uint f32_to_f16_bits_0(uint x_4)
     uint h_2 = mantissa_1 >> shift_1;
     uint rest_0 = mantissa_1 & ((1U << shift_1) - 1U);
     uint half_way_0 = 1U << (shift_1 - 1U);
-    bool _S41;
+    bool _S54;
     if(rest_0 > half_way_0)
     {
-        _S41 = true;
+        _S54 = true;
     }
     else
     {
         if(rest_0 == half_way_0)
         {
-            _S41 = (h_2 & 1U) != 0U;
+            _S54 = (h_2 & 1U) != 0U;
         }
         else
         {
-            _S41 = false;
+            _S54 = false;
         }
     }
     uint h_3;
-    if(_S41)
+    if(_S54)
     {
         h_3 = h_2 + 1U;
     }
@@ -685,16 +790,16 @@ uint f32_to_bf16_bits_0(uint x_5)
     return (x_5 + 32767U + ((x_5 >> 16U) & 1U)) >> 16U;
 }
 
-void store_bits_0(ulong address_11, uint dtype_9, ulong i_9, uint bits_1)
+void store_bits_0(ulong address_12, uint dtype_10, ulong i_12, uint bits_1)
 {
     uint raw_1;
-    if(dtype_9 == 2U)
+    if(dtype_10 == 2U)
     {
         raw_1 = f32_to_f16_bits_0(bits_1);
     }
     else
     {
-        if(dtype_9 == 3U)
+        if(dtype_10 == 3U)
         {
             raw_1 = f32_to_bf16_bits_0(bits_1);
         }
@@ -703,25 +808,25 @@ void store_bits_0(ulong address_11, uint dtype_9, ulong i_9, uint bits_1)
             raw_1 = bits_1;
         }
     }
-    store_raw_0(address_11, dtype_9, i_9, raw_1);
+    store_raw_0(address_12, dtype_10, i_12, raw_1);
     return;
 }
 
-void store_0(ulong address_12, uint dtype_10, ulong i_10, float x_6)
+void store_0(ulong address_13, uint dtype_11, ulong i_13, float x_6)
 {
-    if(dtype_10 == 4U)
+    if(dtype_11 == 4U)
     {
-        store_raw_0(address_12, dtype_10, i_10, uint(to_i32_0(x_6)));
+        store_raw_0(address_13, dtype_11, i_13, uint(to_i32_0(x_6)));
     }
     else
     {
-        if(dtype_10 == 5U)
+        if(dtype_11 == 5U)
         {
-            store_raw_0(address_12, dtype_10, i_10, uint(clamp(to_i32_0(x_6), int(0), int(255))));
+            store_raw_0(address_13, dtype_11, i_13, uint(clamp(to_i32_0(x_6), int(0), int(255))));
         }
         else
         {
-            store_bits_0(address_12, dtype_10, i_10, (as_type<uint>((x_6))));
+            store_bits_0(address_13, dtype_11, i_13, (as_type<uint>((x_6))));
         }
     }
     return;
@@ -729,70 +834,70 @@ void store_0(ulong address_12, uint dtype_10, ulong i_10, float x_6)
 
 [[kernel]] void attention_kernel(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_0 [[threadgroup_position_in_grid]], Args_0 constant* args_1 [[buffer(0)]])
 {
-    uint _S42;
+    uint _S55;
     float score_1;
     uint t_1;
-    bool _S43;
-    thread KernelContext_0 kernelContext_5;
-    (&kernelContext_5)->args_0 = args_1;
+    bool _S56;
+    thread KernelContext_0 kernelContext_7;
+    (&kernelContext_7)->args_0 = args_1;
     threadgroup int shared_last_1;
-    (&kernelContext_5)->shared_last_0 = &shared_last_1;
+    (&kernelContext_7)->shared_last_0 = &shared_last_1;
     threadgroup array<float, int(256)> queries_1;
-    (&kernelContext_5)->queries_0 = &queries_1;
+    (&kernelContext_7)->queries_0 = &queries_1;
     threadgroup array<float, int(256)> partial_1;
-    (&kernelContext_5)->partial_0 = &partial_1;
+    (&kernelContext_7)->partial_0 = &partial_1;
     threadgroup array<float, int(256)> weights_1;
-    (&kernelContext_5)->weights_0 = &weights_1;
+    (&kernelContext_7)->weights_0 = &weights_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 256U + sv_groupthreadid_0[int(0)];
-    Tensor_0 _S44 = operand_0(0U, &kernelContext_5);
-    Tensor_0 _S45 = operand_0(1U, &kernelContext_5);
-    Tensor_0 _S46 = operand_0(2U, &kernelContext_5);
-    Tensor_0 _S47 = operand_0(3U, &kernelContext_5);
-    Tensor_0 _S48 = operand_0(4U, &kernelContext_5);
-    uint n_1 = (&kernelContext_5)->args_0->dims_0[int(2)];
-    uint _S49 = (&kernelContext_5)->args_0->dims_0[int(1)] / (&kernelContext_5)->args_0->dims_0[int(4)];
-    uint4 _S50 = uint4(1U, (&kernelContext_5)->args_0->dims_0[int(0)], (&kernelContext_5)->args_0->dims_0[int(1)], (n_1 - 1U) / 256U + 1U);
-    ulong _S51 = (&kernelContext_5)->args_0->count_0;
-    uint width_0 = (&kernelContext_5)->args_0->lanes_0;
-    uint _S52 = 256U / (&kernelContext_5)->args_0->lanes_0;
+    Tensor_0 _S57 = operand_0(0U, &kernelContext_7);
+    Tensor_0 _S58 = operand_0(1U, &kernelContext_7);
+    Tensor_0 _S59 = operand_0(2U, &kernelContext_7);
+    Tensor_0 _S60 = operand_0(3U, &kernelContext_7);
+    Tensor_0 _S61 = operand_0(4U, &kernelContext_7);
+    uint n_1 = (&kernelContext_7)->args_0->dims_0[int(2)];
+    uint _S62 = (&kernelContext_7)->args_0->dims_0[int(1)] / (&kernelContext_7)->args_0->dims_0[int(4)];
+    uint4 _S63 = uint4(1U, (&kernelContext_7)->args_0->dims_0[int(0)], (&kernelContext_7)->args_0->dims_0[int(1)], (n_1 - 1U) / 256U + 1U);
+    ulong _S64 = (&kernelContext_7)->args_0->count_0;
+    uint width_0 = (&kernelContext_7)->args_0->lanes_0;
+    uint _S65 = 256U / (&kernelContext_7)->args_0->lanes_0;
     ulong item_0 = ulong(group_0.x);
     for(;;)
     {
-        if(item_0 < _S51)
+        if(item_0 < _S64)
         {
         }
         else
         {
             break;
         }
-        uint4 c_2 = unravel_0(item_0, _S50, _S51);
-        uint _S53 = c_2.z;
-        uint kv_head_0 = _S53 / _S49;
-        uint _S54 = c_2.w * 256U;
-        uint _S55 = sv_groupindex_0 % width_0;
-        uint element_0 = _S54 + _S55;
-        uint _S56 = c_2.y;
-        ulong q_start_1 = ulong(_S56) * ulong(_S45.strides_0.x) + ulong(_S53) * ulong(_S45.strides_0.y);
-        ulong _S57 = ulong(kv_head_0);
-        ulong _S58 = _S57 * ulong(_S46.strides_0.y);
-        ulong _S59 = _S57 * ulong(_S47.strides_0.y) + ulong(element_0) * ulong(_S47.strides_0.z);
-        thread Tensor_0 _S60 = _S48;
-        uint2 _S61 = seen_tokens_0(&_S60, _S56, sv_groupindex_0, &kernelContext_5);
+        uint4 c_2 = unravel_0(item_0, _S63, _S64);
+        uint _S66 = c_2.z;
+        uint kv_head_0 = _S66 / _S62;
+        uint _S67 = c_2.w * 256U;
+        uint _S68 = sv_groupindex_0 % width_0;
+        uint element_0 = _S67 + _S68;
+        uint _S69 = c_2.y;
+        ulong q_start_3 = ulong(_S69) * ulong(_S58.strides_0.x) + ulong(_S66) * ulong(_S58.strides_0.y);
+        ulong _S70 = ulong(kv_head_0);
+        ulong _S71 = _S70 * ulong(_S59.strides_0.y);
+        ulong _S72 = _S70 * ulong(_S60.strides_0.y) + ulong(element_0) * ulong(_S60.strides_0.z);
+        thread Tensor_0 _S73 = _S61;
+        uint2 _S74 = seen_tokens_0(&_S73, _S69, sv_groupindex_0, &kernelContext_7);
         if(sv_groupindex_0 < n_1)
         {
-            (*(&kernelContext_5)->queries_0)[sv_groupindex_0] = load_0(_S45.address_0, NOCOPY_CONSTANT_2, q_start_1 + ulong(sv_groupindex_0) * ulong(_S45.strides_0.z));
+            (*(&kernelContext_7)->queries_0)[sv_groupindex_0] = load_0(_S58.address_0, NOCOPY_CONSTANT_2, q_start_3 + ulong(sv_groupindex_0) * ulong(_S58.strides_0.z));
         }
-        float _S62 = - (as_type<float>((2139095040U)));
-        uint _S63 = _S61.x;
-        float largest_0 = _S62;
+        float _S75 = - (as_type<float>((2139095040U)));
+        uint _S76 = _S74.x;
+        float largest_0 = _S75;
         float total_0 = 0.0;
-        uint base_0 = _S63;
-        float sum_2 = 0.0;
+        uint base_0 = _S76;
+        float sum_5 = 0.0;
         for(;;)
         {
-            uint _S64 = _S61.y;
-            _S42 = _S64;
-            if(base_0 < _S64)
+            uint _S77 = _S74.y;
+            _S55 = _S77;
+            if(base_0 < _S77)
             {
             }
             else
@@ -800,98 +905,98 @@ void store_0(ulong address_12, uint dtype_10, ulong i_10, float x_6)
                 break;
             }
             threadgroup_barrier(mem_flags::mem_threadgroup);
-            uint _S65 = min(256U, _S64 - base_0);
-            if(sv_groupindex_0 < _S65)
+            uint _S78 = min(256U, _S77 - base_0);
+            if(sv_groupindex_0 < _S78)
             {
-                ulong _S66 = _S58 + ulong(base_0 + sv_groupindex_0) * ulong(_S46.strides_0.x);
-                thread Tensor_0 _S67 = _S45;
-                thread Tensor_0 _S68 = _S46;
-                float _S69 = score_of_0(&_S67, &_S68, q_start_1, _S66, n_1, &kernelContext_5);
-                score_1 = _S69;
+                ulong _S79 = _S71 + ulong(base_0 + sv_groupindex_0) * ulong(_S59.strides_0.x);
+                thread Tensor_0 _S80 = _S58;
+                thread Tensor_0 _S81 = _S59;
+                float _S82 = score_of_0(&_S80, &_S81, q_start_3, _S79, n_1, &kernelContext_7);
+                score_1 = _S82;
             }
             else
             {
-                score_1 = _S62;
+                score_1 = _S75;
             }
-            float _S70 = across_lanes_0(1U, score_1, sv_groupindex_0, 256U, &kernelContext_5);
-            float largest_1 = max_nan_0(largest_0, _S70);
+            float _S83 = across_lanes_0(1U, score_1, sv_groupindex_0, 256U, &kernelContext_7);
+            float largest_1 = max_nan_0(largest_0, _S83);
             float fade_0 = exp_0(largest_0 - largest_1);
             float weight_0 = exp_0(score_1 - largest_1);
-            (*(&kernelContext_5)->weights_0)[sv_groupindex_0] = weight_0;
-            float _S71 = total_0 * fade_0 + weight_0;
-            float sum_3 = sum_2 * fade_0;
+            (*(&kernelContext_7)->weights_0)[sv_groupindex_0] = weight_0;
+            float _S84 = total_0 * fade_0 + weight_0;
+            float sum_6 = sum_5 * fade_0;
             threadgroup_barrier(mem_flags::mem_threadgroup);
-            uint _S72 = sv_groupindex_0 / width_0;
-            t_1 = _S72;
-            sum_2 = sum_3;
+            uint _S85 = sv_groupindex_0 / width_0;
+            t_1 = _S85;
+            sum_5 = sum_6;
             for(;;)
             {
                 if(element_0 < n_1)
                 {
-                    _S43 = t_1 < _S65;
+                    _S56 = t_1 < _S78;
                 }
                 else
                 {
-                    _S43 = false;
+                    _S56 = false;
                 }
-                if(_S43)
+                if(_S56)
                 {
                 }
                 else
                 {
                     break;
                 }
-                float sum_4 = sum_2 + (*(&kernelContext_5)->weights_0)[t_1] * load_any_0(_S47.address_0, NOCOPY_CONSTANT_4, _S59 + ulong(base_0 + t_1) * ulong(_S47.strides_0.x));
-                t_1 = t_1 + _S52;
-                sum_2 = sum_4;
+                float sum_7 = sum_5 + (*(&kernelContext_7)->weights_0)[t_1] * load_any_0(_S60.address_0, NOCOPY_CONSTANT_4, _S72 + ulong(base_0 + t_1) * ulong(_S60.strides_0.x));
+                t_1 = t_1 + _S65;
+                sum_5 = sum_7;
             }
             uint base_1 = base_0 + 256U;
             largest_0 = largest_1;
-            total_0 = _S71;
+            total_0 = _S84;
             base_0 = base_1;
         }
-        float _S73 = across_lanes_0(0U, total_0, sv_groupindex_0, 256U, &kernelContext_5);
+        float _S86 = across_lanes_0(0U, total_0, sv_groupindex_0, 256U, &kernelContext_7);
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        (*(&kernelContext_5)->weights_0)[sv_groupindex_0] = sum_2;
+        (*(&kernelContext_7)->weights_0)[sv_groupindex_0] = sum_5;
         threadgroup_barrier(mem_flags::mem_threadgroup);
         if(sv_groupindex_0 < width_0)
         {
-            _S43 = element_0 < n_1;
+            _S56 = element_0 < n_1;
         }
         else
         {
-            _S43 = false;
+            _S56 = false;
         }
-        if(_S43)
+        if(_S56)
         {
             t_1 = 1U;
-            score_1 = sum_2;
+            score_1 = sum_5;
             for(;;)
             {
-                if(t_1 < _S52)
+                if(t_1 < _S65)
                 {
                 }
                 else
                 {
                     break;
                 }
-                float sum_5 = score_1 + (*(&kernelContext_5)->weights_0)[sv_groupindex_0 + t_1 * width_0];
+                float sum_8 = score_1 + (*(&kernelContext_7)->weights_0)[sv_groupindex_0 + t_1 * width_0];
                 t_1 = t_1 + 1U;
-                score_1 = sum_5;
+                score_1 = sum_8;
             }
-            ulong at_0 = offset_of_0(_S44.strides_0, uint4(_S56, _S53, element_0, 0U));
-            float _S74;
-            if(_S63 < _S42)
+            ulong at_0 = offset_of_0(_S57.strides_0, uint4(_S69, _S66, element_0, 0U));
+            float _S87;
+            if(_S76 < _S55)
             {
-                _S74 = score_1 / _S73;
+                _S87 = score_1 / _S86;
             }
             else
             {
-                _S74 = 0.0;
+                _S87 = 0.0;
             }
-            store_0(_S44.address_0, NOCOPY_CONSTANT_1, at_0, _S74);
+            store_0(_S57.address_0, NOCOPY_CONSTANT_1, at_0, _S87);
         }
-        item_0 = item_0 + ulong((&kernelContext_5)->args_0->groups_0);
+        item_0 = item_0 + ulong((&kernelContext_7)->args_0->groups_0);
     }
     return;
 }

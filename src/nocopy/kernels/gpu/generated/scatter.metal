@@ -386,104 +386,102 @@ void store_bits_0(ulong address_6, uint dtype_4, ulong i_6, uint bits_1)
     return;
 }
 
-[[kernel]] void scatter_kernel(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_1 [[threadgroup_position_in_grid]], Args_0 constant* args_1 [[buffer(0)]])
+void write_span_0(const Tensor_0 thread* target_0, const Tensor_0 thread* source_0, uint index_0, uint row_0, uint first_1, uint width_0)
 {
-    thread KernelContext_0 kernelContext_2;
-    (&kernelContext_2)->args_0 = args_1;
-    uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 256U + sv_groupthreadid_0[int(0)];
-    Tensor_0 _S29 = operand_0(0U, &kernelContext_2);
-    Tensor_0 _S30 = operand_0(1U, &kernelContext_2);
-    Tensor_0 _S31 = operand_0(2U, &kernelContext_2);
-    uint rows_0 = (&kernelContext_2)->args_0->dims_0[int(0)];
-    uint width_0 = (&kernelContext_2)->args_0->dims_0[int(1)];
-    int _S32 = int((&kernelContext_2)->args_0->dims_0[int(2)]);
-    uint4 _S33 = uint4(1U, 1U, (&kernelContext_2)->args_0->dims_0[int(0)], ((&kernelContext_2)->args_0->dims_0[int(1)] - 1U) / 32U + 1U);
-    ulong _S34 = (&kernelContext_2)->args_0->count_0;
-    ulong _S35 = item_step_0(&kernelContext_2);
-    ulong item_0 = first_item_0(group_1.x, sv_groupindex_0);
+    ulong _S29 = ulong(first_1);
+    uint _S30 = source_0->strides_0.y;
+    ulong _S31 = ulong(_S30);
+    ulong x_4 = ulong(row_0) * ulong(source_0->strides_0.x) + _S29 * _S31;
+    ulong _S32 = ulong(target_0->strides_0.y);
+    ulong y_0 = ulong(index_0) * ulong(target_0->strides_0.x) + _S29 * _S32;
+    if(NOCOPY_CONSTANT_1 == 16U)
+    {
+        encode_q8_0_0(target_0->address_0 + (y_0 >> 5U) * 34UL, source_0->address_0, x_4, _S30);
+        return;
+    }
+    uint _S33 = min(32U, width_0 - first_1);
+    uint i_7 = 0U;
     for(;;)
     {
-        if(item_0 < _S34)
+        if(i_7 < _S33)
         {
         }
         else
         {
             break;
         }
-        uint4 c_1 = unravel_0(item_0, _S33, _S34);
-        uint _S36 = c_1.z;
-        ulong _S37 = ulong(_S36);
-        ulong _S38 = ulong(_S31.strides_0.x);
-        int index_0 = int(load_raw_0(_S31.address_0, 4U, _S37 * _S38));
-        bool _S39;
-        if(index_0 >= int(0))
+        ulong _S34 = ulong(i_7);
+        store_bits_0(target_0->address_0, NOCOPY_CONSTANT_1, y_0 + _S34 * _S32, load_bits_0(source_0->address_0, NOCOPY_CONSTANT_2, x_4 + _S34 * _S31));
+        i_7 = i_7 + 1U;
+    }
+    return;
+}
+
+[[kernel]] void scatter_kernel(uint3 sv_groupthreadid_0 [[thread_position_in_threadgroup]], uint3 group_1 [[threadgroup_position_in_grid]], Args_0 constant* args_1 [[buffer(0)]])
+{
+    thread KernelContext_0 kernelContext_2;
+    (&kernelContext_2)->args_0 = args_1;
+    uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 256U + sv_groupthreadid_0[int(0)];
+    Tensor_0 _S35 = operand_0(0U, &kernelContext_2);
+    Tensor_0 _S36 = operand_0(1U, &kernelContext_2);
+    Tensor_0 _S37 = operand_0(2U, &kernelContext_2);
+    uint _S38 = (&kernelContext_2)->args_0->dims_0[int(0)];
+    uint width_1 = (&kernelContext_2)->args_0->dims_0[int(1)];
+    int _S39 = int((&kernelContext_2)->args_0->dims_0[int(2)]);
+    uint4 _S40 = uint4(1U, 1U, 32U, ((&kernelContext_2)->args_0->dims_0[int(1)] - 1U) / 32U + 1U);
+    ulong _S41 = (&kernelContext_2)->args_0->count_0;
+    ulong _S42 = item_step_0(&kernelContext_2);
+    ulong item_0 = first_item_0(group_1.x, sv_groupindex_0);
+    for(;;)
+    {
+        if(item_0 < _S41)
         {
-            _S39 = index_0 < _S32;
         }
         else
         {
-            _S39 = false;
+            break;
         }
-        uint _S40 = _S36 + 1U;
-        bool writes_0 = _S39;
-        uint later_0 = _S40;
+        uint4 c_1 = unravel_0(item_0, _S40, _S41);
+        uint _S43 = c_1.w * 32U;
+        uint row_1 = 0U;
         for(;;)
         {
-            bool _S41;
-            if(writes_0)
-            {
-                _S41 = later_0 < rows_0;
-            }
-            else
-            {
-                _S41 = false;
-            }
-            if(_S41)
+            if(row_1 < _S38)
             {
             }
             else
             {
                 break;
             }
-            bool _S42 = int(load_raw_0(_S31.address_0, 4U, ulong(later_0) * _S38)) != index_0;
-            uint _S43 = later_0 + 1U;
-            writes_0 = _S42;
-            later_0 = _S43;
-        }
-        if(!writes_0)
-        {
-            item_0 = item_0 + _S35;
-            continue;
-        }
-        uint first_1 = c_1.w * 32U;
-        ulong _S44 = ulong(first_1);
-        uint _S45 = _S30.strides_0.y;
-        ulong _S46 = ulong(_S45);
-        ulong x_4 = _S37 * ulong(_S30.strides_0.x) + _S44 * _S46;
-        ulong _S47 = ulong(_S29.strides_0.y);
-        ulong y_0 = ulong(index_0) * ulong(_S29.strides_0.x) + _S44 * _S47;
-        if(NOCOPY_CONSTANT_1 == 16U)
-        {
-            encode_q8_0_0(_S29.address_0 + (y_0 >> 5U) * 34UL, _S30.address_0, x_4, _S45);
-            item_0 = item_0 + _S35;
-            continue;
-        }
-        uint _S48 = min(32U, width_0 - first_1);
-        uint i_7 = 0U;
-        for(;;)
-        {
-            if(i_7 < _S48)
+            int index_1 = int(load_raw_0(_S37.address_0, 4U, ulong(row_1) * ulong(_S37.strides_0.x)));
+            bool _S44;
+            if(index_1 >= int(0))
             {
+                _S44 = index_1 < _S39;
             }
             else
             {
-                break;
+                _S44 = false;
             }
-            ulong _S49 = ulong(i_7);
-            store_bits_0(_S29.address_0, NOCOPY_CONSTANT_1, y_0 + _S49 * _S47, load_bits_0(_S30.address_0, NOCOPY_CONSTANT_2, x_4 + _S49 * _S46));
-            i_7 = i_7 + 1U;
+            bool _S45;
+            if(_S44)
+            {
+                _S45 = (uint(index_1) % 32U) == (c_1.z);
+            }
+            else
+            {
+                _S45 = false;
+            }
+            if(_S45)
+            {
+                uint _S46 = uint(index_1);
+                thread Tensor_0 _S47 = _S35;
+                thread Tensor_0 _S48 = _S36;
+                write_span_0(&_S47, &_S48, _S46, row_1, _S43, width_1);
+            }
+            row_1 = row_1 + 1U;
         }
-        item_0 = item_0 + _S35;
+        item_0 = item_0 + _S42;
     }
     return;
 }
