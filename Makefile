@@ -15,11 +15,13 @@ test: dev check  ## set up, then run every check and test
 check: dev  ## formatting, types, generated files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.hpp' '*.cu' '*.cuh' 'examples/**/*.c')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.hpp' '*.cu' '*.cuh' 'examples/*.c' 'src/*.c')
 	$(BIN)/pyright
 	$(BIN)/python tools/generate.py --check
 	$(BIN)/python tools/compile_kernels.py --check
+	$(BIN)/python tools/build_guests.py --check
 	$(BIN)/python tools/build_examples.py --check
+	$(BIN)/python tools/cli_docs.py --check
 
 install: $(VENV)/installed  ## the package as a user has it
 
@@ -43,7 +45,8 @@ kernels: dev  ## regenerate the headers, SPIR-V and Metal sources
 	$(BIN)/python tools/generate.py
 	$(BIN)/python tools/compile_kernels.py
 
-examples: dev  ## rebuild the example guests
+examples: dev  ## rebuild the example guests and those of the benchmarks
+	$(BIN)/python tools/build_guests.py
 	$(BIN)/python tools/build_examples.py
 
 fuzz: dev  ## ten minutes of hostile tapes on every player of this machine

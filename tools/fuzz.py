@@ -158,7 +158,10 @@ def main() -> int:
         if o.engine == "random":
             print(f"{'':10} atheris is not there (it has no wheel for this Python), so not coverage-guided")
     if args.json:
-        rows = [asdict(o) | {"accepted_share": round(o.share, 3)} for o in outcomes]
+        rows = [
+            asdict(o) | {"accepted_share": round(o.share, 3), "crashes": int(bool(o.failure))}
+            for o in outcomes
+        ]
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(
             json.dumps({"name": "fuzz", "machine": machine(), "rows": rows}, indent=2) + "\n"

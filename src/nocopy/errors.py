@@ -147,7 +147,7 @@ class ModelError(Error):
 
 
 class ModelFileError(ModelError):
-    """A model file breaks its format. `kind` names the defect, as docs/gguf.md lists them; `path` is the file."""
+    """A model file breaks its format. `kind` names the defect as docs/gguf.md does; `path` is the file."""
 
     code = -18
 

@@ -58,8 +58,8 @@ class Arena:
         for b in self.bytes.values():
             b[:] = rng.integers(0, 256, len(b), np.uint8)
 
-    def play(self, tape: Tape, *, timeout: float | None = 60) -> None:
-        """Compile, play once, free the program."""
+    def play(self, tape: Tape, *, timeout: float = 240) -> None:
+        """Compile, play once, free the program. 240 s: a software GPU on a busy machine is slow."""
         program = self.device.compile(tape, self.pages)
         try:
             self.device.play(program, timeout=timeout)

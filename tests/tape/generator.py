@@ -139,6 +139,8 @@ def layout(choices: Choices, shape: list[int], *, repeat: bool) -> list[int]:
         step = strides[axis] * max(1, shape[axis])
         if repeat and chance(choices, 5):
             strides[axis] = one_of(choices, (0, 0, 1))
+        elif chance(choices, 12):
+            strides[axis] -= 1  # an output may now write an element twice, or just not
     return strides
 
 

@@ -196,6 +196,17 @@ def test_an_output_that_writes_an_element_twice_is_refused(strides):
     assert "write an element twice" in refusal(record)
 
 
+@pytest.mark.parametrize(("strides", "accepted"), [((1, 2, 3), False), ((1, 2, 4), True), ((4, 1, 2), True)])
+def test_an_axis_must_step_over_all_smaller_ones_together(strides, accepted):
+    """1 + 2 = 3: each axis alone steps over the next smaller one, but not over both."""
+    record = taped("fill", tensor(0, (2, 2, 2)), 1.0)
+    record[0]["operands"][0]["strides"][1:] = strides
+    if accepted:
+        validate(record, SIZES)
+    else:
+        assert "write an element twice" in refusal(record)
+
+
 @pytest.mark.parametrize("strides", [(8, 1), (1, 4), (2, 8), (16, 2), (9, 1)])
 def test_an_output_with_any_order_of_axes_and_with_gaps_is_accepted(strides):
     record = addition()
@@ -226,6 +237,14 @@ def test_an_output_that_overlaps_an_input_is_refused(offset):
     else:
         assert "operand out (bytes " in refusal(record)
         assert "or exactly the same tensor" in refusal(record)
+
+
+@pytest.mark.parametrize(("dtype", "x"), [(F32, 124), (F16, 62), (U8, 31)])
+def test_an_overlap_of_one_element_is_refused(dtype, x):
+    out = tensor(0, (4, 8), dtype)
+    assert "overlaps x" in refusal(taped("copy", out, tensor(x, (4, 8), dtype)))
+    assert "overlaps x" in refusal(taped("copy", tensor(x, (4, 8), dtype), out))
+    validate(taped("copy", out, tensor(x + dtype.itemsize, (4, 8), dtype)), SIZES)
 
 
 def test_touching_ranges_do_not_overlap():
@@ -274,6 +293,10 @@ def test_only_elementwise_ops_may_write_over_their_input():
 def test_a_weight_is_not_overwritten_by_a_norm_in_place():
     x, weight = tensor(0, (1, 8)), tensor(0, (8,))
     assert "overlaps weight" in refusal(taped("rmsnorm", x, x, weight))
+    # Here their fields are the same, but seven rows read the weight that the first one overwrites.
+    column = taped("rmsnorm", tensor(0, (8, 1, 1, 1)), tensor(64, (8, 1, 1, 1)), tensor(0, (1,)))
+    column[0]["operands"][0]["strides"][:] = column[0]["operands"][2]["strides"][:] = (1, 0, 0, 0)
+    assert "overlaps weight" in refusal(column)
 
 
 def test_two_outputs_may_not_overlap():

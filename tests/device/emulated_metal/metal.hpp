@@ -1,9 +1,9 @@
 // As much of the Metal Shading Language as Slang uses for our kernels, in C++14, and a way to run a kernel.
 //
-// Address spaces vanish; `threadgroup` variables are made static by the caller of the compiler. Each thread of
-// a group is a fibre; a barrier yields to the next one. The order in which they run differs from launch to
-// launch and from barrier to barrier, so that a missing barrier shows. Threads that do not all reach the same number of
-// barriers are an error, as they are on a GPU. One group runs after the other.
+// Address spaces vanish; `threadgroup` variables are made static by the caller of the compiler. Each thread
+// of a group is a fibre; a barrier yields to the next one. The order in which they run differs from launch to
+// launch and from barrier to barrier, so that a missing barrier shows. Threads that do not all reach the same
+// number of barriers are an error, as they are on a GPU. One group runs after the other.
 #include <stdint.h>
 #include <string.h>
 #include <ucontext.h>
@@ -64,7 +64,8 @@ struct uint4 {
 };
 
 namespace metal {
-template <typename T, int N> struct array {
+template <typename T, int N>
+struct array {
     T values[N];
     T& operator[](ulong i) {
         if (i >= ulong(N)) __builtin_trap();
@@ -76,22 +77,44 @@ template <typename T, int N> struct array {
     }
 };
 
-template <typename To, typename From> To as_type(From from) {
+template <typename To, typename From>
+To as_type(From from) {
     static_assert(sizeof(To) == sizeof(From), "as_type keeps the size");
     To to;
     memcpy(&to, &from, sizeof to);
     return to;
 }
 
-inline float rint(float x) { return __builtin_rintf(x); }
-inline float floor(float x) { return __builtin_floorf(x); }
-inline float ceil(float x) { return __builtin_ceilf(x); }
-inline float sqrt(float x) { return __builtin_sqrtf(x); }
-inline float abs(float x) { return __builtin_fabsf(x); }
-inline uint clz(uint x) { return x ? uint(__builtin_clz(x)) : 32u; }
-template <typename T> T min(T a, T b) { return b < a ? b : a; }
-template <typename T> T max(T a, T b) { return a < b ? b : a; }
-template <typename T> T clamp(T x, T low, T high) { return min(max(x, low), high); }
+inline float rint(float x) {
+    return __builtin_rintf(x);
+}
+inline float floor(float x) {
+    return __builtin_floorf(x);
+}
+inline float ceil(float x) {
+    return __builtin_ceilf(x);
+}
+inline float sqrt(float x) {
+    return __builtin_sqrtf(x);
+}
+inline float abs(float x) {
+    return __builtin_fabsf(x);
+}
+inline uint clz(uint x) {
+    return x ? uint(__builtin_clz(x)) : 32u;
+}
+template <typename T>
+T min(T a, T b) {
+    return b < a ? b : a;
+}
+template <typename T>
+T max(T a, T b) {
+    return a < b ? b : a;
+}
+template <typename T>
+T clamp(T x, T low, T high) {
+    return min(max(x, low), high);
+}
 
 enum class mem_flags { mem_none, mem_device, mem_threadgroup };
 void threadgroup_barrier(mem_flags flags);
@@ -100,7 +123,8 @@ void threadgroup_barrier(mem_flags flags);
 extern "C" uint nocopy_constants[5];
 uint nocopy_constants[5];
 
-// -- running a kernel -----------------------------------------------------------------------------------------
+// -- running a kernel
+// -----------------------------------------------------------------------------------------
 
 static const int MOST_THREADS = 256;
 static const size_t STACK = 65536;
@@ -109,7 +133,9 @@ static bool finished[MOST_THREADS];
 static int current;
 static char stacks[MOST_THREADS][STACK];
 
-void metal::threadgroup_barrier(mem_flags) { swapcontext(&fibres[current], &scheduler); }
+void metal::threadgroup_barrier(mem_flags) {
+    swapcontext(&fibres[current], &scheduler);
+}
 
 static void run_thread(int index);
 

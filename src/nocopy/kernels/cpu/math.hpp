@@ -35,8 +35,7 @@ NOCOPY_INLINE F log(F x) {
     constexpr float SMALLEST_NORMAL = 1.17549435e-38f;
     const F scaled = x < SMALLEST_NORMAL ? x * 8388608.0f : x;  // 2^23 lifts subnormals
     const F bias = x < SMALLEST_NORMAL ? set(23.0f) : F{};
-    const I bits = as<I>(scaled);
-    const I shifted = bits - 0x3f3504f3;  // sqrt(1/2)
+    const I shifted = as<I>(as<U>(scaled) - 0x3f3504f3u);  // the bits of sqrt(1/2)
     const I exponent = shifted >> 23;
     const F m = as<F>((shifted & 0x7fffff) + 0x3f3504f3) - 1.0f;
     const F e = __builtin_convertvector(exponent, F) - bias;
