@@ -101,7 +101,9 @@ def library() -> ctypes.CDLL:
     for name, (result, arguments) in _PROTOTYPES.items():
         function = getattr(lib, name, None)
         if function is None:
-            raise DeviceUnavailableError("cpu", f"{where} has no function {name}: it is of another version", FIX)
+            raise DeviceUnavailableError(
+                "cpu", f"{where} has no function {name}: it is of another version", FIX
+            )
         function.restype, function.argtypes = result, arguments
     found = lib.nocopy_tape_version()
     if found != VERSION:

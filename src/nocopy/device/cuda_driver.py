@@ -84,8 +84,11 @@ class Driver:
     def _make_stream_and_word(self) -> None:
         with self.current():
             (self._stream,) = self._ask("cuStreamCreate", _STREAM_NON_BLOCKING)
+            (self._side_stream,) = self._ask("cuStreamCreate", _STREAM_NON_BLOCKING)
             (self._word,) = self._ask("cuMemHostAlloc", 4096, _REGISTER_PORTABLE_MAPPED)
-            self.stop_address: int = int(self._ask("cuMemHostGetDevicePointer", self._word, 0)[0])
+            # Kernels look at a copy in device memory: thousands of blocks that read the host's word over the
+            # bus made them a hundred times slower.
+            self.stop_address: int = self.allocate(4)
         self._stop = ctypes.c_int32.from_address(int(self._word))
         self._stop.value = 0
         self._stream_handle = ctypes.c_void_p(int(self._stream))
@@ -112,6 +115,12 @@ class Driver:
         newer = int(import_module("cuda.bindings").__version__.split(".")[0]) >= 13
         arguments = (None, _SCHEDULE_SPIN, gpu) if newer else (_SCHEDULE_SPIN, gpu)
         status, context = self._cuda.cuCtxCreate(*arguments)
+        if int(status) in LOST:
+            raise DeviceUnavailableError(
+                "cuda",
+                f"a kernel of this process failed on {self.product} ({self._describe(int(status))})",
+                "Start the process anew.",
+            )
         if int(status):
             raise DeviceUnavailableError(
                 "cuda",
@@ -158,8 +167,8 @@ class Driver:
         """
         if status in LOST:
             raise DeviceLostError(
-                f"{what} failed: {self._describe(status)}. The GPU's context is gone; open the device again."
-                " Host memory is unharmed."
+                f"{what} failed: {self._describe(status)}. The GPU is lost to this process; start it anew,"
+                " or go on with another device. Host memory is unharmed."
             )
         if status:
             raise DeviceError(f"{what} failed: {self._describe(status)}")
@@ -327,8 +336,10 @@ class Driver:
         self._abandoned = True
 
     def ask_to_stop(self, stop: bool) -> None:
-        """Set or clear the word that long kernels look at."""
+        """Set or clear the word that long kernels look at, past those that are running."""
         self._stop.value = int(stop)
+        self._ask("cuMemcpyHtoDAsync", self.stop_address, int(self._word), 4, self._side_stream)
+        self._ask("cuStreamSynchronize", self._side_stream)
 
 
 def version_name(version: int) -> str:

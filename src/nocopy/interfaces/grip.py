@@ -75,19 +75,26 @@ class Grip:
             DeadlineError: other guests were using it until then.
             ClosedError: the guest is detached.
         """
+        self._begin(until)
+        try:
+            yield
+        finally:
+            self._end()
+
+    def _begin(self, until: float | None) -> None:
         left = rest(until)
         if not self.turns.lock.acquire(timeout=-1 if left is None else min(left, threading.TIMEOUT_MAX)):
             raise DeadlineError(
                 "a submit waited for the device until the deadline; other guests were using it"
             )
-        try:
-            if self.closed:
-                raise ClosedError("the device was asked for; the guest is detached from it")
-            yield
-        finally:
-            self.turns.lock.release()
-            if _abandoned:
-                _close_abandoned()
+        if self.closed:
+            self._end()
+            raise ClosedError("the device was asked for; the guest is detached from it")
+
+    def _end(self) -> None:
+        self.turns.lock.release()
+        if _abandoned:
+            _close_abandoned()
 
     def play(self, make: Callable[[], Program], until: float | None) -> Program:
         """Wait for the device, make a program, and play it to its end.
@@ -101,16 +108,17 @@ class Grip:
             DeviceError: the device failed.
             ClosedError: the guest is detached, or the device is closed.
         """
-        with self.turn(until):
+        self._begin(until)  # not `turn`: a context manager would cost every submit a microsecond
+        try:
             program = make()
             self.playing = True
-            try:
-                self.device.play(program, timeout=rest(until))
-            except DeviceLostError:
-                self.lost = True
-                raise
-            finally:
-                self.playing = False
+            self.device.play(program, timeout=rest(until))
+        except DeviceLostError:
+            self.lost = True
+            raise
+        finally:
+            self.playing = False
+            self._end()
         return program
 
     def moved(self) -> None:

@@ -6,6 +6,7 @@
 #include <elf.h>
 #include <stdlib.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <functional>
@@ -47,6 +48,7 @@ struct Context {
     size_t pending = 0;
     int failed = 0;
     bool ending = false;
+    int streams = 0;
     Graph* capture = nullptr;
     std::map<uintptr_t, size_t> registered, allocated;
     std::thread worker{[this] { work(); }};
@@ -126,7 +128,11 @@ int device_attribute(int* value, int attribute, int) {
     return SUCCESS;
 }
 
+// As on an H200: once a kernel has faulted, the process gets no other context.
+std::atomic<bool> faulted{false};
+
 int context_create(Context** context, void*, unsigned, int) {
+    if (faulted) return ILLEGAL_ADDRESS;
     current_contexts.push_back(*context = new Context);
     return SUCCESS;
 }
@@ -213,8 +219,9 @@ int fill(uintptr_t address, unsigned char value, size_t size, void*) {
     CURRENT(c);
     return c->start([=] { return memset((void*)address, value, size), 0; });
 }
-int copy_memory(uintptr_t to, uintptr_t from, size_t size, void*) {
+int copy_memory(uintptr_t to, uintptr_t from, size_t size, void* stream) {
     CURRENT(c);
+    if (stream != c) return memmove((void*)to, (void*)from, size), SUCCESS;  // past what the first one runs
     return c->start([=] { return memmove((void*)to, (void*)from, size), 0; });
 }
 
@@ -252,16 +259,26 @@ int launch(const LaunchConfig* config, void* function, void** parameters, void**
     LaunchConfig shape = *config;
     return c->start([=] {
         for (auto& operand : argument.record.operands)
-            if (operand.dtype && !c->reaches(argument.spaces[operand.space])) return (int)ILLEGAL_ADDRESS;
+            if (operand.dtype && !c->reaches(argument.spaces[operand.space])) {
+                faulted = true;
+                return (int)ILLEGAL_ADDRESS;
+            }
         auto kernel = (void (*)(const nocopy_launch))function;
         int stuck = emulate(kernel, shape.grid[0], shape.block[0], shape.block[1], &argument);
         return stuck ? (int)LAUNCH_FAILED : (int)SUCCESS;
     });
 }
 
+// A context's first stream runs kernels and is the context itself; what its other one is given is done at
+// once.
 int stream_create(void** stream, unsigned) {
     CURRENT(c);
-    *stream = c;
+    *stream = c->streams++ ? (void*)&c->streams : c;
+    return SUCCESS;
+}
+int stream_synchronize(void* stream) {
+    CURRENT(c);
+    if (stream == c) c->drain();
     return SUCCESS;
 }
 int stream_query(void* stream) {
@@ -326,6 +343,7 @@ const std::map<std::string, void*> FUNCTIONS = {
     {"cuLaunchKernelEx", (void*)launch},
     {"cuStreamCreate", (void*)stream_create},
     {"cuStreamQuery", (void*)stream_query},
+    {"cuStreamSynchronize", (void*)stream_synchronize},
     {"cuStreamBeginCapture", (void*)capture_begin},
     {"cuStreamEndCapture", (void*)capture_end},
     {"cuGraphInstantiate", (void*)graph_instantiate},

@@ -18,7 +18,7 @@ typedef unsigned long long uint64_t;
 struct nocopy_launch {
     nocopy_record record;
     uint64_t spaces[4];            // address of each space, as the device sees it
-    const volatile int32_t* stop;  // null in programs too short to be worth asking
+    const volatile int32_t* stop;  // in device memory; null in programs too short to be worth asking
     uint64_t workspace;            // address of device memory that one record's launches hand on results in
     uint64_t splits;               // parts that an axis was split into, for kernels that say so
 };
@@ -41,7 +41,7 @@ __device__ inline bool block_stopped(const nocopy_launch& launch) {
     return launch.stop && __syncthreads_or(threadIdx.x + threadIdx.y == 0 && *launch.stop);
 }
 
-// Asks every `period` calls (a power of two): a read of host memory takes a microsecond.
+// Asks every `period` calls (a power of two): a read past the first cache takes some hundred cycles.
 struct StopSign {
     const nocopy_launch& launch;
     uint32_t period;
