@@ -47,6 +47,8 @@ BENCHMARKS = {
         "nocopy.bench.guest_decode", "generating from inside a guest, beside the same engine from Python"
     ),
     "matmul": Benchmark("nocopy.bench.matmul", "matrix products, beside NumPy's on the same pages"),
+    "decode": Benchmark("nocopy.bench.decode", "a language model token by token, beside llama.cpp"),
+    "prefill": Benchmark("nocopy.bench.prefill", "a language model reading a prompt, beside llama.cpp"),
 }
 
 

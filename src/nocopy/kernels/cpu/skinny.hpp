@@ -47,8 +47,8 @@ void dots(const T* const* columns, const float* a, int64_t depth, float* sums, i
     int64_t k = 0;
     for (; k + W <= depth; k += W)
         for (int c = 0; c < COLUMNS; c++) {
-            if (ahead)
-                __builtin_prefetch((const void*)((uintptr_t)(columns[c] + k) + (uintptr_t)ahead * sizeof(T)));
+            const uintptr_t later = (uintptr_t)(columns[c] + k) + (uintptr_t)ahead * sizeof(T);
+            if (ahead) __builtin_prefetch((const void*)later, 0, 2);
             const F b = widen(columns[c] + k);
             for (int m = 0; m < ROWS; m++) lanes[m][c] += load(a + m * depth + k) * b;
         }

@@ -1,10 +1,10 @@
-// At most eight rows times weights in blocks, by integer dot products (AVX-512 VNNI).
+// One to three rows times weights in blocks, by integer dot products (AVX-512 VNNI).
 //
-// Each block of 32 of x becomes 16-bit integers and a scale: x = s (256 high + low), an error of at most
-// 2^-16 of the block's largest value, which adds about 1e-5 to a dot product. Weights stay as they are
-// stored, as unsigned bytes q with w = step (q - offset), and two `vpdpbusd` give sum of q (256 high + low)
-// exactly. What offset takes away was added up beforehand, for each group of four elements: that is what a
-// lane holds. Bound: memory bandwidth; per 32 weights about 10 instructions a row of x.
+// Each block of 32 of x becomes integers of 22 bits and a power of two: x = s (65536 high + 256 middle +
+// low), which keeps about as much of x as f32 sums do. Weights stay as they are stored, as unsigned bytes q
+// with w = step (q - offset), and three `vpdpbusd` give the sum of q (65536 high + 256 middle + low) exactly.
+// What offset takes away was added up beforehand, for each group of four elements: that is what a lane holds.
+// Bound: memory bandwidth; per 32 weights about 12 instructions a row of x.
 #pragma once
 
 #include "skinny.hpp"
@@ -14,22 +14,24 @@
 namespace nocopy::NOCOPY_LEVEL {
 
 inline constexpr int LANES = 8;  // 32-bit sums of four products each: 32 elements
-// k up to which eight rows of x fit a thread's scratch memory, beside what the f32 way wants.
-inline constexpr int64_t VNNI_DEPTH = 16384;
+// Rows of x from which on f32 is faster: there a decoded weight serves them all.
+inline constexpr int64_t MAX_INTEGER = 3;
+// k up to which these rows fit a thread's scratch memory, beside what the f32 way wants.
+inline constexpr int64_t VNNI_DEPTH = 32768;
 
 // One row of x.
 struct Integers {
-    int8_t *high, *low;  // [k]
-    float* taken;        // [k / 4]: -offset * s * sum of four, for a type's constant offset
-    float* scale;        // [k / 32]
+    int8_t *high, *middle, *low;  // [k]
+    float* taken;                 // [k / 4]: -offset * s * sum of four
+    float* scale;                 // [k / 32]
 };
 inline constexpr int64_t integer_floats(int64_t k) {
-    return 2 * (k / 4) + k / 4 + ceil_div(k / 32, 16) * 16;
+    return 4 * (k / 4) + ceil_div(k / 32, 16) * 16;
 }
 NOCOPY_INLINE Integers integers(float* memory, int64_t row, int64_t k) {
     float* start = memory + row * integer_floats(k);
     int8_t* high = reinterpret_cast<int8_t*>(start);
-    return {high, high + k, start + k / 2, start + k / 2 + k / 4};
+    return {high, high + k, high + 2 * k, start + 3 * (k / 4), start + k};
 }
 
 // What a type's quants q lie above its values, in steps; Q4_K and Q5_K have a minimum per group instead.
@@ -48,31 +50,38 @@ inline constexpr bool HAS_MINIMA<Q4_K> = true;
 template <>
 inline constexpr bool HAS_MINIMA<Q5_K> = true;
 
-// False if x has values that 16 bits and a scale cannot hold: NaN, infinity, very large or very small ones.
+// The sum of each four of W bytes, on top of 256 times `before`.
+NOCOPY_INLINE __m128i add_fours(__m128i before, __m128i bytes) {
+    return _mm_dpbusd_epi32(_mm_slli_epi32(before, 8), _mm_set1_epi8(1), bytes);
+}
+
+// False if x has values that integers cannot hold: NaN, infinity, very large or very small ones.
 NOCOPY_INLINE bool to_integers(const Integers& out, const float* x, int64_t k, float offset) {
-    constexpr float LARGEST = 1e30f, SMALLEST = 1e-30f, STEPS = 127 * 256;
-    const __m512 size_bits = _mm512_castsi512_ps(_mm512_set1_epi32(INT32_MAX));
+    constexpr float LARGEST = 1e30f, SMALLEST = 1e-30f;
+    // Bits below the exponent's: |x| < 2^(e + 1) = s 2^21, and four times 255 times that fits 32 bits.
+    constexpr int32_t BITS = 20, EXPONENT = 0x7f800000;
     for (int64_t i = 0; i < k; i += 32) {
         const __m512 a = _mm512_loadu_ps(x + i), b = _mm512_loadu_ps(x + i + 16);
-        const __m512 sizes = _mm512_max_ps(_mm512_and_ps(a, size_bits), _mm512_and_ps(b, size_bits));
-        const bool ordered =
-            _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q) == 0 && _mm512_cmp_ps_mask(b, b, _CMP_UNORD_Q) == 0;
-        const float largest = _mm512_reduce_max_ps(sizes);
+        const float largest = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
+        const bool ordered = _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q) == 0;
         if (!ordered || largest > LARGEST || (largest != 0 && largest < SMALLEST)) return false;
-        const float s = largest / STEPS;
-        const __m512 inverse = _mm512_set1_ps(largest == 0 ? 0 : STEPS / largest);
+        const int32_t exponent = as<int32_t>(largest) & EXPONENT;
+        const float s = largest == 0 ? 0 : as<float>(exponent - (BITS << 23));
+        const __m512 inverse = _mm512_set1_ps(largest == 0 ? 0 : as<float>(((254 + BITS) << 23) - exponent));
         out.scale[i / 32] = s;
         for (int half = 0; half < 2; half++) {
             const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(half ? b : a, inverse));
-            const __m512i high = _mm512_srai_epi32(_mm512_add_epi32(whole, _mm512_set1_epi32(128)), 8);
-            const __m512i low = _mm512_sub_epi32(whole, _mm512_slli_epi32(high, 8));
+            const __m512i near = _mm512_set1_epi32(128);
+            const __m512i upper = _mm512_srai_epi32(_mm512_add_epi32(whole, near), 8);
+            const __m512i top = _mm512_srai_epi32(_mm512_add_epi32(upper, near), 8);
+            const __m128i low = _mm512_cvtepi32_epi8(_mm512_sub_epi32(whole, _mm512_slli_epi32(upper, 8)));
+            const __m128i middle = _mm512_cvtepi32_epi8(_mm512_sub_epi32(upper, _mm512_slli_epi32(top, 8)));
+            const __m128i high = _mm512_cvtepi32_epi8(top);
             const int64_t at = i + 16 * half;
-            const __m128i high_bytes = _mm512_cvtepi32_epi8(high), low_bytes = _mm512_cvtepi32_epi8(low);
-            _mm_storeu_si128(reinterpret_cast<__m128i*>(out.high + at), high_bytes);
-            _mm_storeu_si128(reinterpret_cast<__m128i*>(out.low + at), low_bytes);
-            const __m128i ones = _mm_set1_epi8(1);
-            const __m128i highs = _mm_dpbusd_epi32(_mm_setzero_si128(), ones, high_bytes);
-            const __m128i sums = _mm_dpbusd_epi32(_mm_slli_epi32(highs, 8), ones, low_bytes);
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(out.high + at), high);
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(out.middle + at), middle);
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(out.low + at), low);
+            const __m128i sums = add_fours(add_fours(add_fours(_mm_setzero_si128(), high), middle), low);
             _mm_storeu_ps(out.taken + at / 4, _mm_mul_ps(_mm_cvtepi32_ps(sums), _mm_set1_ps(-offset * s)));
         }
     }
@@ -167,12 +176,14 @@ void integer_dots(const uint8_t* w, int64_t pitch, const Integers* x, int64_t k,
 #pragma GCC unroll 4
         for (int c = 0; c < COLUMNS; c++) {
             const uint8_t* from = w + c * pitch;
-            for (size_t line = 0; line < sizeof(Block); line += 64) __builtin_prefetch(from + ahead + line);
+            for (size_t line = 0; line < sizeof(Block); line += 64)
+                __builtin_prefetch(from + ahead + line, 0, 2);
             groups(*reinterpret_cast<const Block*>(from), [&](int g, __m256i q, __m256 step, __m256 minimum) {
                 const int64_t at = i + 32 * g;
 #pragma GCC unroll 8
                 for (int m = 0; m < ROWS; m++) {
                     __m256i sum = _mm256_dpbusd_epi32(_mm256_setzero_si256(), q, load32(x[m].high + at));
+                    sum = _mm256_dpbusd_epi32(_mm256_slli_epi32(sum, 8), q, load32(x[m].middle + at));
                     sum = _mm256_dpbusd_epi32(_mm256_slli_epi32(sum, 8), q, load32(x[m].low + at));
                     const __m256 whole = _mm256_cvtepi32_ps(sum);
                     const __m256 s = _mm256_broadcast_ss(x[m].scale + at / 32);
@@ -201,7 +212,7 @@ void integer_dots(const uint8_t* w, int64_t pitch, const Integers* x, int64_t k,
 template <int ROWS, class Block>
 void integer_columns(const Skinny& p, Team& team, const float* memory, int64_t first, int64_t last,
                      float* scratch) {
-    constexpr int64_t GROUP = ROWS == 1 ? 4 : ROWS <= 3 ? 2 : 1, SPAN = 64;
+    constexpr int64_t GROUP = ROWS == 1 ? 4 : 2, SPAN = 64;
     Integers x[ROWS];
     for (int m = 0; m < ROWS; m++) x[m] = integers(const_cast<float*>(memory), m, p.k);
     const int64_t pitch = bytes_of(p.b.dtype, p.b_n);
@@ -223,36 +234,14 @@ void integer_columns(const Skinny& p, Team& team, const float* memory, int64_t f
     }
 }
 
-template <class Function>
-NOCOPY_INLINE void with_rows(int64_t m, const Function& f) {
-    switch (m) {
-        case 1:
-            return f.template operator()<1>();
-        case 2:
-            return f.template operator()<2>();
-        case 3:
-            return f.template operator()<3>();
-        case 4:
-            return f.template operator()<4>();
-        case 5:
-            return f.template operator()<5>();
-        case 6:
-            return f.template operator()<6>();
-        case 7:
-            return f.template operator()<7>();
-        default:
-            return f.template operator()<8>();
-    }
-}
-
 // False if this is not a product for integers; nothing has been written then.
 NOCOPY_INLINE bool integer_product(const Skinny& p, Team& team, bool alone, float* scratch) {
-    if (!is_blocks(p.b.dtype) || p.k > VNNI_DEPTH || p.k == 0) return false;
-    constexpr int64_t NEEDED = MAX_SKINNY * integer_floats(VNNI_DEPTH) + VNNI_DEPTH;
+    if (!is_blocks(p.b.dtype) || p.m > MAX_INTEGER || p.k > VNNI_DEPTH || p.k == 0) return false;
+    constexpr int64_t NEEDED = MAX_INTEGER * integer_floats(VNNI_DEPTH) + VNNI_DEPTH;
     static_assert(NEEDED + ALONG_K_FLOATS <= (int64_t)SCRATCH_FLOATS);
     // What many threads read is quantised once, by the caller; what follows is the way with f32.
     float* const memory = alone ? scratch + ALONG_K_FLOATS : shared(team);
-    float* const row = memory + MAX_SKINNY * integer_floats(VNNI_DEPTH);
+    float* const row = memory + MAX_INTEGER * integer_floats(VNNI_DEPTH);
     bool fits = true;
     with_blocks(p.b.dtype, [&]([[maybe_unused]] auto* type) {
         using Block = std::remove_pointer_t<decltype(type)>;
@@ -261,16 +250,17 @@ NOCOPY_INLINE bool integer_product(const Skinny& p, Team& team, bool alone, floa
             fits = to_integers(integers(memory, m, p.k), values, p.k, OFFSET<Block>);
         }
         if (!fits) return;
-        with_rows(p.m, [&]<int ROWS>() {
-            const auto body = [&](int64_t first, int64_t last, float* mine) {
-                integer_columns<ROWS, Block>(p, team, memory, first, last, mine);
-            };
-            constexpr double READ_NS = 0.04;  // per weight, from memory
-            if (alone)
-                body(0, p.n, scratch);
-            else
-                parallel(team, cut(team, p.n, READ_NS * ROWS * (double)p.k), body);
-        });
+        const auto columns = p.m == 1   ? integer_columns<1, Block>
+                             : p.m == 2 ? integer_columns<2, Block>
+                                        : integer_columns<3, Block>;
+        const auto body = [&](int64_t first, int64_t last, float* mine) {
+            columns(p, team, memory, first, last, mine);
+        };
+        constexpr double READ_NS = 0.05;  // per weight
+        if (alone)
+            body(0, p.n, scratch);
+        else
+            parallel(team, cut(team, p.n, READ_NS * (double)(p.m * p.k)), body);
     });
     return fits;
 }
