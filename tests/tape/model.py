@@ -39,7 +39,8 @@ def enumerable(record: Any) -> bool:
     if op is None:
         return True
     dims = dict(zip(op.dims, (int(d) for d in record["dims"]), strict=False))
-    return sum(prod(dims[a] for a in spec.axes) for spec in op.operands) <= ENUMERABLE
+    # `product` lists every axis first, also beside an empty one.
+    return sum(prod(max(1, dims[a]) for a in spec.axes) for spec in op.operands) <= ENUMERABLE
 
 
 def starts(record: Any, slot: int) -> list[int]:
