@@ -24,6 +24,8 @@ U = 2.0**-24
 TINY = 2.0**-126
 ROUNDINGS = 8
 HUGE = 2.0**126
+HELD = 2.0**-22
+"""Beside weights in blocks a player may hold each 32 values of `a` as integers of 22 bits with one scale."""
 
 EXACT = {"neg", "abs", "sign", "relu", "floor", "ceil", "round", "min", "max", "eq", "lt", "le"}
 ONCE = {"add", "sub", "mul", "square"}
@@ -60,6 +62,9 @@ def tolerance(op: str, x: dict[str, Any], y: F64, p: dict[str, Any], amplitude: 
             # A player may skip the weights that lie outside the image, or multiply them by 0.
             free = _overflows(total) | (op == "conv2d" and not np.isfinite(x["weight"]).all())
             error = scale * (growth(terms) * U * total + TINY * terms) + TINY
+            if p.get("blocks"):
+                held = {"a": _largest_of_runs(size["a"]), "b": size["b"]}
+                error = error + scale * HELD * amplitude(held, p | {"scale": 1.0}, y.shape)
             error = np.where(free, np.inf, error)
         case "reduce":
             error = _reduce_tolerance(p["function"], size["x"])
@@ -99,6 +104,12 @@ def visible(last: float, tokens: int, window: int) -> range:
     """The tokens that a query of attention sees."""
     stop = min(int(last) + 1, tokens)
     return range(max(0, stop - window) if window else 0, max(0, stop))
+
+
+def _largest_of_runs(a: F64) -> F64:
+    """For each element of the last axis, the largest of its 32."""
+    runs = a.reshape(*a.shape[:-1], -1, 32) if a.size else a
+    return np.broadcast_to(runs.max(-1, keepdims=True), runs.shape).reshape(a.shape) if a.size else a
 
 
 def _rope_tolerance(x: dict[str, Any], y: F64, p: dict[str, Any]) -> Any:

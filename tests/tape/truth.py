@@ -98,6 +98,7 @@ def expected(record: Any, spaces: Mapping[Space, Array], *, flush: bool = False)
     """
     op = BY_CODE[int(record["opcode"])]
     held, p = operands(record, spaces), params(record)
+    p["blocks"] = op.name == "matmul" and int(record["operands"][2]["dtype"]) in LAYOUTS
     out_dtypes = {spec.name: held[spec.name].dtype for spec in op.outputs}
     x = {name: _wide(array, flush) for name, array in held.items() if name not in out_dtypes}
     shapes = {name: held[name].shape for name in out_dtypes}
