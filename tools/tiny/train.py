@@ -30,8 +30,9 @@ SHAPE = {
 class Block(nn.Module):
     """One layer."""
 
-    def __init__(self) -> None:
+    def __init__(self, dropout: float) -> None:
         super().__init__()
+        self.dropout = dropout
         w, head = SHAPE["width"], SHAPE["width"] // SHAPE["heads"]
         self.attn_norm = nn.RMSNorm(w, SHAPE["eps"])
         self.attn_q = nn.Linear(w, w, bias=False)
@@ -51,18 +52,19 @@ class Block(nn.Module):
         k = rotate(self.attn_k(h).view(b, t, -1, head).transpose(1, 2), cos, sin)
         v = self.attn_v(h).view(b, t, -1, head).transpose(1, 2)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        x = x + self.attn_output(y.transpose(1, 2).reshape(b, t, w))
+        x = x + F.dropout(self.attn_output(y.transpose(1, 2).reshape(b, t, w)), self.dropout, self.training)
         h = self.ffn_norm(x)
-        return x + self.ffn_down(F.silu(self.ffn_gate(h)) * self.ffn_up(h))
+        h = self.ffn_down(F.silu(self.ffn_gate(h)) * self.ffn_up(h))
+        return x + F.dropout(h, self.dropout, self.training)
 
 
 class Tiny(nn.Module):
     """The whole model."""
 
-    def __init__(self) -> None:
+    def __init__(self, dropout: float) -> None:
         super().__init__()
         self.token_embd = nn.Embedding(SHAPE["vocabulary"], SHAPE["width"])
-        self.blk = nn.ModuleList(Block() for _ in range(SHAPE["layers"]))
+        self.blk = nn.ModuleList(Block(dropout) for _ in range(SHAPE["layers"]))
         self.output_norm = nn.RMSNorm(SHAPE["width"], SHAPE["eps"])
         head = SHAPE["width"] // SHAPE["heads"]
         f = SHAPE["base"] ** (-torch.arange(0, head, 2).float() / head)
@@ -98,12 +100,12 @@ def loss_of(model: nn.Module, window: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.float().flatten(0, 1), window[:, 1:].flatten())
 
 
-def train(corpus: Path, out: Path, steps: int, size: int, device: str) -> None:
+def train(corpus: Path, out: Path, steps: int, size: int, dropout: float, device: str) -> None:
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
     draw = torch.Generator().manual_seed(1)
     data = {n: torch.from_numpy(np.load(corpus / f"{n}.npy").astype(np.int64)) for n in ("train", "held_out")}
-    model = Tiny().to(device)
+    model = Tiny(dropout).to(device)
     compiled = torch.compile(model) if device == "cuda" else model
     matrices = [p for p in model.parameters() if p.ndim == 2]
     vectors = [p for p in model.parameters() if p.ndim == 1]
@@ -117,11 +119,8 @@ def train(corpus: Path, out: Path, steps: int, size: int, device: str) -> None:
     started, rows = time.monotonic(), []
     for step in range(steps + 1):
         if step % 200 == 0 or step == steps:
-            with torch.no_grad(), torch.autocast(device, torch.bfloat16):
-                held_out = sum(loss_of(compiled, c).item() for c in checks.split(min(size, 64))) / len(
-                    checks.split(min(size, 64))
-                )
-            rows.append((step, rows and float(last) or None, held_out))
+            held_out = evaluate(compiled, checks, device, size)
+            rows.append((step, last.item() if rows else "", held_out))
             print(f"step {step} held out {held_out:.3f} after {time.monotonic() - started:.0f} s", flush=True)
         if step == steps:
             break
@@ -132,10 +131,20 @@ def train(corpus: Path, out: Path, steps: int, size: int, device: str) -> None:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-    write(model, out, rows, steps, size, time.monotonic() - started)
+    write(model, out, rows, {"steps": steps, "tokens_per_step": size * SHAPE["context"], "dropout": dropout,
+                             "seconds": round(time.monotonic() - started, 1)})  # fmt: skip
 
 
-def write(model: nn.Module, out: Path, rows: list, steps: int, size: int, seconds: float) -> None:
+def evaluate(model: nn.Module, checks: torch.Tensor, device: str, size: int) -> float:
+    """Mean loss on held-out windows, in nats a token."""
+    model.eval()
+    with torch.no_grad(), torch.autocast(device, torch.bfloat16):
+        losses = [loss_of(model, part).item() for part in checks.split(size)]
+    model.train()
+    return sum(losses) / len(losses)
+
+
+def write(model: nn.Module, out: Path, rows: list, facts: dict) -> None:
     out.mkdir(parents=True, exist_ok=True)
     weights = {n: p.detach().cpu().numpy().astype(np.float16) for n, p in model.named_parameters()}
     np.savez(out / "model.npz", **weights)
@@ -144,9 +153,7 @@ def write(model: nn.Module, out: Path, rows: list, steps: int, size: int, second
     facts = {
         **SHAPE,
         "parameters": sum(w.size for w in weights.values()),
-        "steps": steps,
-        "tokens_per_step": size * SHAPE["context"],
-        "seconds": round(seconds, 1),
+        **facts,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "torch": torch.__version__,
     }
@@ -157,11 +164,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("corpus", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=1800)
     parser.add_argument("--batch", type=int, default=64, help="windows of 1024 tokens a step")
+    parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     a = parser.parse_args()
-    train(a.corpus, a.out, a.steps, a.batch, a.device)
+    train(a.corpus, a.out, a.steps, a.batch, a.dropout, a.device)
 
 
 if __name__ == "__main__":
