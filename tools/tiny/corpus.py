@@ -2,9 +2,9 @@
 
     python tools/tiny/corpus.py OUT
 
-Writes OUT/tokenizer.json (byte-level BPE), OUT/train.npy and OUT/held_out.npy (u16 token ids) and OUT/corpus.json
-(what went in). One file in fifty is held out. Conversations about the library are made from its docstrings, so
-that the model knows the form of a question and an answer.
+Writes OUT/tokenizer.json (byte-level BPE), OUT/train.npy and OUT/held_out.npy (u16 token ids) and
+OUT/corpus.json (what went in). One file in fifty is held out. Conversations about the library are made from
+its docstrings, so that the model knows the form of a question and an answer.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Write the tiny model as GGUF: Q8_0 matrices, F32 norms, its tokenizer and chat template.
 
-    python tools/tiny/export.py CORPUS TRAINED src/nocopy/models/tiny.gguf
+python tools/tiny/export.py CORPUS TRAINED src/nocopy/models/tiny.gguf
 """
 
 from __future__ import annotations

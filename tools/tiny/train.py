@@ -2,9 +2,9 @@
 
     python tools/tiny/train.py CORPUS OUT [--steps N]
 
-Reads what corpus.py wrote; writes OUT/model.npz (f16 weights under their GGUF names), OUT/loss.csv (step, training
-loss, held-out loss, in nats a token) and OUT/training.json. The model is shaped like Llama: RMSNorm, rotary
-positions in halves, grouped-query attention, SwiGLU, tied embeddings.
+Reads what corpus.py wrote; writes OUT/model.npz (f16 weights under their GGUF names), OUT/loss.csv (step,
+training loss, held-out loss, in nats a token) and OUT/training.json. The model is shaped like Llama: RMSNorm,
+rotary positions in halves, grouped-query attention, SwiGLU, tied embeddings.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class Block(nn.Module):
         self.ffn_down = nn.Linear(SHAPE["hidden"], w, bias=False)
 
     def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """x: [batch, tokens, width]; cos and sin: [tokens, head / 2]."""
         b, t, w = x.shape
         head = w // SHAPE["heads"]
         h = self.attn_norm(x)
@@ -76,6 +77,7 @@ class Tiny(nn.Module):
                 nn.init.normal_(p, std=0.02)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Logits: [batch, tokens, vocabulary]."""
         x = self.token_embd(tokens)
         cos, sin = self.cos[: tokens.shape[1]].to(x.dtype), self.sin[: tokens.shape[1]].to(x.dtype)
         for block in self.blk:
@@ -116,7 +118,7 @@ def train(corpus: Path, out: Path, steps: int, size: int, dropout: float, device
         optimizer, lambda s: min((s + 1) / warm, 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * s / steps)))
     )
     checks = batches(data["held_out"], 64, torch.Generator().manual_seed(2)).to(device)
-    started, rows = time.monotonic(), []
+    started, rows, last = time.monotonic(), [], torch.zeros(())
     for step in range(steps + 1):
         if step % 200 == 0 or step == steps:
             held_out = evaluate(compiled, checks, device, size)

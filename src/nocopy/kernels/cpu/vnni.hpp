@@ -92,18 +92,23 @@ NOCOPY_INLINE __m256i load32(const void* from) {
     return _mm256_loadu_si256(static_cast<const __m256i*>(from));
 }
 
+// A half in every lane: broadcast first, for that the load does.
+NOCOPY_INLINE __m256 every_lane(uint16_t half) {
+    return _mm256_cvtph_ps(_mm_set1_epi16((int16_t)half));
+}
+
 // f(g, quants, step, minimum) for each group g of 32 elements of a block: unsigned quants, and what a lane's
 // sum is multiplied with.
 template <class Function>
 NOCOPY_INLINE void groups(const Q8_0& b, const Function& f) {
     const __m256i q = _mm256_xor_si256(load32(b.qs), _mm256_set1_epi8(-128));
-    f(0, q, _mm256_set1_ps(scale(b.d)), _mm256_setzero_ps());
+    f(0, q, every_lane(b.d), _mm256_setzero_ps());
 }
 template <class Function>
 NOCOPY_INLINE void groups(const Q4_0& b, const Function& f) {
     const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(b.qs));
     const __m256i both = _mm256_srlv_epi64(_mm256_broadcastsi128_si256(raw), _mm256_setr_epi64x(0, 0, 4, 4));
-    f(0, _mm256_and_si256(both, _mm256_set1_epi8(15)), _mm256_set1_ps(scale(b.d)), _mm256_setzero_ps());
+    f(0, _mm256_and_si256(both, _mm256_set1_epi8(15)), every_lane(b.d), _mm256_setzero_ps());
 }
 
 // Eight bytes times a factor.
