@@ -12,7 +12,7 @@
 enum { CONTEXT = 4096, CALL = 64, ANSWER = 96 };
 
 /* Small models learn from examples what to do: a question, the call that helps, its result, the answer. */
-static const char *const EXAMPLES[][4] = {
+static const char* const EXAMPLES[][4] = {
     {"What is 31 + 47?", "{\"tool\":\"add\",\"arguments\":{\"a\":31,\"b\":47}}",
      "The tool says: 78. What is 31 + 47?", "31 + 47 is 78."},
     {"What is wasm?", "{\"tool\":\"lookup\",\"arguments\":{\"word\":\"wasm\"}}",
@@ -38,7 +38,7 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static int fail(const char *what, int32_t error) {
+static int fail(const char* what, int32_t error) {
     char text[1024];
     nocopy_last_error(text, sizeof text);
     fprintf(stderr, "agent: %s: error %d: %s\n", what, (int)error, text);
@@ -47,8 +47,8 @@ static int fail(const char *what, int32_t error) {
 
 /* ---- the tools ----------------------------------------------------------------------------------------- */
 
-static int lookup(const char *word, char *out, size_t size) {
-    static const char *const WORDS[][2] = {
+static int lookup(const char* word, char* out, size_t size) {
+    static const char* const WORDS[][2] = {
         {"wasm", "WebAssembly: a small, safe instruction set that runs anywhere"},
         {"tape", "an array of op records that a device plays in order"},
         {"ledger", "the count of every byte that was copied, by cause"},
@@ -59,7 +59,7 @@ static int lookup(const char *word, char *out, size_t size) {
 }
 
 /* Do what the model asked for. The schema leaves no other spelling than these two. */
-static int use_tool(const char *call, char *out, size_t size) {
+static int use_tool(const char* call, char* out, size_t size) {
     int a, b;
     char word[16];
     if (sscanf(call, "{\"tool\":\"add\",\"arguments\":{\"a\":%d,\"b\":%d}}", &a, &b) == 2)
@@ -78,7 +78,7 @@ typedef struct {
     int full;
 } conversation;
 
-static void put(char *text, size_t *len, size_t size, int *full, const char *more) {
+static void put(char* text, size_t* len, size_t size, int* full, const char* more) {
     size_t n = strlen(more);
     if (*len + n + 1 > size) {
         *full = 1;
@@ -88,16 +88,16 @@ static void put(char *text, size_t *len, size_t size, int *full, const char *mor
     *len += n;
 }
 
-static void put_json(conversation *c, const char *more) {
+static void put_json(conversation* c, const char* more) {
     put(c->json, &c->json_len, sizeof c->json, &c->full, more);
 }
 
-static void put_plain(conversation *c, const char *more) {
+static void put_plain(conversation* c, const char* more) {
     put(c->plain, &c->plain_len, sizeof c->plain, &c->full, more);
 }
 
 /* Add text to a JSON string. */
-static void put_escaped(conversation *c, const char *text) {
+static void put_escaped(conversation* c, const char* text) {
     for (; *text; text++) {
         char one[8] = {*text, 0};
         if ((unsigned char)*text < 32 || *text == '"' || *text == '\\')
@@ -106,7 +106,7 @@ static void put_escaped(conversation *c, const char *text) {
     }
 }
 
-static void say(conversation *c, const char *role, const char *text) {
+static void say(conversation* c, const char* role, const char* text) {
     put_json(c, c->json_len ? ", {\"role\": \"" : "[{\"role\": \"");
     put_json(c, role);
     put_json(c, "\", \"content\": \"");
@@ -119,9 +119,9 @@ static void say(conversation *c, const char *role, const char *text) {
 }
 
 /* Bring the session to where the model answers. Returns how many tokens it had already. */
-static int32_t prompt(nc_session *s, const conversation *c) {
+static int32_t prompt(nc_session* s, const conversation* c) {
     static char text[2 * sizeof c->json];
-    char *rendered;
+    char* rendered;
     int32_t error;
     if (c->full) return NOCOPY_ERROR_MEMORY_LIMIT;
     snprintf(text, sizeof text, "%s]", c->json);
@@ -142,23 +142,24 @@ typedef struct {
     double seconds;
 } timing;
 
-static void show(const char *label, const char *text) {
+static void show(const char* label, const char* text) {
     printf("%-9s ", label);
     for (; *text; text++) putchar((unsigned char)*text < 32 || *text == 127 ? ' ' : *text);
     putchar('\n');
 }
 
-static void show_rate(const char *label, timing t, const char *what) {
+static void show_rate(const char* label, timing t, const char* what) {
     printf("%-9s %d tokens in %.1f ms, %.1f tokens/s%s\n", label, (int)t.tokens, 1e3 * t.seconds,
            t.seconds > 0 ? t.tokens / t.seconds : 0.0, what);
 }
 
 /* Feed the conversation and generate. Adds to both timings. Returns the text, or NULL. */
-static char *turn(nc_session *s, const conversation *c, uint32_t max, timing *fed, timing *made, int32_t *had) {
+static char* turn(nc_session* s, const conversation* c, uint32_t max, timing* fed, timing* made,
+                  int32_t* had) {
     nocopy_generation options = nocopy_generation_default();
     double start = now(), ready;
     int32_t length;
-    char *text;
+    char* text;
     options.temperature = 0;
     *had = prompt(s, c);
     if (*had < 0) return NULL;
@@ -172,13 +173,13 @@ static char *turn(nc_session *s, const conversation *c, uint32_t max, timing *fe
     return text;
 }
 
-static uint32_t context_of(const char *info) {
-    const char *at = strstr(info, "\"context\": ");
+static uint32_t context_of(const char* info) {
+    const char* at = strstr(info, "\"context\": ");
     unsigned long context = at ? strtoul(at + strlen("\"context\": "), NULL, 10) : 0;
     return context < CONTEXT ? (uint32_t)context : CONTEXT;
 }
 
-static int run(nc_session *s, const char *question) {
+static int run(nc_session* s, const char* question) {
     static conversation c;
     static char text[4096];
     char result[128], reuse[64];
@@ -212,11 +213,11 @@ static int run(nc_session *s, const char *question) {
     return 0;
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char** argv) {
     nc_session s;
     int32_t model, error;
     uint32_t context;
-    char *info;
+    char* info;
     int status;
     if (argc != 2) return fprintf(stderr, "usage: agent QUESTION\n"), 2;
     if ((model = nc_model("default")) < 0) return fail("model", model);

@@ -148,13 +148,6 @@ class Attachment:
         except Error as error:
             self._refuse(error)
 
-    def _take_turn(self, size: int) -> None:
-        self._begin_turn(None)
-        try:
-            self._follow(size)
-        finally:
-            self._end_turn()
-
     def _refuse(self, error: Error) -> None:
         self._on_refusal(error)
         raise error

@@ -18,12 +18,14 @@ typedef uint32_t uint;
 typedef unsigned long ulong;
 static_assert(sizeof(ulong) == 8, "ulong has 64 bits in Metal");
 
-template <typename T> struct pair_of {
+template <typename T>
+struct pair_of {
     T x, y;
     pair_of() {}
     pair_of(T a, T b) : x(a), y(b) {}
     explicit pair_of(T a) : x(a), y(a) {}
-    template <typename U> explicit pair_of(pair_of<U> v) : x(T(v.x)), y(T(v.y)) {}
+    template <typename U>
+    explicit pair_of(pair_of<U> v) : x(T(v.x)), y(T(v.y)) {}
     friend pair_of operator+(pair_of a, pair_of b) { return pair_of(T(a.x + b.x), T(a.y + b.y)); }
     friend pair_of operator-(pair_of a, pair_of b) { return pair_of(T(a.x - b.x), T(a.y - b.y)); }
     friend pair_of operator*(pair_of a, pair_of b) { return pair_of(T(a.x * b.x), T(a.y * b.y)); }
