@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 
 
 def main() -> None:
-    rows = list(csv.DictReader(Path(sys.argv[1]).open()))
+    rows = list(csv.DictReader(Path(sys.argv[1]).read_text().splitlines()))
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     for name, label in (("train", "training"), ("held_out", "held out")):
         points = [(int(r["step"]), float(r[name])) for r in rows if r[name]]
