@@ -210,7 +210,7 @@ def products(device: cuda.CudaDevice) -> None:
                     continue
                 if side:
                     tiles = (-(-n // side)) ** 2
-                    forced = ("matmul", kernel, tiles, (256, 1))
+                    forced = cuda_launch.Shape("matmul", kernel, tiles, (256, 1))
                     cuda_launch.GEOMETRY["matmul"] = lambda _f, _m, forced=forced: forced
                 a, b, c = (Tensor(space, i * 4 * n * n, (n, n), DType.F32) for i in range(3))
                 program = program_of(device, lambda t, a=a, b=b, c=c: t.matmul(c, a, b), spaces)

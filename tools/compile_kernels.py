@@ -34,7 +34,7 @@ ARITHMETIC = {127, 129, 131, 133, 136}  # OpFNegate, OpFAdd, OpFSub, OpFMul, OpF
 CAPABILITY_INF_NAN, MODE_INF_NAN, NO_CONTRACTION = 4466, 4461, 42
 SPIRV_HEADER_WORDS = 5
 
-FUSED = {"matmul", "matvec", "conv2d"}
+FUSED = {"matmul", "matvec", "conv2d", "attention"}
 """Kernels whose sums may use fused multiply-adds: they have no arithmetic that must cancel exactly."""
 
 

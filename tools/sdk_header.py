@@ -17,8 +17,18 @@ from nocopy.interfaces.imports import (
     IMPORTS,
     INTERFACE_VERSION,
     LOG_LEVELS,
-    Import,
 )
+from nocopy.interfaces.model_imports import (
+    BIAS,
+    BIAS_DOC,
+    GENERATION,
+    GENERATION_DOC,
+    GENERATION_VERSION,
+    MODEL_IMPORTS,
+    NUMBERS,
+    generation_defaults,
+)
+from nocopy.interfaces.signature import Import
 from nocopy.memory.dtype import DType
 from nocopy.tape.ops import GRID, OPS, Op, Operand
 
@@ -52,12 +62,21 @@ def fill_template(
         "NOTICE": notice,
         "CONSTANTS": enum([*constants, *host_constants()]),
         "STRUCTS": re.sub(r"//(.*)", r"/*\1 */", "\n".join(structs)),
-        "DEVICE_INFO": device_info(),
+        "DEVICE_INFO": struct("nocopy_device_info", DEVICE_INFO, DEVICE_INFO_DOC),
         "DEVICE_INFO_BYTES": str(DEVICE_INFO.itemsize),
+        "GENERATION": "\n\n".join(
+            [struct("nocopy_bias", BIAS, BIAS_DOC), struct("nocopy_generation", GENERATION, GENERATION_DOC)]
+        ),
+        "GENERATION_BYTES": str(GENERATION.itemsize),
+        "GENERATION_DEFAULTS": "\n".join(
+            f"    g.{name} = {number(value, GENERATION[name])};"
+            for name, value in generation_defaults().items()
+        ),
         "LAYOUTS": "\n".join(
             textwrap.fill(line, 108, initial_indent=" *   ", subsequent_indent=" *     ") for line in layouts
         ),
-        "IMPORTS": "\n".join(declaration(i) for i in IMPORTS),
+        "IMPORTS": "\n".join(declaration(i) for i in IMPORTS if i not in MODEL_IMPORTS),
+        "MODEL_IMPORTS": "\n".join(map(declaration, MODEL_IMPORTS)),
         "ITEMSIZES": "\n".join(f"    case NOCOPY_{d.name}: return {d.itemsize};" for d in DType if d),
         "BUILDERS": "\n".join(builder(op) for op in OPS),
     }
@@ -74,6 +93,10 @@ def host_constants() -> Iterator[tuple[str, int, str]]:
         yield f"NOCOPY_LOG_{name.upper()}", level, ""
     for number, mode in enumerate(Mode):
         yield f"NOCOPY_MODE_{mode.name}", number, ""
+    yield "NOCOPY_GENERATION_VERSION", GENERATION_VERSION, ""
+    for numbers, (word, meanings) in NUMBERS.items():
+        for member, meaning in zip(numbers, meanings, strict=True):
+            yield f"NOCOPY_{word}_{member.name}", member.value, meaning
     for error in error_classes(errors.Error):
         yield (
             f"NOCOPY_ERROR{c_name(error)}",
@@ -105,16 +128,22 @@ def enum(constants: list[tuple[str, int, str]]) -> str:
     return "\n".join(["enum {", *lines, "};"])
 
 
-def device_info() -> str:
-    """`nocopy_device_info` from the dtype that the host writes."""
-    lines = ["typedef struct nocopy_device_info {"]
-    for name in DEVICE_INFO.names or ():
-        kind: np.dtype[np.void] = DEVICE_INFO[name]
-        declared = (
-            f"char {name}[{kind.itemsize}]" if kind.kind == "S" else f"uint{8 * kind.itemsize}_t {name}"
-        )
-        lines.append(f"    {declared}; /* {DEVICE_INFO_DOC[name]} */")
-    return "\n".join([*lines, "} nocopy_device_info;"])
+C_TYPES = {"<u4": "uint32_t", "<i4": "int32_t", "<u8": "uint64_t", "<f4": "float"}
+
+
+def struct(name: str, dtype: np.dtype[np.void], docs: dict[str, str]) -> str:
+    """A C struct with the bytes of a dtype."""
+    lines = [f"typedef struct {name} {{"]
+    for field in dtype.names or ():
+        kind: np.dtype[np.void] = dtype[field]
+        declared = f"char {field}[{kind.itemsize}]" if kind.kind == "S" else f"{C_TYPES[kind.str]} {field}"
+        lines.append(f"    {declared}; /* {docs[field]} */")
+    return "\n".join([*lines, f"}} {name};"])
+
+
+def number(value: float, dtype: np.dtype[np.void]) -> str:
+    """A C literal of a field's type."""
+    return f"{float(value)}f" if dtype.kind == "f" else str(int(value))
 
 
 def declaration(function: Import) -> str:

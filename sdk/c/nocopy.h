@@ -43,6 +43,11 @@ enum {
     NOCOPY_BF16 = 3, /* 2 bytes */
     NOCOPY_I32 = 4, /* 4 bytes */
     NOCOPY_U8 = 5, /* 1 bytes */
+    NOCOPY_Q8_0 = 16, /* 34 bytes */
+    NOCOPY_Q4_0 = 17, /* 18 bytes */
+    NOCOPY_Q4_K = 18, /* 144 bytes */
+    NOCOPY_Q5_K = 19, /* 176 bytes */
+    NOCOPY_Q6_K = 20, /* 210 bytes */
     NOCOPY_SPACE_GUEST = 0,
     NOCOPY_SPACE_WEIGHTS = 1,
     NOCOPY_SPACE_SCRATCH = 2,
@@ -62,6 +67,10 @@ enum {
     NOCOPY_OP_TOPK = 13, /* the k largest over n, in falling order, ties by lowest index; NaN counts as -infinity */
     NOCOPY_OP_CONV2D = 14, /* out[n,o,y,x] = bias[o] + sum over cg,kh,kw of weight * input; outside the input is 0 */
     NOCOPY_OP_RESIZE = 15, /* bilinear, half-pixel centres, edges repeated */
+    NOCOPY_OP_ROPE = 16, /* rotate pairs (x[i], x[i+f]) (half) or (x[2i], x[2i+1]) by position * frequencies[i] */
+    NOCOPY_OP_SCATTER = 17, /* out[indices[r], w] = convert(x[r, w]); an index outside 0 to t-1 writes nothing */
+    NOCOPY_OP_ATTENTION = 18, /* out[r,h] = softmax over t <= last[r] of (scale q[r,h] . k[t,g]) times v[t,g] */
+    NOCOPY_OP_GLU = 19, /* out = function(a) * b, in f32 */
     NOCOPY_UNARY_NEG = 0,
     NOCOPY_UNARY_ABS = 1,
     NOCOPY_UNARY_SIGN = 2,
@@ -96,6 +105,11 @@ enum {
     NOCOPY_REDUCE_MEAN = 1,
     NOCOPY_REDUCE_MAX = 2,
     NOCOPY_REDUCE_MIN = 3,
+    NOCOPY_ROPE_HALF = 0,
+    NOCOPY_ROPE_INTERLEAVED = 1,
+    NOCOPY_GLU_SILU = 0,
+    NOCOPY_GLU_GELU = 1,
+    NOCOPY_GLU_GELU_TANH = 2,
     NOCOPY_INTERFACE_VERSION = 1,
     NOCOPY_LOG_DEBUG = 0,
     NOCOPY_LOG_INFO = 1,
@@ -104,6 +118,22 @@ enum {
     NOCOPY_MODE_SAME_POINTER = 0,
     NOCOPY_MODE_MAPPED = 1,
     NOCOPY_MODE_STAGED = 2,
+    NOCOPY_GENERATION_VERSION = 1,
+    NOCOPY_TOKENIZE_ADD_SPECIAL = 1, /* put the model's own tokens around the text, such as the first one of a prompt */
+    NOCOPY_TOKENIZE_PARSE_SPECIAL = 2, /* take tokens that are written out, such as <|im_end|>, as such; not for users' text */
+    NOCOPY_DETOKENIZE_CONTINUES = 1, /* other tokens came before, so a space at the start is text */
+    NOCOPY_DETOKENIZE_SHOW_SPECIAL = 2, /* write tokens that are not text as they are written out */
+    NOCOPY_GENERATE_IGNORE_END = 1, /* go on past tokens that end a text */
+    NOCOPY_FINISH_LENGTH = 0, /* `max` tokens are there */
+    NOCOPY_FINISH_END = 1, /* the model ended its text; the token that says so was not appended */
+    NOCOPY_FINISH_CONSTRAINT = 2, /* the constraint is fulfilled and admits nothing more */
+    NOCOPY_FINISH_CONTEXT = 3, /* the context is full */
+    NOCOPY_CONSTRAINT_NONE = 0, /* anything may come */
+    NOCOPY_CONSTRAINT_JSON_SCHEMA = 1, /* JSON that fits a schema */
+    NOCOPY_CONSTRAINT_JSON = 2, /* any JSON */
+    NOCOPY_CONSTRAINT_REGEX = 3, /* text that a regular expression matches */
+    NOCOPY_CONSTRAINT_LARK = 4, /* text of a grammar in Lark's notation */
+    NOCOPY_CONSTRAINT_GBNF = 5, /* text of a grammar in llama.cpp's notation */
     NOCOPY_ERROR = -1, /* The root of every error that nocopy raises on purpose */
     NOCOPY_ERROR_USAGE = -2, /* A wrong argument, option or file name */
     NOCOPY_ERROR_MEMORY_LIMIT = -3, /* A reservation, a growth or a quota that cannot be met */
@@ -126,6 +156,7 @@ enum {
     NOCOPY_ERROR_METADATA = -20, /* A metadata key is missing or has another type than the model needs */
     NOCOPY_ERROR_TOKENIZER = -21, /* A text, a token id or a vocabulary cannot be used */
     NOCOPY_ERROR_TEMPLATE = -22, /* A chat template is wrong, refuses the conversation, or exceeds its limits */
+    NOCOPY_ERROR_HUB = -23, /* The hub cannot be reached, refuses, sends something else than it announced, or has no such model */
 };
 
 /* ---- records: the bytes that the host reads; docs/tape.md has every field ----------------------------- */
@@ -161,6 +192,32 @@ typedef struct nocopy_device_info {
     char product[192]; /* UTF-8 with a NUL: the hardware's own name */
 } nocopy_device_info;
 
+/* How to generate. nocopy_generation_default() fills one in. */
+typedef struct nocopy_bias {
+    uint32_t token; /* its number */
+    float bias; /* added to its logit; -INFINITY forbids it */
+} nocopy_bias;
+
+typedef struct nocopy_generation {
+    uint32_t version; /* NOCOPY_GENERATION_VERSION */
+    uint32_t flags; /* NOCOPY_GENERATE_* added up */
+    float temperature; /* 0 is greedy; 1 draws from the model's own distribution */
+    int32_t top_k; /* keep the k likeliest; 0 keeps all */
+    float top_p; /* keep the likeliest until their probabilities sum to p */
+    float min_p; /* keep those at least this fraction as likely as the likeliest */
+    float typical_p; /* keep those whose surprise is nearest the expected one, until they sum to p */
+    float repeat_penalty; /* divide logits of recent tokens by this */
+    float frequency_penalty; /* subtract this for each time that a token is among the recent ones */
+    float presence_penalty; /* subtract this if a token is among the recent ones */
+    int32_t repeat_last_n; /* how many tokens of the session are recent; 0 turns penalties off, -1 means all */
+    uint32_t bias_count; /* how many biases there are */
+    uint64_t biases; /* address of a nocopy_bias for each */
+    uint64_t seed; /* of the random numbers */
+    uint64_t draws; /* random numbers drawn so far, in and out: a generation in pieces is the same as in one */
+    uint32_t finish; /* out: one of NOCOPY_FINISH_* */
+    uint32_t reserved; /* 0 */
+} nocopy_generation;
+
 /* What lies where in a record; '?' marks an optional operand.
  *   copy: operands out[d0,d1,d2,d3], x[d0,d1,d2,d3]; dims d0, d1, d2, d3; params none
  *   fill: operands out[d0,d1,d2,d3]; dims d0, d1, d2, d3; params f32 value
@@ -180,12 +237,18 @@ typedef struct nocopy_device_info {
  *   conv2d: operands out[n,o,oh,ow], x[n,c,h,w], weight[o,cg,kh,kw], bias[o]?; dims n, c, h, w, o, cg, kh,
  *     kw, oh, ow; params u32 stride_y, u32 stride_x, u32 pad_y, u32 pad_x, u32 dilation_y, u32 dilation_x
  *   resize: operands out[n,c,oh,ow], x[n,c,h,w]; dims n, c, h, w, oh, ow; params none
+ *   rope: operands out[r,h,n], x[r,h,n], frequencies[f], positions[r]; dims r, h, n, f; params f32 scale
+ *   scatter: operands out[t,w], x[r,w], indices[r]; dims r, w, t; params none
+ *   attention: operands out[r,h,n], q[r,h,n], k[t,g,n], v[t,g,n], last[r]; dims r, h, n, t, g; params f32
+ *     scale, f32 softcap, u32 window
+ *   glu: operands out[d0,d1,d2,d3], a[d0,d1,d2,d3], b[d0,d1,d2,d3]; dims d0, d1, d2, d3; params none
  */
 
 #define NOCOPY_ASSERT_(name, condition) typedef char nocopy_assert_##name##_[(condition) ? 1 : -1]
 NOCOPY_ASSERT_(operand, sizeof(nocopy_operand) == 32);
 NOCOPY_ASSERT_(record, sizeof(nocopy_record) == 256);
 NOCOPY_ASSERT_(device_info, sizeof(nocopy_device_info) == 256);
+NOCOPY_ASSERT_(generation, sizeof(nocopy_generation) == 80);
 NOCOPY_ASSERT_(float, sizeof(float) == 4);
 
 /* ---- what the host provides -------------------------------------------------------------------------------
@@ -216,6 +279,108 @@ NOCOPY_IMPORT_(last_error) int32_t nocopy_last_error(char *text, uint32_t len);
 
 /* Hand a line of UTF-8 to the host's log. `level` is one of NOCOPY_LOG_*. */
 NOCOPY_IMPORT_(log) int32_t nocopy_log(int32_t level, const char *text, uint32_t len);
+
+/* ---- language models --------------------------------------------------------------------------------------
+ * The host grants models by name. A session is one sequence of tokens: its KV cache, its logits and all else
+ * that it remembers lie in bytes of your own memory. nocopy_model.h has conveniences over these. */
+
+/* Open the model that the host granted under this name, such as "default". Returns its handle.
+ * Handles of models and sessions are never used again. */
+NOCOPY_IMPORT_(model_open) int32_t nocopy_model_open(const char *name, uint32_t len);
+
+/* Let go of a model, after its sessions. */
+NOCOPY_IMPORT_(model_close) int32_t nocopy_model_close(int32_t model);
+
+/* Write what a model is, as JSON: architecture, context, vocabulary, width, layers, end_tokens,
+ * kv_bytes_per_token, ... At most `len` bytes, the last of them a NUL. Returns the bytes of the
+ * whole text without its NUL. */
+NOCOPY_IMPORT_(model_info) int32_t nocopy_model_info(int32_t model, char *text, uint32_t len);
+
+/* Write how many bytes a session takes: `context` tokens at most, its keys and values of type `kv`
+ * (NOCOPY_F16, NOCOPY_Q8_0, NOCOPY_F32 or NOCOPY_BF16). */
+NOCOPY_IMPORT_(session_size) int32_t nocopy_session_size(int32_t model, uint32_t context, uint32_t kv,
+                                                         uint64_t *bytes);
+
+/* Open a session in `len` bytes of your memory, at a multiple of 65536: all that it remembers lies
+ * there, and the device works on it there. No other open session may lie there. Returns its handle. */
+NOCOPY_IMPORT_(session_open) int32_t nocopy_session_open(int32_t model, void *at, size_t len,
+                                                         uint32_t context, uint32_t kv);
+
+/* Open a session that continues from where this one is, constraint and all, in other bytes. */
+NOCOPY_IMPORT_(session_fork) int32_t nocopy_session_fork(int32_t session, void *at, size_t len);
+
+/* Feed tokens: their keys and values join the cache; the logits after the last one are written. */
+NOCOPY_IMPORT_(session_append) int32_t nocopy_session_append(int32_t session, const int32_t *tokens,
+                                                             uint32_t count);
+
+/* Make the session hold exactly these tokens: feed only those that it does not have yet, at least
+ * the last. Returns how many it had. */
+NOCOPY_IMPORT_(session_extend) int32_t nocopy_session_extend(int32_t session, const int32_t *tokens,
+                                                             uint32_t count);
+
+/* Forget all but the first `length` tokens. There are no logits until the next append. */
+NOCOPY_IMPORT_(session_truncate) int32_t nocopy_session_truncate(int32_t session, uint32_t length);
+
+/* How many tokens the session holds. */
+NOCOPY_IMPORT_(session_length) int32_t nocopy_session_length(int32_t session);
+
+/* Write the address of the logits after the last token: a float for each token of the vocabulary, in
+ * your own memory, which each pass writes again. What you change there changes what is drawn next.
+ * Returns how many there are. */
+NOCOPY_IMPORT_(session_logits) int32_t nocopy_session_logits(int32_t session, uint64_t *address);
+
+/* Allow only what fits from now on: `kind` is one of NOCOPY_CONSTRAINT_*, the text is the schema,
+ * expression or grammar. It follows what is generated over any number of calls, until it is set anew. */
+NOCOPY_IMPORT_(session_constrain) int32_t nocopy_session_constrain(int32_t session, uint32_t kind,
+                                                                   const char *text, uint32_t len);
+
+/* Draw at most `max` tokens, append each to the session and write it as it comes. Returns how many;
+ * options->finish says why it stopped. */
+NOCOPY_IMPORT_(session_generate) int32_t nocopy_session_generate(int32_t session, nocopy_generation *options,
+                                                                 int32_t *tokens, uint32_t max);
+
+/* Let go of a session. Its bytes stay as they are. */
+NOCOPY_IMPORT_(session_close) int32_t nocopy_session_close(int32_t session);
+
+/* Cut UTF-8 text into tokens and write at most `max` of them. `flags`: NOCOPY_TOKENIZE_* added up.
+ * Returns how many there are. */
+NOCOPY_IMPORT_(tokenize) int32_t nocopy_tokenize(int32_t model, const char *text, uint32_t len,
+                                                 int32_t *tokens, uint32_t max, uint32_t flags);
+
+/* Write the exact bytes of tokens, at most `max`, without a NUL. `flags`: NOCOPY_DETOKENIZE_* added
+ * up. Returns how many there are. A character may end in the next token. */
+NOCOPY_IMPORT_(detokenize) int32_t nocopy_detokenize(int32_t model, const int32_t *tokens, uint32_t count,
+                                                     char *text, uint32_t max, uint32_t flags);
+
+/* Turn a conversation into the prompt that the model was trained on, up to where its answer begins;
+ * tokenize it with NOCOPY_TOKENIZE_PARSE_SPECIAL. `messages` is JSON: an array of objects with role
+ * and content, or an object with such messages and, if need be, tools and add_generation_prompt.
+ * Writes at most `max` bytes of UTF-8, without a NUL. Returns how many there are. */
+NOCOPY_IMPORT_(chat_template) int32_t nocopy_chat_template(int32_t model, const char *messages, uint32_t len,
+                                                           char *text, uint32_t max);
+
+/* The options that most people use: some chance, the unlikely left out. */
+static inline nocopy_generation nocopy_generation_default(void) {
+    nocopy_generation g;
+    g.version = 1;
+    g.flags = 0;
+    g.temperature = 0.8f;
+    g.top_k = 40;
+    g.top_p = 0.95f;
+    g.min_p = 0.05f;
+    g.typical_p = 1.0f;
+    g.repeat_penalty = 1.0f;
+    g.frequency_penalty = 0.0f;
+    g.presence_penalty = 0.0f;
+    g.repeat_last_n = 64;
+    g.bias_count = 0;
+    g.biases = 0;
+    g.seed = 0;
+    g.draws = 0;
+    g.finish = 0;
+    g.reserved = 0;
+    return g;
+}
 
 /* ---- tensors ----------------------------------------------------------------------------------------------
  * A tensor names bytes; it owns none. Strides count elements. At most four axes. An impossible request (an
@@ -258,6 +423,11 @@ static inline uint32_t nocopy_itemsize(uint32_t dtype) {
     case NOCOPY_BF16: return 2;
     case NOCOPY_I32: return 4;
     case NOCOPY_U8: return 1;
+    case NOCOPY_Q8_0: return 34;
+    case NOCOPY_Q4_0: return 18;
+    case NOCOPY_Q4_K: return 144;
+    case NOCOPY_Q5_K: return 176;
+    case NOCOPY_Q6_K: return 210;
     default: return 0;
     }
 }
@@ -586,7 +756,8 @@ static inline int32_t nocopy_binary(nocopy_tape *tape, uint32_t function, nocopy
 }
 
 /* out[b0,b1,m,n] = scale * sum_k a[b0,b1,m,k] b[b0,b1,k,n], summed in f32.
- * out, a, b: f32, f16, bf16. */
+ * out, a: f32, f16, bf16.
+ * b: f32, f16, bf16, q8_0, q4_0, q4_k, q5_k, q6_k. */
 static inline int32_t nocopy_matmul(nocopy_tape *tape, nocopy_tensor out, nocopy_tensor a, nocopy_tensor b,
                                     float scale) {
     nocopy_record *r = nocopy_begin_(tape, NOCOPY_OP_MATMUL, 0);
@@ -684,7 +855,8 @@ static inline int32_t nocopy_layernorm(nocopy_tape *tape, nocopy_tensor out, noc
 }
 
 /* out[r,w] = table[clamp(indices[r], 0, t-1), w].
- * out, table: f32, f16, bf16.
+ * out: f32, f16, bf16.
+ * table: f32, f16, bf16, q8_0, q4_0, q4_k, q5_k, q6_k.
  * indices: i32. */
 static inline int32_t nocopy_gather(nocopy_tape *tape, nocopy_tensor out, nocopy_tensor table,
                                     nocopy_tensor indices) {
@@ -793,6 +965,91 @@ static inline int32_t nocopy_resize(nocopy_tape *tape, nocopy_tensor out, nocopy
     nocopy_bind_(tape, r, 0, &out, "resize: out does not fit [n, c, oh, ow]", 0, 4, 0, 1, 4, 5);
     nocopy_bind_(tape, r, 1, &x, "resize: x does not fit [n, c, h, w]", 1, 4, 0, 1, 2, 3);
     return nocopy_end_(tape, r, "resize: a size is over 2^31 - 1");
+}
+
+/* rotate pairs (x[i], x[i+f]) (half) or (x[2i], x[2i+1]) by position * frequencies[i].
+ * out, x: f32, f16, bf16.
+ * frequencies: f32.
+ * positions: i32.
+ * function: one of NOCOPY_ROPE_*.
+ * out may be exactly the tensor that an input is. */
+static inline int32_t nocopy_rope(nocopy_tape *tape, uint32_t function, nocopy_tensor out, nocopy_tensor x,
+                                  nocopy_tensor frequencies, nocopy_tensor positions, float scale) {
+    nocopy_record *r = nocopy_begin_(tape, NOCOPY_OP_ROPE, function);
+    if (!r) return tape->error;
+    if (function >= 2) return nocopy_refuse_(tape, NOCOPY_ERROR_USAGE, "rope: unknown function");
+    r->dims[0] = nocopy_size_(&x, 3);
+    r->dims[1] = nocopy_size_(&x, 2);
+    r->dims[2] = nocopy_size_(&x, 1);
+    r->dims[3] = nocopy_size_(&frequencies, 1);
+    nocopy_bind_(tape, r, 0, &out, "rope: out does not fit [r, h, n]", 0, 3, 0, 1, 2, 0);
+    nocopy_bind_(tape, r, 1, &x, "rope: x does not fit [r, h, n]", 1, 3, 0, 1, 2, 0);
+    nocopy_bind_(tape, r, 2, &frequencies, "rope: frequencies does not fit [f]", 1, 1, 3, 0, 0, 0);
+    nocopy_bind_(tape, r, 3, &positions, "rope: positions does not fit [r]", 1, 1, 0, 0, 0, 0);
+    r->params[0] = nocopy_bits_(scale);
+    return nocopy_end_(tape, r, "rope: a size is over 2^31 - 1");
+}
+
+/* out[indices[r], w] = convert(x[r, w]); an index outside 0 to t-1 writes nothing.
+ * out: f32, f16, bf16, q8_0.
+ * x: f32, f16, bf16.
+ * indices: i32. */
+static inline int32_t nocopy_scatter(nocopy_tape *tape, nocopy_tensor out, nocopy_tensor x,
+                                     nocopy_tensor indices) {
+    nocopy_record *r = nocopy_begin_(tape, NOCOPY_OP_SCATTER, 0);
+    if (!r) return tape->error;
+    r->dims[0] = nocopy_size_(&x, 2);
+    r->dims[1] = nocopy_size_(&x, 1);
+    r->dims[2] = nocopy_size_(&out, 2);
+    nocopy_bind_(tape, r, 0, &out, "scatter: out does not fit [t, w]", 0, 2, 2, 1, 0, 0);
+    nocopy_bind_(tape, r, 1, &x, "scatter: x does not fit [r, w]", 1, 2, 0, 1, 0, 0);
+    nocopy_bind_(tape, r, 2, &indices, "scatter: indices does not fit [r]", 1, 1, 0, 0, 0, 0);
+    return nocopy_end_(tape, r, "scatter: a size is over 2^31 - 1");
+}
+
+/* out[r,h] = softmax over t <= last[r] of (scale q[r,h] . k[t,g]) times v[t,g].
+ * out, q: f32, f16, bf16.
+ * k, v: f32, f16, bf16, q8_0.
+ * last: i32. */
+static inline int32_t nocopy_attention(nocopy_tape *tape, nocopy_tensor out, nocopy_tensor q, nocopy_tensor k,
+                                       nocopy_tensor v, nocopy_tensor last, float scale, float softcap,
+                                       uint32_t window) {
+    nocopy_record *r = nocopy_begin_(tape, NOCOPY_OP_ATTENTION, 0);
+    if (!r) return tape->error;
+    r->dims[0] = nocopy_size_(&q, 3);
+    r->dims[1] = nocopy_size_(&q, 2);
+    r->dims[2] = nocopy_size_(&q, 1);
+    r->dims[3] = nocopy_size_(&k, 3);
+    r->dims[4] = nocopy_size_(&k, 2);
+    nocopy_between_(tape, window, 0, 2147483647, "attention: window lies outside 0 to 2147483647");
+    nocopy_bind_(tape, r, 0, &out, "attention: out does not fit [r, h, n]", 0, 3, 0, 1, 2, 0);
+    nocopy_bind_(tape, r, 1, &q, "attention: q does not fit [r, h, n]", 1, 3, 0, 1, 2, 0);
+    nocopy_bind_(tape, r, 2, &k, "attention: k does not fit [t, g, n]", 1, 3, 3, 4, 2, 0);
+    nocopy_bind_(tape, r, 3, &v, "attention: v does not fit [t, g, n]", 1, 3, 3, 4, 2, 0);
+    nocopy_bind_(tape, r, 4, &last, "attention: last does not fit [r]", 1, 1, 0, 0, 0, 0);
+    r->params[0] = nocopy_bits_(scale);
+    r->params[1] = nocopy_bits_(softcap);
+    r->params[2] = window;
+    return nocopy_end_(tape, r, "attention: a size is over 2^31 - 1");
+}
+
+/* out = function(a) * b, in f32.
+ * out, a, b: f32, f16, bf16.
+ * function: one of NOCOPY_GLU_*.
+ * out may be exactly the tensor that an input is. */
+static inline int32_t nocopy_glu(nocopy_tape *tape, uint32_t function, nocopy_tensor out, nocopy_tensor a,
+                                 nocopy_tensor b) {
+    nocopy_record *r = nocopy_begin_(tape, NOCOPY_OP_GLU, function);
+    if (!r) return tape->error;
+    if (function >= 3) return nocopy_refuse_(tape, NOCOPY_ERROR_USAGE, "glu: unknown function");
+    r->dims[0] = nocopy_size_(&out, 4);
+    r->dims[1] = nocopy_size_(&out, 3);
+    r->dims[2] = nocopy_size_(&out, 2);
+    r->dims[3] = nocopy_size_(&out, 1);
+    nocopy_bind_(tape, r, 0, &out, "glu: out does not fit [d0, d1, d2, d3]", 0, 4, 0, 1, 2, 3);
+    nocopy_bind_(tape, r, 1, &a, "glu: a does not fit [d0, d1, d2, d3]", 1, 4, 0, 1, 2, 3);
+    nocopy_bind_(tape, r, 2, &b, "glu: b does not fit [d0, d1, d2, d3]", 1, 4, 0, 1, 2, 3);
+    return nocopy_end_(tape, r, "glu: a size is over 2^31 - 1");
 }
 
 #ifdef __cplusplus

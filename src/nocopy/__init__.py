@@ -4,6 +4,10 @@
         guest.run()
         print(guest.ledger.copied)  # 0
 
+    with nocopy.LanguageModel("model.gguf") as model:
+        for piece in model.generate("Once upon a time", max_tokens=50):
+            print(piece, end="", flush=True)
+
 Names load when they are first used, so that `import nocopy` costs nothing.
 """
 
@@ -20,43 +24,58 @@ if TYPE_CHECKING:
     from nocopy.interfaces.attachment import ComputeLimits
     from nocopy.interfaces.host import DeviceGuest as Guest
     from nocopy.memory import Ledger, LinearMemory, TensorView
+    from nocopy.models.find import find_model
+    from nocopy.models.load import open_model
+    from nocopy.session.completion import Completion
+    from nocopy.session.language import LanguageModel
+    from nocopy.session.sampler import Sampling
     from nocopy.tape import Space, TapeBuilder
     from nocopy.wasm import Dir, HostFunction, Limits, Module
 
 _PLACES = {
+    "Completion": ("session.completion", "Completion"),
     "ComputeLimits": ("interfaces.attachment", "ComputeLimits"),
     "Device": ("device.protocol", "Device"),
     "Dir": ("wasm", "Dir"),
     "Error": ("errors", "Error"),
     "Guest": ("interfaces.host", "DeviceGuest"),
     "HostFunction": ("wasm", "HostFunction"),
+    "LanguageModel": ("session.language", "LanguageModel"),
     "Ledger": ("memory", "Ledger"),
     "Limits": ("wasm", "Limits"),
     "LinearMemory": ("memory", "LinearMemory"),
     "Module": ("wasm", "Module"),
+    "Sampling": ("session.sampler", "Sampling"),
     "Space": ("tape", "Space"),
     "TapeBuilder": ("tape", "TapeBuilder"),
     "TensorView": ("memory", "TensorView"),
+    "find_model": ("models.find", "find_model"),
     "open_device": ("device.discovery", "open_device"),
+    "open_model": ("models.load", "open_model"),
 }
 """Public name: the module under `nocopy`, and what it is called there."""
 
 __all__ = [
+    "Completion",
     "ComputeLimits",
     "Device",
     "Dir",
     "Error",
     "Guest",
     "HostFunction",
+    "LanguageModel",
     "Ledger",
     "Limits",
     "LinearMemory",
     "Module",
+    "Sampling",
     "Space",
     "TapeBuilder",
     "TensorView",
     "errors",
+    "find_model",
     "open_device",
+    "open_model",
 ]
 
 

@@ -15,7 +15,8 @@ Error:
     |   |-- UnsupportedModelError     a sound model that nothing here can play
     |   |-- MetadataError             a metadata key that is missing or has another type
     |   |-- TokenizerError            a text, an id or a vocabulary that cannot be used
-    |   `-- TemplateError             a chat template that is wrong or exceeds its limits
+    |   |-- TemplateError             a chat template that is wrong or exceeds its limits
+    |   `-- HubError                  the hub is out of reach, refuses, or has no such model
     `-- GuestError            something about a guest
         |-- InvalidModuleError        not WebAssembly, or no memory, or an unknown import
         |-- TrapError                 the guest trapped; carries the Wasm backtrace
@@ -181,3 +182,9 @@ class TemplateError(ModelError):
     """A chat template is wrong, refuses the conversation, or exceeds its limits."""
 
     code = -22
+
+
+class HubError(ModelError):
+    """The hub cannot be reached, refuses, sends something else than it announced, or has no such model."""
+
+    code = -23

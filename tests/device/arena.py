@@ -7,6 +7,7 @@ must be right (`tests/tape/truth.py`) and all others must be as they were.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from nocopy.device.protocol import Device, Pages
 from nocopy.memory.dtype import DType
 from nocopy.tape import RECORD, Space, Tape, TapeBuilder, Tensor, validate
+from nocopy.tape.blocks import LAYOUTS
 from nocopy.tape.ops import BY_CODE
 from tests.device.region import PAGE, Region
 from tests.tape import truth
@@ -99,7 +101,7 @@ def assert_untouched(
             if spec.out and space in changed:
                 size = DType(int(record["operands"][slot]["dtype"])).itemsize
                 for byte in range(size):
-                    changed[space][truth.elements(record, slot) * size + byte] = False
+                    changed[space][truth.places(record, slot) + byte] = False
     for space, mask in changed.items():
         at = np.flatnonzero(mask)
         assert not len(at), (
@@ -111,8 +113,8 @@ def assert_untouched(
 class Batch:
     """Places tensors in an arena, collects records over them, plays them all at once and judges each.
 
-    Tensors lie apart from each other, at offsets that are aligned to their element size and mostly to
-    nothing more.
+    Tensors lie apart from each other, at offsets that are aligned as their dtype asks and mostly to nothing
+    more.
     """
 
     def __init__(self, arena: Arena, seed: int = 0) -> None:
@@ -144,9 +146,9 @@ class Batch:
             strides[axis] = step
             step *= max(1, shape[axis])
         self._placed += 1
-        size = dtype.itemsize
+        size = dtype.alignment
         offset = -(-self._free[space] // size) * size + size * (self._placed * 5 % 8 + 1)
-        self._free[space] = offset + step * size
+        self._free[space] = offset + -(-step // dtype.block) * dtype.itemsize
         assert self._free[space] <= self.arena.regions[space].nbytes, "the arena is full"
         return Tensor(space, offset, tuple(shape), dtype, tuple(strides))
 
@@ -157,6 +159,23 @@ class Batch:
             array = array.astype(dtype.numpy)
         tensor = self.room(array.shape, dtype, **layout)
         self.array(tensor)[...] = array
+        return tensor
+
+    def put_blocks(self, shape: Sequence[int], dtype: DType, seed: int, **layout: Any) -> Tensor:
+        """An input of random blocks whose scales are ordinary numbers; the layout as in `room`.
+
+        The blocks lie along the axis that is the fastest in memory.
+        """
+        tensor = self.room(shape, dtype, **layout)
+        rng = np.random.default_rng(seed)
+        blocks = np.frombuffer(
+            rng.integers(0, 256, prod(shape) // dtype.block * dtype.itemsize, np.uint8).tobytes(),
+            LAYOUTS[dtype],
+        ).copy()
+        for field in {"d", "dmin"} & set(LAYOUTS[dtype].fields or ()):
+            blocks[field] = rng.normal(0, 0.02, len(blocks))
+        memory = self.arena.regions[tensor.space].bytes
+        memory[tensor.offset : tensor.offset + blocks.nbytes] = blocks.view(np.uint8)
         return tensor
 
     def array(self, tensor: Tensor) -> Array:

@@ -91,6 +91,7 @@ class EmulatedDriver:
         self.launched: list[str] = []
         self.registered: dict[int, int] = {}
         self.allocated: dict[int, mmap.mmap] = {}
+        self.pinned: dict[int, mmap.mmap] = {}
         self.mapped_at: Callable[[int], int] = lambda address: address
         self.graphs = 0
         self.closed = False
@@ -169,6 +170,18 @@ class EmulatedDriver:
     def free(self, address: int) -> None:
         self._called("free")
         del self.allocated[address]
+
+    def pin(self, nbytes: int) -> int:
+        self._called("pin")
+        memory = mmap.mmap(-1, nbytes)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        self.pinned[address] = memory
+        return address
+
+    def unpin(self, address: int) -> None:
+        self._called("unpin")
+        assert not self._queue, "pinned memory freed before the copy from it"
+        del self.pinned[address]
 
     def copy_in(self, device: int, host: int, nbytes: int) -> None:
         self._called("copy_in")

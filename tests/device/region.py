@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 PAGE = mmap.PAGESIZE
+UNIT = 65536
+"""Regions begin at multiples of this: the pages of a Mac are 16 KiB, of some Linux systems 64."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -30,13 +32,13 @@ class Region:
     """
 
     def __init__(self, nbytes: int, room: int = 0) -> None:
-        self._reserved = nbytes + room + 2 * PAGE
+        self._reserved = nbytes + room + 2 * PAGE + UNIT
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE
         start = _libc.mmap(None, self._reserved, PROT_NONE, flags, -1, 0)
         if start in (None, ctypes.c_void_p(-1).value):
             raise OSError(ctypes.get_errno(), "mmap failed")
         self._start: int | None = start
-        self.address, self.nbytes, self._room = start + PAGE, 0, nbytes + room
+        self.address, self.nbytes, self._room = -(-(start + PAGE) // UNIT) * UNIT, 0, nbytes + room
         self.grow(nbytes)
 
     def grow(self, nbytes: int) -> None:

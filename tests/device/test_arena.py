@@ -82,6 +82,9 @@ FLAWS = {
     "exp off by 2**-19": ("unary", lambda a: a * np.float32(1 + 2**-19)),
     "softmax off by 2**-17": ("softmax", lambda a: a * np.float32(1 - 2**-17)),
     "rmsnorm without eps": ("rmsnorm", lambda a: a * np.float32(1 + 4e-5)),
+    "attention off by 2**-16": ("attention", lambda a: a * np.float32(1 + 2**-16)),
+    "rope off by 2**-19": ("rope", lambda a: a * np.float32(1 + 2**-19)),
+    "glu off by 2**-19": ("glu", lambda a: a * np.float32(1 + 2**-19)),
     "the last element forgotten": ("copy", lambda a: np.where(np.arange(a.size).reshape(a.shape) == 0, 0, a)),
     "a lost sign of zero": ("copy", lambda a: a + np.float32(0)),
 }
@@ -108,6 +111,14 @@ def test_results_that_are_a_little_wrong_are_found(arena: Arena, monkeypatch: py
             batch.tape.unary("exp", batch.room((8, 64)), x)
         case "copy":
             batch.tape.copy(batch.room((8, 64)), x)
+        case "attention":
+            q, k, v = (batch.put(0.1 * normal(i, 8, 2, 32)) for i in (1, 2, 3))
+            batch.tape.attention(batch.room((8, 2, 32)), q, k, v, batch.put([5] * 8, I32), scale=0.1)
+        case "rope":
+            frequencies, positions = batch.put([1.0, 0.1]), batch.put(np.arange(8), I32)
+            batch.tape.rope(batch.room((8, 1, 4)), batch.put(normal(1, 8, 1, 4)), frequencies, positions)
+        case "glu":
+            batch.tape.glu("silu", batch.room((8, 64)), x, positive)
         case "rmsnorm":
             batch.tape.rmsnorm(batch.room((8, 64)), x, None, 1e-6)
         case _:
@@ -127,6 +138,34 @@ def test_conversion_that_truncates_is_found(arena: Arena, monkeypatch: pytest.Mo
     batch = Batch(arena)
     batch.tape.copy(batch.room((3,), I32), batch.put([0.25, 1.75, 2.5]))
     with pytest.raises(AssertionError, match="1 of 3 elements are wrong"):
+        batch.judge()
+
+
+@pytest.mark.parametrize("at", [0, 2, 33, 34])
+def test_one_wrong_byte_of_a_block_is_found(arena: Arena, monkeypatch: pytest.MonkeyPatch, at: int):
+    """In the scale, in the first and the last quant; and in a row that no index names."""
+    right = reference.MEANING["scatter"]
+
+    def wrong(operands, params):
+        right(operands, params)
+        operands[0].view(np.uint8).reshape(-1)[at] ^= 1
+
+    monkeypatch.setitem(reference.MEANING, "scatter", wrong)
+    batch = Batch(arena)
+    batch.tape.scatter(batch.room((2, 32), DType.Q8_0), batch.put(normal(1, 1, 32)), batch.put([0], I32))
+    with pytest.raises(AssertionError, match="scatter: row"):
+        batch.judge()
+
+
+def test_rows_mixed_from_two_sources_are_found(arena: Arena, monkeypatch: pytest.MonkeyPatch):
+    def mixed(operands, _params):
+        out, x, _ = operands
+        out[1, :3], out[1, 3:] = x[0, :3], x[1, 3:]
+
+    monkeypatch.setitem(reference.MEANING, "scatter", mixed)
+    batch = Batch(arena)
+    batch.tape.scatter(batch.room((2, 6)), batch.put(normal(1, 2, 6)), batch.put([1, 1], I32))
+    with pytest.raises(AssertionError, match="scatter: row 1"):
         batch.judge()
 
 

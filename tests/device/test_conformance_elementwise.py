@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from nocopy.memory.dtype import DType
+from nocopy.memory.dtype import ALL, DType
 from nocopy.tape import Tensor
 from nocopy.tape.ops import BINARY, UNARY
 from tests.device.arena import Arena, Batch
@@ -22,16 +22,14 @@ def test_copy_converts_between_all_dtypes(arena: Arena):
         [-(2**31), -(2**24) - 1, -256, -1, 0, 1, 254, 255, 256, 65519, 65520, 2**24 + 1, 2**31 - 1]
     )
     halves = np.arange(-300.5, 300.5, 0.25)
-    for out, x in product(DType, DType):
-        if DType.NONE in (out, x):
-            continue
+    for out, x in product(sorted(ALL), sorted(ALL)):
         values = integers % 256 if x is U8 else integers if x is I32 else np.concatenate([SPECIAL, halves])
         source = batch.put(values.astype(np.float64), x)
         batch.tape.copy(batch.room(source.shape, out), source)
     batch.judge()
 
 
-@pytest.mark.parametrize("dtype", [d for d in DType if d], ids=lambda d: d.name)
+@pytest.mark.parametrize("dtype", sorted(ALL), ids=lambda d: d.name)
 def test_copy_keeps_every_bit_of_the_same_dtype(arena: Arena, dtype):
     batch = Batch(arena)
     noise = batch.room((7, 33, 5), dtype)  # NaN payloads, subnormals
@@ -69,11 +67,10 @@ def test_copy_rounds_every_midpoint_to_even(arena: Arena, narrow):
 @pytest.mark.parametrize("value", [0.0, -0.0, 2.5, -3.5, 300.0, 1e5, 1e-40, np.inf, -np.inf, np.nan])
 def test_fill_converts_to_every_dtype(arena: Arena, value):
     batch = Batch(arena)
-    for dtype in DType:
-        if dtype:
-            batch.tape.fill(batch.room((3, 7), dtype, order=(1, 0), gap=2), value)
-            batch.tape.fill(batch.room((67,), dtype), value)
-            batch.tape.fill(batch.room((), dtype), value)
+    for dtype in sorted(ALL):
+        batch.tape.fill(batch.room((3, 7), dtype, order=(1, 0), gap=2), value)
+        batch.tape.fill(batch.room((67,), dtype), value)
+        batch.tape.fill(batch.room((), dtype), value)
     batch.judge()
 
 

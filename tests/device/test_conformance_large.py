@@ -32,6 +32,13 @@ def test_more_rows_than_a_dispatch_has_groups(device: Device):
     batch.tape.gather(
         batch.room((MANY, 3)), batch.put(normal(3, 9, 3)), batch.put(np.arange(MANY) % 11 - 1, I32)
     )
+    positions = batch.put(np.arange(MANY), I32)
+    heads = Tensor(x.space, x.offset, (MANY, 1, 5), F32, (5, 5, 1))
+    batch.tape.rope(batch.room((MANY, 1, 5)), heads, batch.put([0.5, 1e-3]), positions)
+    places = batch.put(np.random.default_rng(1).permutation(5000), I32)
+    some = Tensor(x.space, x.offset, (5000, 5), F32)
+    batch.tape.scatter(batch.room((5000, 5), F16), some, places)
+    batch.tape.glu("silu", batch.room((MANY, 5)), x, x)
     w = batch.put(normal(4, 5, 1))
     batch.tape.matmul(batch.room((MANY, 1)), x, w)
     columns = Tensor(x.space, x.offset, (5, MANY), F32, (1, 5))
@@ -41,12 +48,16 @@ def test_more_rows_than_a_dispatch_has_groups(device: Device):
 
 
 @pytest.mark.slow  # a software GPU starts each of the groups for some 0.2 ms
-@pytest.mark.parametrize("case", ["topk", "first batch axis", "second batch axis"])
+@pytest.mark.parametrize("case", ["topk", "attention", "first batch axis", "second batch axis"])
 def test_more_groups_of_many_threads_than_a_dispatch_has(device: Device, case: str):
     arena = Arena(device, {Space.GUEST: 8 << 20}, scratch=0)
     batch = Batch(arena)
     if case == "topk":
         batch.tape.topk(batch.room((MANY, 2)), batch.room((MANY, 2), I32), batch.put(normal(1, MANY, 5)))
+    elif case == "attention":
+        q, k, v = (batch.put(normal(i, rows, 1, 3)) for i, rows in ((1, MANY), (2, 4), (3, 4)))
+        last = batch.put(np.arange(MANY) % 6 - 1, I32)
+        batch.tape.attention(batch.room((MANY, 1, 3)), q, k, v, last, scale=0.5)
     else:
         batches = (MANY, 1) if case.startswith("first") else (1, MANY)
         a, b = batch.put(normal(5, *batches, 2, 3), F16), batch.put(normal(6, 3, 2))

@@ -49,6 +49,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         ["test_cuda_gpu.py"],
         ["test_protocol.py", "-k", "[cuda and not deadline"],
         ["test_conformance_products.py", "-k", "[cuda"],
+        ["test_conformance_language.py", "-k", "[cuda"],
     ],
     ids=lambda tests: tests[0],
 )

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from nocopy.device import cuda, cuda_driver
+from nocopy.device import cuda, cuda_driver, cuda_upload
 from nocopy.device.protocol import Mode
 from nocopy.errors import CopyRefusedError, DeadlineError, DeviceError
 from nocopy.memory.dtype import DType
@@ -70,6 +70,31 @@ def test_gpu_stages_what_it_cannot_share(gpu: cuda.CudaDevice, monkeypatch: pyte
     assert (memory.view(np.float32)[:256] == -3).all()
     assert (memory.view(np.float32)[256:] == 3).all()
     assert (ledger.shared, ledger.staged) == (0, 2048)
+
+
+def test_gpu_reads_weights_that_were_uploaded_in_chunks(
+    gpu: cuda.CudaDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_upload, "SLOT", 3 * PAGE)
+    files, memory, ledger = [host_pages(n * PAGE) for n in (7, 4)], host_pages(11 * PAGE), Ledger()
+    for seed, file in enumerate(files):
+        file.view(np.float32)[:] = np.random.default_rng(seed).standard_normal(file.size // 4)
+    placed, starts = gpu.place([(f.ctypes.data, len(f)) for f in files], ledger=ledger)
+    assert (starts, ledger.uploaded, ledger.shared) == ([0, 7 * PAGE], 11 * PAGE, 0)
+    n = memory.size // 4
+    x, out = (Tensor(space, 0, (n,), DType.F32) for space in (Space.WEIGHTS, Space.GUEST))
+    tape = tape_of(lambda t: t.copy(out, x), {Space.GUEST: memory.size, Space.WEIGHTS: placed.nbytes})
+    guest = gpu.share(memory.ctypes.data, memory.size)
+    gpu.play(gpu.compile(tape, {Space.GUEST: guest, Space.WEIGHTS: placed}))
+    assert memory.tobytes() == b"".join(f.tobytes() for f in files)
+
+
+def test_gpu_names_both_sizes_when_weights_do_not_fit(gpu: cuda.CudaDevice) -> None:
+    memory = host_pages(PAGE)
+    count = gpu.info.memory_bytes // (1 << 30) + 1
+    huge = (memory.ctypes.data, 1 << 30)  # refused before a byte of it is read
+    with pytest.raises(DeviceError, match=rf"uploading {count << 30} bytes of weights .* free"):
+        gpu.place([huge] * count)
 
 
 def endless(records: int) -> Tape:

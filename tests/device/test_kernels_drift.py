@@ -104,7 +104,9 @@ def test_the_check_of_metal_source_can_fail(old: str, new: str) -> None:
         check_source(source.replace(old, new))
 
 
-@pytest.mark.parametrize(("name", "file"), [("THREADS", "tensor"), ("TILE", "matmul")])
+@pytest.mark.parametrize(
+    ("name", "file"), [("THREADS", "tensor"), ("TILE", "matmul"), ("SPAN", "scatter"), ("SETS", "scatter")]
+)
 def test_host_and_kernels_agree_on(name: str, file: str) -> None:
     found = re.search(rf"static const uint {name} = (\d+);", (GPU / f"{file}.slang").read_text())
     assert found

@@ -26,12 +26,33 @@ from nocopy.memory.ledger import Ledger
 from nocopy.tape.builder import TapeBuilder
 from nocopy.tape.record import Space, Tensor
 from nocopy.tape.validate import Tape
+from tests.device import test_conformance_language as language
+from tests.device.arena import Arena
 from tests.device.metal_compiler import MetalSourceError, compile_for_cpu
 from tests.device.metal_framework import PAGE, CompileOptions, Metal, MetalAbort, MTLSize, Objc
 from tests.device.played import Spaces, random_record
 from tests.tape.choices import Drawn
 
 SIZE = 1 << 20
+
+
+LANGUAGE = {
+    "matmul": lambda arena: language.test_matmul_of_blocks(arena, DType.Q4_K, (5, 1, 6)),
+    "matvec": lambda arena: language.test_matmul_of_blocks(arena, DType.Q6_K, (3, 1, 7)),
+    "gather": lambda arena: language.test_gather_from_blocks(arena, DType.Q5_K),
+    "rope": lambda arena: language.test_rope_in_place_of_any_position(arena, True),
+    "scatter": language.test_scatter_encodes_q8_0_bit_for_bit,
+    "scatter twice": lambda arena: language.test_scatter_to_the_same_row_twice_writes_one_of_the_rows(
+        arena, DType.Q8_0
+    ),
+    "attention": lambda arena: language.test_attention_windows_and_softcaps(arena, DType.Q8_0, 32, 0.5),
+    "attention of odd heads": lambda arena: language.test_attention_of_odd_heads(arena, 65),
+    "attention over many tokens": lambda arena: language.test_attention_of_every_size(
+        arena, DType.F16, (1, 4, 128, 700, 4)
+    ),
+    "glu": lambda arena: language.test_glu(arena, "gelu"),
+}
+"""Parts of the conformance suite that reach every branch of these kernels."""
 
 
 class Mac:
@@ -171,6 +192,43 @@ def test_allocated_memory_is_zero(device: MetalDevice) -> None:
 
 def test_empty_tapes_play(device: MetalDevice) -> None:
     device.play(device.compile(TapeBuilder().build({}), {}))
+
+
+@pytest.mark.parametrize("case", LANGUAGE)
+def test_language_kernels_on_guarded_pages(device: MetalDevice, case: str) -> None:
+    arena = Arena(device)
+    LANGUAGE[case](arena)
+    arena.close()
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_ranges_are_placed_where_they_lie_or_copied(
+    mac: Mac, monkeypatch: pytest.MonkeyPatch, refused: bool
+) -> None:
+    device, hosts, ledger, told = mac.open(), [Host(), Host()], Ledger(), list[int]()
+    guest = Host()
+    pages = device.share(guest.address, SIZE)
+    if refused:
+        monkeypatch.setattr(metal_memory.Importer, "make", raise_refusal)
+    for number, host in enumerate(hosts):
+        host.f32(0, SIZE // 4)[:] = np.arange(SIZE // 4) + number
+    ranges = [(host.address, SIZE) for host in hosts]
+    weights, starts = device.place(ranges, ledger=ledger, progress=told.append)
+    assert (ledger.shared, ledger.uploaded) == ((0, 2 * SIZE) if refused else (2 * SIZE, 0))
+    assert told == ([SIZE, 2 * SIZE] if refused else [])
+    builder = TapeBuilder()
+    for number, start in enumerate(starts):
+        source = Tensor(Space.WEIGHTS, start + 4000, (64,), DType.F32)
+        builder.copy(tensor(256 * number, 64), source)
+    spaces = {Space.GUEST: pages, Space.WEIGHTS: weights}
+    device.play(device.compile(builder.build({Space.GUEST: SIZE, Space.WEIGHTS: 2 * SIZE}), spaces))
+    assert (guest.f32(0, 128).reshape(2, 64) == np.arange(1000, 1064) + np.array([[0], [1]])).all()
+    weights.close()
+    device.close()
+
+
+def raise_refusal(*_: object) -> None:
+    raise DeviceError("refused")
 
 
 def test_growing_follows_the_memory(device: MetalDevice) -> None:

@@ -127,6 +127,91 @@ def test_llvmpipe_is_software_at_the_same_pointer(device: VulkanDevice) -> None:
     pages.close()
 
 
+def uploading(device: VulkanDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a device treat mapped files as hardware does."""
+    monkeypatch.setattr(VulkanDevice, "_import_all", lambda self, ranges: None)
+
+
+def copied_from(device: VulkanDevice, weights: Any, start: int, count: int) -> npt.NDArray[np.float32]:
+    """Floats of a placed space, copied out by a kernel."""
+    host = Host()
+    guest, builder = device.share(host.address, SIZE), TapeBuilder()
+    builder.copy(tensor(0, count), Tensor(Space.WEIGHTS, start, (count,), DType.F32))
+    spaces = {Space.GUEST: guest, Space.WEIGHTS: weights}
+    program = device.compile(builder.build({Space.GUEST: SIZE, Space.WEIGHTS: weights.nbytes}), spaces)
+    device.play(program)
+    program.close()
+    guest.close()
+    return host.f32(0, count).copy()
+
+
+def test_llvmpipe_reads_placed_pages_where_they_lie(device: VulkanDevice) -> None:
+    if "llvmpipe" not in device.info.product:
+        pytest.skip(f"this is {device.info.product}")
+    host, ledger = Host(), Ledger()
+    weights, starts = device.place([(host.address, SIZE)], ledger=ledger)
+    assert weights.device_address == host.address
+    assert weights.mode is Mode.SAME_POINTER
+    assert (ledger.shared, ledger.copied) == (SIZE, 0)
+    host.f32(4000, 8)[:] = 5
+    assert (copied_from(device, weights, starts[0] + 4000, 8) == 5).all()
+    weights.close()
+
+
+def test_hardware_gets_its_own_copy_once(device: VulkanDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    uploading(device, monkeypatch)
+    monkeypatch.setattr("nocopy.device.vulkan_upload.STAGING_BYTES", 3 * SIZE // 16)
+    hosts, ledger, told = [Host(), Host()], Ledger(), list[int]()
+    for number, host in enumerate(hosts):
+        host.bytes.view(np.float32)[:] = np.arange(SIZE // 4) + number
+    ranges = [(host.address, SIZE) for host in hosts]
+    weights, starts = device.place(ranges, ledger=ledger, progress=told.append)
+    assert (ledger.shared, ledger.uploaded, ledger.staged) == (0, 2 * SIZE, 0)
+    assert told[-1] == 2 * SIZE
+    assert len(told) == 12
+    assert weights.device_address != hosts[0].address
+    for number, host in enumerate(hosts):
+        host.bytes[:] = 0
+        found = copied_from(device, weights, starts[number], SIZE // 8)
+        assert (found == np.arange(SIZE // 8) + number).all()
+    weights.close()
+
+
+def test_a_driver_that_refuses_the_pages_of_a_file_gets_a_copy(
+    device: VulkanDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise DeviceError("no")
+
+    monkeypatch.setattr("nocopy.device.vulkan_memory.import_buffer", refuse)
+    host, ledger = Host(), Ledger()
+    weights, _ = device.place([(host.address, SIZE)], ledger=ledger)
+    assert (ledger.shared, ledger.uploaded) == (0, SIZE)
+    weights.close()
+
+
+def test_an_uploaded_operand_across_two_buffers_is_uploaded_again(
+    small_buffers: VulkanDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploading(small_buffers, monkeypatch)
+    limit, host, ledger = small_buffers._api.limits.buffer, Host(), Ledger()
+    host.bytes.view(np.float32)[:] = np.arange(SIZE // 4)
+    weights, _ = small_buffers.place([(host.address, SIZE)], ledger=ledger)
+    monkeypatch.setattr(ChunkedPages, "_contiguous", lambda self: False)
+    found = copied_from(small_buffers, weights, limit - 128, 64)
+    assert (found == np.arange(64) + (limit - 128) // 4).all()
+    assert SIZE < ledger.uploaded < 2 * SIZE
+    weights.close()
+
+
+def test_placing_more_than_there_is_names_both_sizes(
+    device: VulkanDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploading(device, monkeypatch)
+    with pytest.raises(DeviceError, match=rf"placing {1 << 60} bytes was asked for; .* has \d+"):
+        device.place([(Host().address, 1 << 60)])
+
+
 def test_sharing_counts_bytes_as_shared_and_copies_none(device: VulkanDevice) -> None:
     host, ledger = Host(), Ledger()
     pages = device.share(host.address, SIZE, ledger=ledger)

@@ -6,7 +6,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models
 
 from nocopy.errors import MetadataError
-from nocopy.models import GGMLType, load_chat_template, load_tokenizer, open_model
+from nocopy.models import GGMLType, load_chat_template, load_tokenizer, open_files
 from nocopy.models.gguf_writer import TensorData, write_gguf
 
 TEMPLATE = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{{ eos_token }}"
@@ -47,7 +47,7 @@ def write_folder(path):
 
 @pytest.mark.parametrize("write", [write_file, write_folder])
 def test_file_and_folder_are_used_alike(tmp_path, write):
-    model = open_model(write(tmp_path / "model.gguf"))
+    model = open_files(write(tmp_path / "model.gguf"))
     assert model.metadata.architecture == "llama"
     np.testing.assert_array_equal(model.weights.dequantize("w"), np.ones((1, 32)))
     tokenizer = load_tokenizer(model)
@@ -61,4 +61,4 @@ def test_a_model_without_a_template_says_so(tmp_path):
     path = tmp_path / "m.gguf"
     write_gguf(path, {"general.architecture": "bert"})
     with pytest.raises(MetadataError, match=r"'bert' needs the key 'tokenizer\.chat_template'"):
-        load_chat_template(open_model(path), load_tokenizer(open_model(write_file(tmp_path / "t.gguf"))))
+        load_chat_template(open_files(path), load_tokenizer(open_files(write_file(tmp_path / "t.gguf"))))

@@ -4,8 +4,11 @@ import pytest
 
 from nocopy.errors import UnsupportedModelError, UsageError
 from nocopy.models.dequantize import dequantize
-from nocopy.models.ggml import BLOCKS, DENSE, SIZES, GGMLType
+from nocopy.models.ggml import DENSE, DTYPES, SIZES, GGMLType
 from nocopy.models.quantize import quantize
+from nocopy.tape.blocks import LAYOUTS
+
+BLOCKS = {kind: LAYOUTS[dtype] for kind, dtype in DTYPES.items() if dtype in LAYOUTS}
 
 
 def test_block_sizes_are_those_of_the_format():

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from nocopy.interfaces.host import DeviceGuest
+from tests.models.tiny import write_tiny
 from tools.guest_compiler import ROOT
 
 GUIDE = (ROOT / "sdk" / "c" / "README.md").read_text()
@@ -41,3 +42,20 @@ def test_the_guides_memory64_command(tmp_path: Path) -> None:
     subprocess.run([sys.executable, *arguments], cwd=tmp_path, check=True, timeout=200)
     with DeviceGuest(tmp_path / "guest.wasm", device="reference") as guest:
         assert guest.memory.view(1, "f32", guest.call("run")).numpy()[0] == 7
+
+
+def test_the_guides_program_with_a_model(tmp_path: Path) -> None:
+    program = re.search(
+        r"```c\n(#include <stdio\.h>\n#include \"nocopy_model\.h\"\n.*?)```", GUIDE, re.DOTALL
+    )
+    command = re.search(r"    python (-m ziglang cc .* weather\.c .*)", GUIDE)
+    assert program
+    assert command
+    (tmp_path / "weather.c").write_text(program[1])
+    arguments = [a.replace("sdk/c", str(ROOT / "sdk" / "c")) for a in shlex.split(command[1])]
+    subprocess.run([sys.executable, *arguments], cwd=tmp_path, check=True, timeout=200)
+    models = {"default": write_tiny(tmp_path / "tiny.gguf")}
+    module = tmp_path / "weather.wasm"
+    with DeviceGuest(module, device="reference", models=models, stdout="capture") as guest:
+        guest.run()
+        assert guest.stdout in (b"yes\n", b"no\n")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -22,6 +22,7 @@ MAX_SIZE = 2048
 AXIS = (1, 1, 2, 2, 3, 3, 4, 5, 7, 0)
 LONG_AXIS = (16, 17, 31, 33, 64, 100, 255, 257)
 EDGES = (0, 1, 2, 3, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 4, 2**32 - 1)
+DTYPE_EDGES = (*DType, 6, 15, max(DType) + 1)
 WIDE_EDGES = (*EDGES, 2**63, 2**64 - 4, 2**64 - 1)
 FLOAT_BITS = (0, 0x3F800000, 0xBF800000, 0x3727C5AC, 0x7FC00000, 0x7F800000, 0xFF800000, 1, 0x80000000)
 
@@ -40,7 +41,8 @@ def tape(choices: Choices, sizes: Mapping[Space, int] = SIZES, longest: int = 4)
 def record(choices: Choices, sizes: Mapping[Space, int] = SIZES) -> Any:
     """One record that is right unless its operands do not fit their spaces."""
     op = one_of(choices, OPS)
-    dims = _dims(choices, op)
+    dtypes = [one_of(choices, sorted(spec.dtypes)) for spec in op.operands]
+    dims = _dims(choices, op, dtypes)
     r = np.zeros((), RECORD)
     r["version"], r["opcode"] = VERSION, op.code
     r["function"] = choices.integer(0, max(0, len(op.functions) - 1))
@@ -55,7 +57,7 @@ def record(choices: Choices, sizes: Mapping[Space, int] = SIZES) -> Any:
         if op.elementwise and not spec.out and spec.axes == first.axes and chance(choices, 4):
             r["operands"][slot] = r["operands"][0]  # in place
             continue
-        r["operands"][slot] = _operand(choices, spec, dims, free)
+        r["operands"][slot] = _operand(choices, spec, dtypes[slot], dims, free)
     for i, param in enumerate(op.params):
         if param.kind == "u32":
             r["params"][i] = one_of(choices, (param.low, 1, 2, 3, 1, param.high))
@@ -64,16 +66,19 @@ def record(choices: Choices, sizes: Mapping[Space, int] = SIZES) -> Any:
     return r
 
 
-def _dims(choices: Choices, op: Op) -> dict[str, int]:
+def _dims(choices: Choices, op: Op, dtypes: Sequence[DType]) -> dict[str, int]:
     dims = {name: one_of(choices, AXIS) for name in op.dims}
+    whole = _axes_of_blocks(op, dtypes)
     if chance(choices, 3):
         dims[one_of(choices, op.dims)] = one_of(choices, LONG_AXIS)
     for name in op.nonzero:
         dims[name] = max(1, dims[name])
+    for name, block in whole.items():
+        dims[name] = block * min(dims[name], 2)
     if op.name == "topk":
         dims["k"] = min(dims["k"], dims["n"])
     while prod(max(1, size) for size in dims.values()) > MAX_SIZE:
-        widest = max(dims, key=lambda name: dims[name])
+        widest = max(dims.keys() - whole.keys(), key=lambda name: (dims[name], name))
         dims[widest] //= 2
     if op.name == "topk":
         dims["k"] = min(dims["k"], dims["n"])
@@ -81,19 +86,44 @@ def _dims(choices: Choices, op: Op) -> dict[str, int]:
         groups = choices.integer(1, 3)
         dims["cg"] = min(dims["cg"], 8)
         dims["c"], dims["o"] = dims["cg"] * groups, groups * choices.integer(0, 3)
+    if op.name == "rope":
+        dims["f"] = min(dims["f"], dims["n"] // 2)
+    if op.name == "attention":
+        dims["h"] = min(dims["h"], 6) // dims["g"] * dims["g"]
     return dims
 
 
-def _operand(choices: Choices, spec: Operand, dims: Mapping[str, int], free: dict[Space, int]) -> Any:
-    dtype = one_of(choices, sorted(spec.dtypes))
-    shape = [dims[axis] for axis in spec.axes]
+def _axes_of_blocks(op: Op, dtypes: Sequence[DType]) -> dict[str, int]:
+    """The dims that must be multiples of a block, and of which."""
+    axes: dict[str, int] = {}
+    for spec, dtype in zip(op.operands, dtypes, strict=True):
+        if dtype.block > 1:
+            axes[spec.blocks] = max(dtype.block, axes.get(spec.blocks, 1))
+    return axes
+
+
+def _operand(
+    choices: Choices, spec: Operand, dtype: DType, dims: Mapping[str, int], free: dict[Space, int]
+) -> Any:
+    shape = [dims[axis] // (dtype.block if axis == spec.blocks else 1) for axis in spec.axes]
     strides = layout(choices, shape, repeat=not spec.out)
-    span = 0 if 0 in shape else 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    if dtype.block > 1:
+        strides = _strides_of_blocks(spec, dtype, shape, strides)
+    span = 0 if 0 in shape else dtype.block + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     space = one_of(choices, tuple(free)) if chance(choices, 2) else Space.GUEST
-    start = -(-free[space] // dtype.itemsize) * dtype.itemsize
-    start += dtype.itemsize * one_of(choices, (0, 0, 1, 3))
-    free[space] = start + span * dtype.itemsize
+    start = -(-free[space] // dtype.alignment) * dtype.alignment
+    start += dtype.alignment * one_of(choices, (0, 0, 1, 3))
+    free[space] = start + -(-span // dtype.block) * dtype.itemsize
+    if dtype.block > 1:
+        strides[spec.axes.index(spec.blocks)] = 1
     return (start, dtype, space, 0, (*strides, *(0,) * (MAX_AXES - len(strides))))
+
+
+def _strides_of_blocks(spec: Operand, dtype: DType, shape: list[int], strides: list[int]) -> list[int]:
+    """In elements; blocks follow each other along their axis, the other axes step over its run."""
+    along = spec.axes.index(spec.blocks)
+    step = dtype.block * max(1, shape[along])
+    return [dtype.block if axis == along else step * s for axis, s in enumerate(strides)]
 
 
 def layout(choices: Choices, shape: list[int], *, repeat: bool) -> list[int]:
@@ -137,7 +167,7 @@ def _offset(choices: Choices, r: Any, _raw: bytearray) -> None:
     operand = r["operands"][choices.integer(0, MAX_OPERANDS - 1)]
     field, edges, bits = one_of(
         choices,
-        (("offset", WIDE_EDGES, 64), ("offset", WIDE_EDGES, 64), ("dtype", tuple(range(7)), 16),
+        (("offset", WIDE_EDGES, 64), ("offset", WIDE_EDGES, 64), ("dtype", DTYPE_EDGES, 16),
          ("space", tuple(range(5)), 16), ("reserved", EDGES, 32)),
     )  # fmt: skip
     operand[field] = _edge(choices, int(operand[field]), edges, bits)
@@ -166,6 +196,3 @@ def _swap(choices: Choices, r: Any, _raw: bytearray) -> None:
 
 def _flip(choices: Choices, _r: Any, raw: bytearray) -> None:
     raw[choices.integer(0, len(raw) - 1)] ^= 1 << choices.integer(0, 7)
-
-
-assert set(DType) == set(range(6)), "the dtype edges above name one more than there are"

@@ -12,7 +12,7 @@ from math import prod
 from typing import Any
 
 from nocopy.memory.dtype import DType
-from nocopy.tape.ops import BY_CODE, REDUCE, Op
+from nocopy.tape.ops import BY_CODE, REDUCE, Op, Operand
 from nocopy.tape.record import Space
 
 ENUMERABLE = 20_000
@@ -39,17 +39,21 @@ def enumerable(record: Any) -> bool:
     if op is None:
         return True
     dims = dict(zip(op.dims, (int(d) for d in record["dims"]), strict=False))
-    return sum(prod(dims[a] for a in spec.axes) for spec in op.operands) <= ENUMERABLE
+    # `product` lists every axis first, also beside an empty one.
+    return sum(prod(max(1, dims[a]) for a in spec.axes) for spec in op.operands) <= ENUMERABLE
 
 
 def starts(record: Any, slot: int) -> list[int]:
-    """The byte offset of each element of an operand."""
+    """The byte offset of each element of an operand, or of each block."""
     op, fields = BY_CODE[int(record["opcode"])], plain(record)
     dims = dict(zip(op.dims, fields["dims"], strict=False))
-    offset, dtype, _, _, strides = fields["operands"][slot]
-    ranges = [range(dims[a]) for a in op.operands[slot].axes]
-    size = DType(dtype).itemsize
-    return [offset + size * sum(i * s for i, s in zip(at, strides, strict=False)) for at in product(*ranges)]
+    offset, number, _, _, strides = fields["operands"][slot]
+    dtype, spec = DType(number), op.operands[slot]
+    ranges = [range(0, dims[a], dtype.block if a == spec.blocks else 1) for a in spec.axes]
+    return [
+        offset + sum(i * s for i, s in zip(at, strides, strict=False)) // dtype.block * dtype.itemsize
+        for at in product(*ranges)
+    ]
 
 
 def touched(record: Any, slot: int) -> set[int]:
@@ -106,6 +110,10 @@ def _dim_faults(op: Op, dims: tuple[int, ...], function: int) -> set[str]:
         ok = ok and function == REDUCE.index("sum")
     if op.name == "conv2d" and ok:
         ok = d["c"] > 0 and d["c"] % d["cg"] == 0 and d["o"] % (d["c"] // d["cg"]) == 0
+    if op.name == "rope":
+        ok = ok and d["f"] + d["f"] <= d["n"]
+    if op.name == "attention" and ok:
+        ok = d["h"] % d["g"] == 0
     ok = ok and all(prod(max(1, d[a]) for a in o.axes) <= 2**48 for o in op.operands)
     return set() if ok else {"dims"}
 
@@ -127,11 +135,23 @@ def _operand_faults(op: Op, fields: dict[str, Any], slot: int, sizes: Mapping[Sp
     dims = dict(zip(op.dims, fields["dims"], strict=False))
     # The furthest element is at the far corner, as strides are not negative.
     corner = [dims[a] - 1 for a in spec.axes]
-    size = DType(dtype).itemsize
-    last = offset + size * sum(i * s for i, s in zip(corner, strides, strict=False))
-    end = offset if -1 in corner else last + size
+    kind = DType(dtype)
+    if kind.block > 1 and not _whole_blocks(spec, kind, corner, strides):
+        return {"blocks"}
+    last = sum(i * s for i, s in zip(corner, strides, strict=False)) // kind.block
+    end = offset if -1 in corner else offset + kind.itemsize * (last + 1)
     wrong = {"bounds"} if end > sizes[Space(space)] else set[str]()
-    return wrong | ({"alignment"} if offset % size else set())
+    return wrong | ({"alignment"} if offset % min(2 if kind.block > 1 else 4, kind.itemsize) else set())
+
+
+def _whole_blocks(spec: Operand, kind: DType, corner: list[int], strides: tuple[int, ...]) -> bool:
+    """True if blocks lie along one axis, whole, and every other axis steps over whole blocks."""
+    for axis, furthest, stride in zip(spec.axes, corner, strides, strict=False):
+        if axis == spec.blocks and (stride != 1 or (furthest + 1) % kind.block):
+            return False
+        if axis != spec.blocks and stride % kind.block:
+            return False
+    return True
 
 
 def _write_faults(op: Op, record: Any) -> set[str]:

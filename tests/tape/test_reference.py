@@ -14,7 +14,7 @@ import pytest
 
 from nocopy.errors import TapeError
 from nocopy.memory.dtype import NUMPY, DType
-from nocopy.tape import OPS, Space, TapeBuilder, Tensor, reference, validate
+from nocopy.tape import OPS, Space, TapeBuilder, Tensor, arrays, reference, validate
 from tests.tape import generator, truth
 from tests.tape.choices import Seeded
 
@@ -215,7 +215,7 @@ def test_ties_and_nan_in_topk_and_argmax():
 def test_topk_over_more_than_one_block_keeps_ties_in_order(monkeypatch):
     x = np.random.default_rng(0).integers(0, 9, (3, 100)).astype(np.float32)
     whole = play("topk", x, out=[((3, 40), np.float32), ((3, 40), np.int32)])
-    monkeypatch.setattr(reference, "BLOCK", 16)
+    monkeypatch.setattr(arrays, "BLOCK", 16)
     blocks = play("topk", x, out=[((3, 40), np.float32), ((3, 40), np.int32)])
     for a, b in zip(whole, blocks, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -226,11 +226,23 @@ def test_products_in_blocks_give_the_same(monkeypatch, block):
     rng = np.random.default_rng(0)
     a, b = (rng.integers(-4, 5, s).astype(np.float32) for s in ((2, 3, 10), (10, 4)))
     x, w = (rng.integers(-4, 5, s).astype(np.float32) for s in ((2, 6, 4, 5), (4, 3, 2, 2)))
-    monkeypatch.setattr(reference, "BLOCK", block)
+    monkeypatch.setattr(arrays, "BLOCK", block)
     np.testing.assert_array_equal(play("matmul", a, b, out=((2, 3, 4), np.float32)), a @ b)
     y = play("conv2d", x, w, out=((2, 4, 3, 4), np.float32))
     monkeypatch.undo()
     np.testing.assert_array_equal(y, play("conv2d", x, w, out=((2, 4, 3, 4), np.float32)))
+
+
+@pytest.mark.parametrize("softcap", [0.0, 3.0])
+def test_attention_some_tokens_at_a_time_gives_the_same(monkeypatch, softcap):
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(0, 2, s).astype(np.float32) for s in ((3, 4, 8), (50, 2, 8), (50, 2, 8)))
+    last = np.array([49, 20, -1], np.int32)
+    given = {"out": (q.shape, np.float32), "scale": 1.0, "softcap": softcap}
+    whole = play("attention", q, k, v, last, **given)
+    monkeypatch.setattr(arrays, "BLOCK", 8 * 7)
+    np.testing.assert_allclose(play("attention", q, k, v, last, **given), whole, rtol=1e-5, atol=1e-6)
+    assert not whole[2].any()
 
 
 def test_gather_clamps_indices():
@@ -278,6 +290,11 @@ b.topk(t(528, (2, 1)), t(544, (2, 1), I32), t(4096, (2, 2**23), F16, (1, 0)))
 b.matmul(t(560, (1, 1)), t(4096, (1, 2**27), F16, (0, 0)), t(4096, (2**27, 1), F16, (0, 0)))
 b.conv2d(t(576, (1, 1, 2, 2)), t(4096, (1, 1, 2**23, 2**24), F16, (0,) * 4), t(4096, (1, 1, 3, 3), F16))
 b.resize(t(592, (1, 1, 2, 2)), t(4096, (1, 1, 2**23, 2**24), F16, (0,) * 4))
+b.fill(t(600, (1,), I32), 2**31)
+b.attention(t(608, (1, 1, 1)), t(612, (1, 1, 1)), t(4096, (2**27, 1, 1), F16, (0, 0, 0)),
+            t(4096, (2**27, 1, 1), DType.BF16, (0, 0, 0)), t(600, (1,), I32), scale=1.0)
+b.scatter(t(616, (1, 1)), t(4096, (2**27, 1), F16, (0, 0)), t(600, (2**27,), I32, (0,)))
+b.matmul(t(2**25, (1, 2**24), F16), t(4096, (1, 32)), t(8192, (32, 2**24), DType.Q8_0, (1, 0)))
 tape = b.build({Space.GUEST: 2**26})
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)
 reference.play(tape, {Space.GUEST: np.zeros(2**26, np.uint8)})

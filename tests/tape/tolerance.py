@@ -24,6 +24,8 @@ U = 2.0**-24
 TINY = 2.0**-126
 ROUNDINGS = 8
 HUGE = 2.0**126
+HELD = 2.0**-22
+"""Beside weights in blocks a player may hold each 32 values of `a` as integers of 22 bits with one scale."""
 
 EXACT = {"neg", "abs", "sign", "relu", "floor", "ceil", "round", "min", "max", "eq", "lt", "le"}
 ONCE = {"add", "sub", "mul", "square"}
@@ -44,6 +46,7 @@ def tolerance(op: str, x: dict[str, Any], y: F64, p: dict[str, Any], amplitude: 
         y: its exact output.
         p: its parameters.
         amplitude: the op's formula, for sums of products; taken over magnitudes it bounds the error.
+            For glu, the formula of its gate.
     """
     size = {name: np.abs(v) for name, v in x.items()}
     match op:
@@ -59,6 +62,9 @@ def tolerance(op: str, x: dict[str, Any], y: F64, p: dict[str, Any], amplitude: 
             # A player may skip the weights that lie outside the image, or multiply them by 0.
             free = _overflows(total) | (op == "conv2d" and not np.isfinite(x["weight"]).all())
             error = scale * (growth(terms) * U * total + TINY * terms) + TINY
+            if p.get("blocks"):
+                held = {"a": _largest_of_runs(size["a"]), "b": size["b"]}
+                error = error + scale * HELD * amplitude(held, p | {"scale": 1.0}, y.shape)
             error = np.where(free, np.inf, error)
         case "reduce":
             error = _reduce_tolerance(p["function"], size["x"])
@@ -80,8 +86,75 @@ def tolerance(op: str, x: dict[str, Any], y: F64, p: dict[str, Any], amplitude: 
             pixels = sum(x["x"].shape[2:]) + 4
             error = ROUNDINGS * U * pixels * size["x"].max(initial=0) + TINY
             error = error if np.isfinite(x["x"]).all() else np.inf
+        case "rope":
+            error = _rope_tolerance(x, y, p)
         case _:
-            raise KeyError(op)
+            error = {"attention": _attention_tolerance, "glu": _glu_tolerance}[op](x, y, p, amplitude)
+    return error
+
+
+def rope_pairs(function: str, f: int) -> tuple[slice, slice]:
+    """Where the first and the second elements of rope's pairs lie in a head."""
+    if function == "interleaved":
+        return slice(0, 2 * f, 2), slice(1, 2 * f, 2)
+    return slice(f), slice(f, 2 * f)
+
+
+def visible(last: float, tokens: int, window: int) -> range:
+    """The tokens that a query of attention sees."""
+    stop = min(int(last) + 1, tokens)
+    return range(max(0, stop - window) if window else 0, max(0, stop))
+
+
+def _largest_of_runs(a: F64) -> F64:
+    """For each element of the last axis, the largest of its 32."""
+    runs = a.reshape(*a.shape[:-1], -1, 32) if a.size else a
+    return np.broadcast_to(runs.max(-1, keepdims=True), runs.shape).reshape(a.shape) if a.size else a
+
+
+def _rope_tolerance(x: dict[str, Any], y: F64, p: dict[str, Any]) -> Any:
+    """The angle is a product in f32, so it is off by some U times itself; and the functions by some U."""
+    error = np.full(y.shape, TINY)
+    first, second = rope_pairs(p["function"], len(x["frequencies"]))
+    angle = np.abs(x["positions"][:, None, None] * x["frequencies"])
+    both = np.abs(p["scale"]) * (np.abs(x["x"][..., first]) + np.abs(x["x"][..., second]))
+    slack = both * np.minimum(2.0, ROUNDINGS * U * (1 + angle)) + TINY * (2 + both)
+    slack = np.where(np.isfinite(slack) & (angle < HUGE) & ~_overflows(both), slack, np.inf)
+    error[..., first] = error[..., second] = slack
+    return error
+
+
+def _glu_tolerance(x: dict[str, Any], y: F64, p: dict[str, Any], amplitude: Any) -> Any:
+    gate = amplitude(x, p, y.shape)
+    slack = function_tolerance(p["function"], {"x": x["a"]}, gate)
+    error = (slack + U * np.abs(gate)) * np.abs(x["b"]) + U * np.abs(y) + TINY
+    # Infinity times what may or may not be 0 is not specified.
+    return np.where(np.isfinite(x["b"]) | (np.abs(gate) > 2 * slack), error, np.inf)
+
+
+def _attention_tolerance(x: dict[str, Any], y: F64, p: dict[str, Any], amplitude: Any) -> Any:
+    """A score's error multiplies its weight; then a weighted mean of the values' magnitudes.
+
+    Not specified: scores that overflow or are not finite, values that are not finite.
+    """
+    error, group = np.full(y.shape, TINY), y.shape[1] // x["k"].shape[1]
+    cap, mean = abs(p["softcap"]), amplitude(x | {"v": np.abs(x["v"])}, p, y.shape)
+    for r, h in np.ndindex(*y.shape[:2]):
+        seen = visible(x["last"][r], len(x["k"]), p["window"])
+        if not seen:
+            continue
+        q, k = np.abs(x["q"][r, h]), np.abs(x["k"][seen, h // group])
+        v, n = np.abs(x["v"][seen, h // group]), y.shape[2]
+        products = (k * q).sum(-1)
+        total = abs(p["scale"]) * products
+        off = U * (growth(n) + 2) * total + TINY * n + ROUNDINGS * U * np.minimum(total, cap or np.inf)
+        off = off + TINY * (products + cap)
+        top = 2 * np.max(off) + ROUNDINGS * U * (1 + 2 * np.minimum(np.max(total), 104.0))
+        relative = np.expm1(np.minimum(top, 80.0)) + (growth(len(seen)) + ROUNDINGS) * U
+        error[r, h] = relative * mean[r, h] + len(seen) * TINY * (1 + v.max(0)) + TINY
+        reach = max(np.max(products), np.max(total))
+        wild = not reach < HUGE or 0 < cap < TINY or not np.isfinite(cap)
+        error[r, h] = np.where(np.isfinite(v).all(0) & (v.sum(0) < HUGE) & (not wild), error[r, h], np.inf)
     return error
 
 

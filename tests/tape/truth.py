@@ -17,9 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from nocopy.memory.dtype import DType
+from nocopy.tape.blocks import LAYOUTS, decode
 from nocopy.tape.ops import BY_CODE, Op
 from nocopy.tape.record import Space
-from tests.tape.tolerance import tolerance
+from tests.tape import scattered
+from tests.tape.tolerance import rope_pairs, tolerance, visible
 
 F64 = npt.NDArray[np.float64]
 Array = npt.NDArray[Any]
@@ -33,19 +35,21 @@ class Bounds(NamedTuple):
     free: npt.NDArray[np.bool_]
 
 
-def elements(record: Any, slot: int) -> npt.NDArray[np.int64]:
-    """The index of each element of an operand, in elements from the start of its space."""
+def places(record: Any, slot: int) -> npt.NDArray[np.int64]:
+    """The byte at which each element of an operand begins in its space, or each block."""
     op, o = BY_CODE[int(record["opcode"])], record["operands"][slot]
     dims = dict(zip(op.dims, (int(d) for d in record["dims"]), strict=False))
-    shape = [dims[a] for a in op.operands[slot].axes]
+    spec, dtype = op.operands[slot], DType(int(o["dtype"]))
+    units = [dtype.block if a == spec.blocks else 1 for a in spec.axes]
+    shape = [dims[a] // unit for a, unit in zip(spec.axes, units, strict=True)]
+    index = np.zeros(shape, np.int64)
     if 0 in shape:
-        return np.zeros(shape, np.int64)
-    index = np.full(shape, int(o["offset"]) // DType(int(o["dtype"])).itemsize, np.int64)
-    for axis, (size, stride) in enumerate(zip(shape, o["strides"], strict=False)):
+        return index
+    for axis, (size, stride, unit) in enumerate(zip(shape, o["strides"], units, strict=False)):
         steps = [1] * len(shape)
         steps[axis] = size
-        index += (np.arange(size, dtype=np.int64) * int(stride)).reshape(steps)
-    return index
+        index += (np.arange(size, dtype=np.int64) * (int(stride) * unit)).reshape(steps)
+    return int(o["offset"]) + index // dtype.block * dtype.itemsize
 
 
 def operands(record: Any, spaces: Mapping[Space, Array]) -> dict[str, Array]:
@@ -55,11 +59,26 @@ def operands(record: Any, spaces: Mapping[Space, Array]) -> dict[str, Array]:
         o = record["operands"][slot]
         if not o["dtype"]:
             continue
-        dtype, index = DType(int(o["dtype"])).numpy, elements(record, slot)
+        dtype, at = DType(int(o["dtype"])), places(record, slot)
         flat = spaces[Space(int(o["space"]))]
-        flat = flat[: len(flat) // dtype.itemsize * dtype.itemsize].view(dtype)
-        found[spec.name] = flat[index] if index.size else np.zeros(index.shape, dtype)
+        if dtype in LAYOUTS:
+            units = _at(flat, at, LAYOUTS[dtype])
+            # blocks.py is checked against the format's own package.
+            found[spec.name] = units if spec.out else _decoded(units, dtype, spec.axes.index(spec.blocks))
+            continue
+        flat = flat[: len(flat) // dtype.itemsize * dtype.itemsize].view(dtype.numpy)
+        found[spec.name] = flat[at // dtype.itemsize] if at.size else np.zeros(at.shape, dtype.numpy)
     return found
+
+
+def _at(flat: Array, places: npt.NDArray[np.int64], layout: np.dtype[Any]) -> Array:
+    bytes_of_each = places[..., None] + np.arange(layout.itemsize)
+    return flat[bytes_of_each].view(layout)[..., 0] if places.size else np.zeros(places.shape, layout)
+
+
+def _decoded(units: Array, dtype: DType, along: int) -> Array:
+    with np.errstate(all="ignore"):
+        return np.moveaxis(decode(np.moveaxis(units, along, -1), dtype), -1, along)
 
 
 def params(record: Any) -> dict[str, Any]:
@@ -79,6 +98,7 @@ def expected(record: Any, spaces: Mapping[Space, Array], *, flush: bool = False)
     """
     op = BY_CODE[int(record["opcode"])]
     held, p = operands(record, spaces), params(record)
+    p["blocks"] = op.name == "matmul" and int(record["operands"][2]["dtype"]) in LAYOUTS
     out_dtypes = {spec.name: held[spec.name].dtype for spec in op.outputs}
     x = {name: _wide(array, flush) for name, array in held.items() if name not in out_dtypes}
     shapes = {name: held[name].shape for name in out_dtypes}
@@ -105,9 +125,11 @@ def disagreement(record: Any, before: Mapping[Space, Array], after: Mapping[Spac
         after: the bytes of each space after.
     """
     op = BY_CODE[int(record["opcode"])]
-    if not any(elements(record, slot).size for slot in range(len(op.outputs))):
+    if not any(places(record, slot).size for slot in range(len(op.outputs))):
         return ""
     held, got = operands(record, before), operands(record, after)
+    if op.name == "scatter":
+        return scattered.disagreement(held, got)
     exact = expected(record, before)
     moved = op.name in ("copy", "gather")
     flushed = exact if moved else expected(record, before, flush=True)
@@ -115,7 +137,8 @@ def disagreement(record: Any, before: Mapping[Space, Array], after: Mapping[Spac
         y = got[spec.name]
         right = _within(y, exact[spec.name]) | _within(y, flushed[spec.name])
         if moved:
-            right &= _same_bits(op, y, held, exact["out"])
+            quantised = int(record["operands"][1]["dtype"]) in LAYOUTS
+            right &= _same_bits(op, y, held, exact["out"], quantised)
         if not right.all():
             at = tuple(int(i) for i in np.argwhere(~right)[0])
             low, high, _ = exact[spec.name]
@@ -133,11 +156,15 @@ def _within(y: Array, bounds: Bounds) -> npt.NDArray[np.bool_]:
     return ((low <= y) & (y <= high)) | both_nan | free
 
 
-def _same_bits(op: Op, y: Array, held: dict[str, Array], exact: Bounds) -> npt.NDArray[np.bool_]:
+def _same_bits(
+    op: Op, y: Array, held: dict[str, Array], exact: Bounds, quantised: bool
+) -> npt.NDArray[np.bool_]:
     """A move keeps every bit if the dtype stays the same, and the sign of zero in any case."""
     if op.name == "gather":
         table, indices = held["table"], held["indices"]
         source = table[np.clip(indices, 0, len(table) - 1)]
+        if quantised:
+            return np.ones(y.shape, np.bool_)  # decoding may give either zero
     else:
         source = held["x"]
     if source.dtype == y.dtype:
@@ -158,6 +185,8 @@ def _values(
         return {"out": x["table"][np.clip(held["indices"], 0, len(x["table"]) - 1)]}
     if op.name == "copy" and held["x"].dtype == np.int32 and held["out"].dtype.itemsize == 2:
         return {"out": x["x"].astype(np.float32).astype(np.float64)}  # i32 to f16 goes through f32
+    if op.name == "rope":
+        x["positions"] = held["positions"].astype(np.float32).astype(np.float64)
     return {"out": np.broadcast_to(FORMULAS[op.name](x, p, shapes["out"]), shapes["out"])}
 
 
@@ -299,6 +328,29 @@ def _line(x: F64, axis: int, size: int) -> F64:
     return x.take(low, axis) * (1 - part) + x.take(np.minimum(low + 1, have - 1), axis) * part
 
 
+def _rope(x: dict[str, F64], p: dict[str, Any], _s: Any) -> F64:
+    v, frequencies = x["x"], x["frequencies"]
+    y, angle = v.copy(), x["positions"][:, None, None] * frequencies
+    cos, sin = p["scale"] * np.cos(angle), p["scale"] * np.sin(angle)
+    first, second = rope_pairs(p["function"], len(frequencies))
+    y[..., first] = v[..., first] * cos - v[..., second] * sin
+    y[..., second] = v[..., second] * cos + v[..., first] * sin
+    return y
+
+
+def _attention(x: dict[str, F64], p: dict[str, Any], shape: Any) -> F64:
+    y, group = np.zeros(shape), shape[1] // x["k"].shape[1]
+    for r, h in product(range(shape[0]), range(shape[1])):
+        seen = visible(x["last"][r], len(x["k"]), p["window"])
+        if not seen:
+            continue
+        z = p["scale"] * (x["k"][seen, h // group] * x["q"][r, h]).sum(-1)
+        z = p["softcap"] * np.tanh(z / p["softcap"]) if p["softcap"] else z
+        e = np.exp(z - z.max())
+        y[r, h] = (e[:, None] * x["v"][seen, h // group]).sum(0) / e.sum()
+    return y
+
+
 FORMULAS: dict[str, Any] = {
     "copy": lambda x, p, s: x["x"],
     "fill": lambda x, p, s: np.full(s, p["value"]),
@@ -313,6 +365,11 @@ FORMULAS: dict[str, Any] = {
     "argmax": lambda x, p, s: largest(x["x"], 1)[1][..., 0],
     "conv2d": _conv2d,
     "resize": _resize,
+    "rope": _rope,
+    "attention": _attention,
+    "glu": lambda x, p, s: UNARY[p["function"]](x["a"]) * x["b"],
 }
-AMPLITUDE = {name: FORMULAS[name] for name in ("matmul", "conv2d")}
-"""Sums of products: the same formula over magnitudes bounds the rounding error."""
+AMPLITUDE = {name: FORMULAS[name] for name in ("matmul", "conv2d", "attention")} | {
+    "glu": lambda x, p, s: np.broadcast_to(UNARY[p["function"]](x["a"]), s)
+}
+"""Sums of products: the same formula over magnitudes bounds the rounding error. Of glu, the gate."""

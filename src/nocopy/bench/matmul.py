@@ -74,6 +74,17 @@ def rows(device: Device, *, progress: Progress = silent) -> list[Row]:
     return found
 
 
+def rate(device: Device) -> float:
+    """GFLOP/s of an f32 product of 1024 x 1024 matrices."""
+    case = Case("", 1024, 1024, 1024)
+    with LinearMemory(-(-case.nbytes // 65536) * 65536) as memory:
+        pages = device.share(memory.address, memory.size)
+        try:
+            return _compare(device, memory, pages, case)["value"]
+        finally:
+            pages.close()
+
+
 def _compare(device: Device, memory: LinearMemory, pages: Pages, case: Case) -> Row:
     out, a, b = _tensors(case)
     tape = TapeBuilder()

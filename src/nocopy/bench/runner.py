@@ -43,7 +43,12 @@ BENCHMARKS = {
         "making memory reachable for a device, beside copying it there",
         chart="once, µs",
     ),
+    "guest_decode": Benchmark(
+        "nocopy.bench.guest_decode", "generating from inside a guest, beside the same engine from Python"
+    ),
     "matmul": Benchmark("nocopy.bench.matmul", "matrix products, beside NumPy's on the same pages"),
+    "decode": Benchmark("nocopy.bench.decode", "a language model token by token, beside llama.cpp"),
+    "prefill": Benchmark("nocopy.bench.prefill", "a language model reading a prompt, beside llama.cpp"),
 }
 
 

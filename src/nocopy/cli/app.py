@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from cyclopts import App, Group, Parameter
@@ -11,8 +12,9 @@ from nocopy.cli import version
 from nocopy.cli.status import MEANING
 
 GUESTS = Group("Guests", sort_key=1)
-MACHINE = Group("This machine", sort_key=2)
-SHELL = Group("Shell", sort_key=3)
+LANGUAGE = Group("Language models", sort_key=2)
+MACHINE = Group("This machine", sort_key=3)
+SHELL = Group("Shell", sort_key=4)
 EVERYWHERE = Group("Everywhere", sort_key=9)
 
 
@@ -21,12 +23,13 @@ class Verb:
     """A verb.
 
     `group` is where it is listed, the first paragraph of `help` is its line there, `examples` are commands
-    and what they do.
+    and what they do. A verb with `verbs` does nothing itself; theirs are functions of its module.
     """
 
     group: Group
     help: str
     examples: tuple[tuple[str, str], ...]
+    verbs: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 VERBS = {
@@ -43,6 +46,7 @@ goes to the guest, whose exit status becomes this one's.""",
             ("nocopy run --device cpu app.wasm -v", "your own; -v goes to the guest"),
             ("nocopy run --dir data::/in --env LANG app.wasm", "it sees ./data as /in, and LANG"),
             ("nocopy run -W timeout=5s,max-memory=1GiB app.wasm", "it may not take more than that"),
+            ("nocopy run --model default=m.gguf app.wasm", "it may open that model"),
             ("nocopy run --invoke add app.wasm 2 3", "call one function, print its result"),
         ),
     ),
@@ -50,6 +54,71 @@ goes to the guest, whose exit status becomes this one's.""",
         GUESTS,
         "A guest, a device, one memory: the idea in a few seconds.",
         (("nocopy demo", "on the best device here"), ("nocopy demo --device cpu", "on that one")),
+    ),
+    "generate": Verb(
+        LANGUAGE,
+        """Continue a text with a language model.
+
+The text goes on as it is; with --system or --chat-template it is a user's message, which is answered. From a
+file or a pipe, the line end after it is left off. Tokens appear as they come; Ctrl-C stops.""",
+        (
+            ('nocopy generate "def fibonacci(n):"', "with the model that comes with nocopy"),
+            ('nocopy generate -m model.gguf -n 50 "Once"', "50 tokens, from a file"),
+            ('nocopy generate -hf Qwen/Qwen3-0.6B-GGUF "Once"', "from the Hugging Face hub"),
+            ("nocopy generate -s 1 --temp 0.2 --json < prompt.txt", "reproducibly, for a script"),
+            ("nocopy generate -m model.gguf -j schema.json -f ask", "what comes fits a JSON schema"),
+        ),
+    ),
+    "chat": Verb(
+        LANGUAGE,
+        """Talk with a language model.
+
+Typed or piped: each line is a message, several lines stand between triple quotes or end in a backslash.
+Lines that begin with a slash are commands: /help lists them. What the model has read once is not read again.
+Ctrl-C stops an answer, Ctrl-D ends.""",
+        (
+            ("nocopy chat -hf Qwen/Qwen3-0.6B-GGUF", "type"),
+            ('nocopy chat -m model.gguf -p "Why?"', "one question, one answer"),
+            ("nocopy chat -m model.gguf < questions.txt", "a conversation from a file"),
+            ('nocopy chat -m model.gguf --system "Be brief."', "told how to answer"),
+        ),
+    ),
+    "embed": Verb(
+        LANGUAGE,
+        """Turn texts into vectors with an embedding model.
+
+One JSON object a line, with the text and its vector; or a NumPy file.""",
+        (
+            ('nocopy embed -m bge.gguf "a cat" "a dog"', "two vectors, as JSON lines"),
+            ("nocopy embed -m bge.gguf -f lines.txt -o vectors.npy", "one for each line, for NumPy"),
+        ),
+    ),
+    "tokenize": Verb(
+        LANGUAGE,
+        "Show how a model cuts a text into tokens.",
+        (
+            ('nocopy tokenize -m model.gguf "Hello"', "ids and pieces"),
+            ("nocopy tokenize -m model.gguf --show-count < book.txt", "how many there are"),
+        ),
+    ),
+    "models": Verb(
+        LANGUAGE,
+        """List, show, fetch and delete models.
+
+They are kept in the Hugging Face cache, which other programs use as well. HF_HOME, HF_HUB_CACHE, HF_TOKEN,
+HF_ENDPOINT and HF_HUB_OFFLINE mean what they mean there.""",
+        (
+            ("nocopy models ls", "those on this machine"),
+            ("nocopy models pull Qwen/Qwen3-0.6B-GGUF:Q8_0", "fetch one; what was interrupted goes on"),
+            ("nocopy models show model.gguf", "its shape, types, tokenizer, memory"),
+            ("nocopy models rm Qwen/Qwen3-0.6B-GGUF:Q8_0", "delete it; asks first"),
+        ),
+        verbs={
+            "ls": "List the models on this machine.",
+            "show": "Say what a model is.",
+            "pull": "Fetch a model from the Hugging Face hub, or its newest version.",
+            "rm": "Delete a model from the Hugging Face cache, or all of a repository.",
+        },
     ),
     "prove": Verb(
         MACHINE,
@@ -114,6 +183,7 @@ FIRST = epilogue(
     (
         ("nocopy demo", "what it does, in a few seconds"),
         ("nocopy run examples/matmul", "run a guest on the best device here"),
+        ('nocopy generate "def fibonacci(n):"', "continue a text, with the model that comes along"),
         ("nocopy prove --plot proof.png", "the evidence that nothing is copied"),
         ("nocopy doctor", "what works here, and what would fix the rest"),
     )
@@ -133,13 +203,22 @@ app["--help"].group = EVERYWHERE
 app["--version"].group = EVERYWHERE
 
 for _name, _verb in VERBS.items():
-    app.command(
-        f"nocopy.cli.{_name}:{_name}",
-        name=_name,
-        group=_verb.group,
-        help=unwrapped(_verb.help),
-        help_epilogue=epilogue(_verb.examples),
+    if not _verb.verbs:
+        app.command(
+            f"nocopy.cli.{_name}:{_name}",
+            name=_name,
+            group=_verb.group,
+            help=unwrapped(_verb.help),
+            help_epilogue=epilogue(_verb.examples),
+        )
+        continue
+    _several = App(
+        name=_name, group=_verb.group, help=unwrapped(_verb.help), help_epilogue=epilogue(_verb.examples)
     )
+    app.command(_several)
+    for _part, _help in _verb.verbs.items():
+        _own = tuple(e for e in _verb.examples if e[0].startswith(f"nocopy {_name} {_part}"))
+        _several.command(f"nocopy.cli.{_name}:{_part}", name=_part, help=_help, help_epilogue=epilogue(_own))
 
 
 @app.meta.default

@@ -86,6 +86,27 @@ def parse_env(texts: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def parse_models(texts: Iterable[str]) -> dict[str, str]:
+    """Paths of "NAME=FILE" by name.
+
+    Raises:
+        UsageError: a part is empty, or a name comes twice.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        name, _, path = text.partition("=")
+        if not name or not path:
+            raise UsageError(
+                f"--model {text!r} was asked for; it takes NAME=FILE, such as default=model.gguf"
+            )
+        if name in found:
+            raise UsageError(
+                f"--model {text} was asked for; {name!r} is {found[name]} already. Use other names."
+            )
+        found[name] = path
+    return found
+
+
 LIMITS: dict[str, tuple[str, Callable[[str, str], Any]]] = {
     "max-memory": ("memory", parse_size),
     "max-memory-size": ("memory", parse_size),

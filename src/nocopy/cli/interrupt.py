@@ -45,3 +45,13 @@ def end_on_interrupt(status: int) -> Generator[None]:
         os.close(writing)
         watcher.join()
         os.close(reading)
+
+
+@contextmanager
+def interrupts_are_answered() -> Generator[None]:
+    """Ctrl-C is no end while this block runs: it answers KeyboardInterrupt itself."""
+    before = signal.set_wakeup_fd(-1)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before, warn_on_full_buffer=False)

@@ -27,6 +27,13 @@ def run(
             metavar="NAME[=VALUE]", help="A variable for the guest; without a value, the one set here."
         ),
     ] = None,
+    model: Annotated[
+        list[str] | None,
+        Parameter(
+            metavar="NAME=FILE",
+            help="A language model that the guest may open under a name: a GGUF file or a model folder.",
+        ),
+    ] = None,
     invoke: Annotated[
         str | None,
         Parameter(metavar="FUNC", help="Call this export with ARGS as numbers, and print what it returns."),
@@ -49,13 +56,13 @@ def run(
     """See `app.VERBS`."""
     from time import perf_counter
 
-    from nocopy.cli.grants import parse_dir, parse_env, parse_limits
+    from nocopy.cli.grants import parse_dir, parse_env, parse_limits, parse_models
     from nocopy.cli.guests import find_guest
     from nocopy.cli.report import Times, print_report
     from nocopy.interfaces.host import DeviceGuest
 
     dirs, variables = [parse_dir(d) for d in dir or ()], parse_env(env or ())
-    limits = parse_limits(limit or ())
+    limits, models = parse_limits(limit or ()), parse_models(model or ())
     path = find_guest(guest)
     start = perf_counter()
     with DeviceGuest(
@@ -68,6 +75,7 @@ def run(
         stdout="inherit",
         stderr="inherit",
         limits=limits,
+        models=models,
         log=print_log,
         allow_copy=allow_copy,
     ) as running:

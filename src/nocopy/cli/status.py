@@ -20,7 +20,7 @@ class Status(IntEnum):
 
 MEANING = {
     Status.OK: "it worked",
-    Status.FAILURE: "it failed: no device, not a guest, a copy refused, no memory",
+    Status.FAILURE: "it failed: no device, not a guest or model, nothing fetched, a copy refused, no memory",
     Status.USAGE: "the command line is wrong: an option, a value, a missing file",
     Status.INTERRUPTED: "Ctrl-C",
     Status.TRAP: "the guest trapped, or ran out of time or fuel",

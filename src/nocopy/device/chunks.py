@@ -7,8 +7,10 @@ from one to the next gets a window: an import of its own, made when a program fi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Protocol
 
 from nocopy.device.protocol import Mode, check_range
@@ -49,7 +51,7 @@ class Maker(Protocol):
         ...
 
     def make(self, address: int, nbytes: int) -> Chunk:
-        """Import host pages, or allocate that many bytes.
+        """Import host pages, upload them, or allocate that many bytes.
 
         Raises:
             DeviceError: the driver refuses.
@@ -65,8 +67,8 @@ class Maker(Protocol):
 class ChunkedPages:
     """A range that kernels reach: chunks in order, and windows over their seams. See `Pages`.
 
-    `imported` says whether the chunks are host pages themselves. `generation` rises when device addresses
-    change; programs compiled before are refused.
+    `imported` says whether the chunks hold what the host pages hold: are those pages, or were made from them.
+    `generation` rises when device addresses change; programs compiled before are refused.
     """
 
     maker: Maker
@@ -196,3 +198,100 @@ class ChunkedPages:
         self.forget(self)
         self._destroy(self.buffers())
         self.chunks, self.windows = [], {}
+
+
+@dataclass(eq=False)
+class JoinedPages:
+    """Read-only ranges of host pages, one after the other in one space. See `Pages` and `Device.place`.
+
+    Their device addresses need not follow each other, so an operand lies in one range.
+    """
+
+    parts: Sequence[ChunkedPages]
+    forget: Callable[[JoinedPages], None] = lambda _: None
+    closed: bool = field(default=False, init=False)
+    generation: int = field(default=0, init=False)
+    address: int = field(default=0, init=False)
+    starts: list[int] = field(init=False)
+    nbytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        *self.starts, self.nbytes = accumulate((part.nbytes for part in self.parts), initial=0)
+
+    @property
+    def device_address(self) -> int:
+        """Address of the first range as kernels see it."""
+        return self.parts[0].device_address
+
+    @property
+    def mode(self) -> Mode:
+        """How the device reaches them."""
+        return self.parts[0].mode
+
+    def resolve(self, start: int, stop: int) -> int:
+        """See `ChunkedPages.resolve`."""
+        index = bisect_right(self.starts, start) - 1
+        part, first = self.parts[index], self.starts[index]
+        if stop - first > part.nbytes:
+            raise DeviceError(
+                f"an operand over bytes {start} to {stop} was asked for; it crosses from one placed range to"
+                f" the next at byte {first + part.nbytes}"
+            )
+        return part.resolve(start - first, stop - first)
+
+    def buffers(self) -> list[Chunk]:
+        """Every buffer over these pages."""
+        return [buffer for part in self.parts for buffer in part.buffers()]
+
+    def grow(self, nbytes: int) -> None:
+        """Refuse: what was placed keeps its size.
+
+        Raises:
+            DeviceError: always.
+        """
+        raise DeviceError(f"growing to {nbytes} bytes was asked for; placed ranges keep their size")
+
+    def close(self) -> None:
+        """See `Pages.close`."""
+        if self.closed:
+            return
+        self.closed = True
+        self.forget(self)
+        for part in self.parts:
+            part.close()
+
+
+@dataclass
+class Upload:
+    """Counts what is copied into a device's memory."""
+
+    ledger: Ledger | None
+    progress: Callable[[int], None] | None
+    done: int = 0
+
+    def add(self, nbytes: int) -> None:
+        """Count bytes, and tell of them while `progress` is there."""
+        self.done += nbytes
+        if self.ledger:
+            self.ledger.uploaded += nbytes
+        if self.progress:
+            self.progress(self.done)
+
+
+def join(
+    maker: Maker, ranges: Sequence[tuple[int, int]], mode: Mode, forget: Callable[[JoinedPages], None]
+) -> JoinedPages:
+    """One space over ranges of host pages, (address, bytes) each, all made by the same maker.
+
+    Raises:
+        DeviceError: the maker cannot make one of them; those before are let go of.
+    """
+    parts: list[ChunkedPages] = []
+    try:
+        for address, nbytes in ranges:
+            parts.append(ChunkedPages(maker, address, nbytes, mode, True))
+    except DeviceError:
+        for part in parts:
+            part.close()
+        raise
+    return JoinedPages(parts, forget)

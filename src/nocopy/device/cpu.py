@@ -7,12 +7,12 @@ import mmap
 import os
 import platform
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from nocopy import native
 from nocopy.device.protocol import DeviceInfo, Mode, Pages, Program, check_range, check_spaces
-from nocopy.device.reference import HostPages
+from nocopy.device.reference import HostPages, span
 from nocopy.errors import ClosedError, DeadlineError, DeviceError, UsageError
 from nocopy.memory.ledger import Ledger
 from nocopy.tape.record import Space
@@ -95,6 +95,18 @@ class CpuDevice:
         except (OSError, OverflowError) as e:
             raise DeviceError(f"allocating {nbytes} bytes was asked for; the system has less: {e}") from e
         return HostPages(ctypes.addressof(ctypes.c_char.from_buffer(owner)), nbytes, owner=owner)
+
+    def place(
+        self,
+        ranges: Sequence[tuple[int, int]],
+        *,
+        ledger: Ledger | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> tuple[HostPages, list[int]]:
+        """See `Device.place`; nothing moves."""
+        del progress
+        self._check_open()
+        return span(ranges, ledger)
 
     def compile(self, tape: Tape, spaces: Mapping[Space, Pages]) -> CpuProgram:
         """See `Device.compile`."""

@@ -4,7 +4,7 @@ Host pages are registered with the driver and seen by kernels at the host's addr
 become launches (`cuda_launch`), kernels are compiled for the chip on first use and kept on disk
 (`cuda_compile`), and `cuda_driver` is all there is of CUDA. A tape of one record is one kernel launch; a
 longer one is played as CUDA graphs. Where pages cannot be registered and copies are allowed, what a tape
-touches is copied before and after each play, and counted.
+touches is copied before and after each play, and counted. Weights are uploaded once (`cuda_upload`).
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ import ctypes
 import logging
 import mmap
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from nocopy.device.cuda_compile import Compiler, cache_directory
 from nocopy.device.cuda_driver import Driver, Start, version_name
-from nocopy.device.cuda_launch import Launch, plan
-from nocopy.device.cuda_pages import CudaPages, DevicePages, StagedPages, import_pages
+from nocopy.device.cuda_launch import Launch, Plan, plan
+from nocopy.device.cuda_pages import CudaPages, DevicePages, Staging, import_pages, stagings
+from nocopy.device.cuda_upload import upload
 from nocopy.device.protocol import DeviceInfo, Mode, Pages, Program, check_range, check_spaces
 from nocopy.errors import (
     ClosedError,
@@ -44,17 +45,6 @@ STOP_GRACE = 10.0
 """Seconds that kernels get to end after they were asked to stop."""
 
 _log = logging.getLogger(__name__)
-
-Ranges = list[tuple[int, int]]
-
-
-@dataclass(frozen=True)
-class Staging:
-    """Byte ranges that are copied in before a play and out after it."""
-
-    pages: StagedPages
-    inward: Ranges
-    outward: Ranges
 
 
 @dataclass(eq=False)
@@ -157,6 +147,23 @@ class CudaDevice:
         self._pages.append(pages)
         return pages
 
+    def place(
+        self,
+        ranges: Sequence[tuple[int, int]],
+        *,
+        ledger: Ledger | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> tuple[CudaPages, list[int]]:
+        """See `Device.place`: one piece of device memory, the ranges one after another."""
+        self._check_open("placing weights")
+        try:
+            pages, starts = upload(self._driver, ranges, self._pages.remove, ledger, progress)
+        except DeviceLostError:
+            self.close()
+            raise
+        self._pages.append(pages)
+        return pages, starts
+
     # Programs
 
     def compile(self, tape: Tape, spaces: Mapping[Space, Pages]) -> CudaProgram:
@@ -167,15 +174,14 @@ class CudaDevice:
         addresses = {space: pages.device_address for space, pages in used.items()}
         stop = self._driver.stop_address if tape.work > STOPPABLE_WORK else 0
         records = bytes(tape)
+        plans = [
+            plan(records[at : at + RECORD_BYTES], addresses, stop, self._driver.multiprocessors)
+            for at in range(0, len(records), RECORD_BYTES)
+        ]
         with self._driver.current():
-            launches: list[Start] = []
-            for at in range(0, len(records), RECORD_BYTES):
-                launch = plan(records[at : at + RECORD_BYTES], addresses, stop, self._driver.multiprocessors)
-                if launch:
-                    launches.append(self._launcher(launch))
-            starts, frees = self._join(launches)
+            starts, frees = self._join(plans)
         places = tuple((pages, pages.device_address) for pages in used.values())
-        program = CudaProgram(self, tape, starts, frees, places, _stagings(tape, used))
+        program = CudaProgram(self, tape, starts, frees, places, stagings(tape, used))
         self._programs.append(program)
         return program
 
@@ -188,20 +194,42 @@ class CudaDevice:
             raise ClosedError(f"space {space.name.lower()} was given pages that are closed")
         return pages
 
-    def _launcher(self, launch: Launch) -> Start:
-        function = self._functions.get(launch.kernel)
-        if function is None:
-            module = self._modules.get(launch.source)
-            if module is None:
-                module = self._modules[launch.source] = self._driver.load(self._compiler.code(launch.source))
-            function = self._functions[launch.kernel] = self._driver.function(module, launch.kernel)
-        return self._driver.launcher(function, launch.grid, launch.block, launch.argument)
+    def _join(self, plans: list[Plan]) -> tuple[list[Start], list[Callable[[], None]]]:
+        """The calls that start a tape's pieces, and those that free what they hold."""
+        frees: list[Callable[[], None]] = []
+        try:
+            workspace = self._workspace(plans, frees)
+            launches = [self._launcher(launch, workspace) for each in plans for launch in each.launches]
+            # One launch is joined too: a graph starts 2.5 us sooner than a kernel (bench/cuda_launch.py).
+            starts: list[Start] = []
+            for i in range(0, len(launches), GRAPH_RECORDS):
+                start, free = self._driver.graph(launches[i : i + GRAPH_RECORDS])
+                starts.append(start)
+                frees.append(free)
+        except BaseException:
+            for free in frees:
+                free()
+            raise
+        return starts, frees
 
-    def _join(self, launches: list[Start]) -> tuple[list[Start], list[Callable[[], None]]]:
-        # One launch is joined too: a graph starts 2.5 us sooner than a kernel (bench/cuda_launch.py).
-        pieces = [launches[i : i + GRAPH_RECORDS] for i in range(0, len(launches), GRAPH_RECORDS)]
-        graphs = [self._driver.graph(piece) for piece in pieces]
-        return [start for start, _ in graphs], [free for _, free in graphs]
+    def _workspace(self, plans: list[Plan], frees: list[Callable[[], None]]) -> int:
+        """Device memory that the launches of a record hand results on in; records run one after another."""
+        nbytes = max((each.workspace for each in plans), default=0)
+        if not nbytes:
+            return 0
+        address = self._driver.allocate(nbytes)
+        frees.append(lambda: self._driver.free(address))
+        return address
+
+    def _launcher(self, launch: Launch, workspace: int) -> Start:
+        source, kernel = launch.shape.source, launch.shape.kernel
+        function = self._functions.get(kernel)
+        if function is None:
+            module = self._modules.get(source)
+            if module is None:
+                module = self._modules[source] = self._driver.load(self._compiler.code(source))
+            function = self._functions[kernel] = self._driver.function(module, kernel)
+        return self._driver.launcher(function, launch.grid, launch.shape.block, launch.argument(workspace))
 
     def drop_program(self, program: CudaProgram) -> None:
         """Free what a closing program holds."""
@@ -300,34 +328,6 @@ class CudaDevice:
         else:
             for pages in opened:
                 pages.leak = None
-
-
-def _stagings(tape: Tape, used: Mapping[Space, CudaPages]) -> list[Staging]:
-    """What to copy for the spaces that are staged: all that is touched inward, all that is written outward.
-
-    Written ranges go in as well, because strides may leave bytes between the elements that are written.
-    """
-    stagings: list[Staging] = []
-    for space, pages in used.items():
-        if isinstance(pages, StagedPages):
-            touched = [e for extents in tape.extents for e in extents if e.space == space]
-            inward = _union([(e.start, e.stop) for e in touched])
-            outward = _union([(e.start, e.stop) for e in touched if e.written])
-            stagings.append(Staging(pages, inward, outward))
-    return stagings
-
-
-def _union(ranges: Ranges) -> Ranges:
-    """The same bytes as disjoint ranges in order."""
-    union: Ranges = []
-    for start, stop in sorted(ranges):
-        if start == stop:
-            continue
-        if union and start <= union[-1][1]:
-            union[-1] = union[-1][0], max(union[-1][1], stop)
-        else:
-            union.append((start, stop))
-    return union
 
 
 def open_device(*, allow_copy: bool = False) -> CudaDevice:

@@ -28,7 +28,8 @@ LOST = frozenset({4, 46, 214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 
 """Statuses (CUresult) after which the context is of no more use: faults, uncorrectable memory errors, a GPU
 that went away, a context that is gone."""
 
-_REGISTER_PORTABLE_MAPPED = 0x01 | 0x02
+_PORTABLE = 0x01
+_REGISTER_PORTABLE_MAPPED = _PORTABLE | 0x02
 _STREAM_NON_BLOCKING = 0x1
 _CAPTURE_RELAXED = 2  # a kernel may be loaded while its first launch is captured
 _SCHEDULE_SPIN = 0x1
@@ -247,6 +248,18 @@ class Driver:
     def free(self, address: int) -> None:
         """Free what `allocate` returned."""
         self._ask("cuMemFree", address)
+
+    def pin(self, nbytes: int) -> int:
+        """Host memory that copies read from at the bus's speed; free it with `unpin`.
+
+        Raises:
+            DeviceError: the system does not lock that much.
+        """
+        return int(self._ask("cuMemHostAlloc", nbytes, _PORTABLE)[0])
+
+    def unpin(self, address: int) -> None:
+        """Free what `pin` returned, once no copy reads it."""
+        self._ask("cuMemFreeHost", address)
 
     def copy_in(self, device: int, host: int, nbytes: int) -> None:
         """Copy from the host before what is started next."""

@@ -1,4 +1,4 @@
-"""From a record to a kernel launch: which kernel, how many blocks of which shape, and its one argument.
+"""From a record to kernel launches: which kernels, how many blocks of which shape, and their one argument.
 
 Pure arithmetic, no CUDA: the choices here decide speed, never results.
 """
@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
+from nocopy.memory.dtype import BLOCKS, DType
 from nocopy.tape.ops import BY_CODE, Op
 from nocopy.tape.record import (
     MAX_AXES,
@@ -21,27 +22,67 @@ from nocopy.tape.record import (
 )
 
 RECORD_FIELDS = struct.Struct("<4H" + f"QHHI{MAX_AXES}I" * MAX_OPERANDS + f"{MAX_DIMS}I{MAX_PARAMS}I")
-ARGUMENT = struct.Struct(f"<{RECORD_BYTES}s{len(Space)}QQ")
-"""`nocopy_launch` in kernels/cuda/record.cuh: the record, one address a space, that of the stop word."""
+ARGUMENT = struct.Struct(f"<{RECORD_BYTES}s{len(Space)}QQQQ")
+"""`nocopy_launch` in kernels/cuda/record.cuh: the record, one address a space, that of the stop word, that of
+the workspace, splits."""
 
 BLOCKS_PER_SM = 8
 """Blocks of 256 threads that fill a multiprocessor (2048 threads on sm_80 and sm_90)."""
-ASKING_WORK = 2**16
-"""Elements or multiply-adds from which on a kernel looks whether it should stop: below, it ends within
-microseconds, and looking costs one."""
+ASKING_WORK = 2**20
+ASKING_PRODUCTS = 2**25
+"""Elements, or multiply-adds of matmul and attention, from which on a kernel looks whether it should stop.
+Looking costs a microsecond; below, a kernel ends within one or two milliseconds though all its operands lie
+behind a bus, and a graph of such kernels within one or two seconds."""
 NARROW = 4
-"""Rows that `matmul_narrow` handles at a time."""
+"""Rows that `matmul_narrow` and `matvec_few` handle at a time."""
+WORD = 16
+"""Bytes of a load: what kernels that read whole words need addresses to be a multiple of."""
+WARPS = 8
+"""Warps of a block of attention."""
+SPAN = 256
+"""Elements of a head that a warp of attention holds."""
+SHORTEST_SPLIT = 128
+"""Tokens that are worth a block of attention."""
+MAX_WORKSPACE = 2**26
+"""Bytes that the splits of one record may hand on."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A kernel and its threads: `source` is the file under kernels/cuda, `block` the threads in x and y."""
+
+    source: str
+    kernel: str
+    blocks: int
+    block: tuple[int, int]
+    splits: int = 1
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch: `source` is the file under kernels/cuda, `block` the threads in x and y."""
+    """One kernel launch. Its argument is complete once the workspace's address is known."""
 
-    source: str
-    kernel: str
-    grid: int
-    block: tuple[int, int]
-    argument: bytes
+    shape: Shape
+    record: bytes
+    bases: tuple[int, ...]
+    stop: int
+
+    @property
+    def grid(self) -> int:
+        """Blocks, as far as a grid holds them; kernels loop over the rest."""
+        return max(1, min(self.shape.blocks, 2**31 - 1))
+
+    def argument(self, workspace: int) -> bytes:
+        """`nocopy_launch`, with the device address of a workspace."""
+        return ARGUMENT.pack(self.record, *self.bases, self.stop, workspace, self.shape.splits)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The launches of a record, in order, and the bytes of device memory that they hand results on in."""
+
+    launches: tuple[Launch, ...] = ()
+    workspace: int = 0
 
 
 @dataclass
@@ -70,6 +111,17 @@ class Fields:
             fields[-MAX_PARAMS:],
         )
 
+    def dtype(self, slot: int) -> DType:
+        """Element type of an operand."""
+        return DType(self.operands[slot][1])
+
+    def words(self, slot: int) -> bool:
+        """True if rows of a float operand are whole words: its last axis contiguous, all else on WORDs."""
+        axes, size = self.op.operands[slot].axes, self.dtype(slot).itemsize
+        *outer, last = self.strides[slot][: len(axes)]
+        starts = [self.operands[slot][0], self.named[axes[-1]] * size, *(step * size for step in outer)]
+        return self.dtype(slot).is_float and last == 1 and not any(at % WORD for at in starts)
+
     def pack(self) -> bytes:
         """A record of 256 bytes again."""
         flat: list[int] = list(self.header)
@@ -88,8 +140,8 @@ class Fields:
         return all(any(dims[axis] == 0 for axis in out.axes) for out in self.op.outputs)
 
 
-def plan(record: bytes, spaces: Mapping[Space, int], stop: int, multiprocessors: int) -> Launch | None:
-    """Choose the launch for a validated record.
+def plan(record: bytes, spaces: Mapping[Space, int], stop: int, multiprocessors: int) -> Plan:
+    """Choose the launches for a validated record.
 
     Args:
         record: its 256 bytes.
@@ -98,20 +150,21 @@ def plan(record: bytes, spaces: Mapping[Space, int], stop: int, multiprocessors:
         multiprocessors: of the GPU.
 
     Returns:
-        The launch; None if the record writes nothing.
+        The launches; none if the record writes nothing.
     """
     fields = Fields.unpack(record)
     if fields.empty():
-        return None
-    if fields.op.work(fields.named) < ASKING_WORK:
+        return Plan()
+    asking = ASKING_PRODUCTS if fields.op.name in ("matmul", "attention") else ASKING_WORK
+    if fields.op.work(fields.named) < asking:
         stop = 0
-    source, kernel, blocks, block = GEOMETRY[fields.op.name](fields, multiprocessors)
-    bases = [spaces.get(space, 0) for space in Space]
-    grid = max(1, min(blocks, 2**31 - 1))
-    return Launch(source, kernel, grid, block, ARGUMENT.pack(fields.pack(), *bases, stop))
-
-
-Shape = tuple[str, str, int, tuple[int, int]]
+    shape = GEOMETRY[fields.op.name](fields, multiprocessors)
+    bases = tuple(spaces.get(space, 0) for space in Space)
+    shapes, workspace = [shape], 0
+    if shape.splits > 1:
+        shapes += [_join(fields, shape.splits, multiprocessors)]
+        workspace = _state_bytes(fields) * shape.splits
+    return Plan(tuple(Launch(each, fields.pack(), bases, stop) for each in shapes), workspace)
 
 
 def _ceil(a: int, b: int) -> int:
@@ -126,7 +179,7 @@ def _per_element(source: str, out_dims: Sequence[str] = ()) -> Callable[[Fields,
             _merge_axes(fields)
         total = prod(fields.named[d] for d in out_dims or fields.op.dims)
         blocks = min(_ceil(total, 256), multiprocessors * BLOCKS_PER_SM)
-        return source, fields.op.name, blocks, (256, 1)
+        return Shape(source, fields.op.name, blocks, (256, 1))
 
     return geometry
 
@@ -174,7 +227,7 @@ def _per_row(source: str) -> Callable[[Fields, int], Shape]:
         rows = d["d0"] * d["d1"] * d["d2"]
         team, height = _team(fields, d["n"], rows, multiprocessors)
         blocks = min(_ceil(rows, height), multiprocessors * BLOCKS_PER_SM)
-        return source, fields.op.name, blocks, (team, height)
+        return Shape(source, fields.op.name, blocks, (team, height))
 
     return geometry
 
@@ -183,25 +236,51 @@ def _topk(fields: Fields, multiprocessors: int) -> Shape:
     d = fields.named
     rows = d["d0"] * d["d1"] * d["d2"]
     threads = 256 if d["n"] <= 65536 else 1024
-    return "topk", "topk", min(rows, multiprocessors * BLOCKS_PER_SM), (threads, 1)
+    return Shape("topk", "topk", min(rows, multiprocessors * BLOCKS_PER_SM), (threads, 1))
 
 
 def _matmul(fields: Fields, multiprocessors: int) -> Shape:
-    if fields.named["n"] <= NARROW < fields.named["m"]:
+    if fields.named["m"] <= NARROW and _reads_weight_rows(fields):
+        return _matvec(fields, multiprocessors)
+    blocks = fields.dtype(2) in BLOCKS
+    if fields.named["n"] <= NARROW < fields.named["m"] and not blocks:
         _transpose_product(fields)
     d = fields.named
     batches = d["b0"] * d["b1"]
-    if d["m"] <= NARROW:
+    if d["m"] <= NARROW and not blocks:
         width = 8 if fields.strides[2][2] < fields.strides[2][3] else 32
-        return "matmul", "matmul_narrow", batches * _ceil(d["n"], width), (256, 1)
+        return Shape("matmul", "matmul_narrow", batches * _ceil(d["n"], width), (256, 1))
 
     def tiles(side: int) -> int:
         return batches * _ceil(d["m"], side) * _ceil(d["n"], side)
 
-    for kernel, side in (("matmul_large", 128), ("matmul_medium", 64)):
+    source = "matmul_blocks" if blocks else "matmul"
+    for size, side in (("large", 128), ("medium", 64)):
         if tiles(side) >= multiprocessors:
-            return "matmul", kernel, tiles(side), (256, 1)
-    return "matmul", "matmul_small", tiles(32), (256, 1)
+            return Shape(source, f"{source}_{size}", tiles(side), (256, 1))
+    return Shape(source, f"{source}_small", tiles(32), (256, 1))
+
+
+def _reads_weight_rows(fields: Fields) -> bool:
+    """True if matvec.cu can read the operands: a in words of f32, b in words or blocks along k."""
+    if fields.dtype(1) is not DType.F32 or not fields.words(1):
+        return False
+    if fields.dtype(2) in BLOCKS:
+        return True
+    size, strides = fields.dtype(2).itemsize, fields.strides[2]
+    starts = [fields.operands[2][0], fields.named["k"] * size, *(strides[axis] * size for axis in (0, 1, 3))]
+    return strides[2] == 1 and not any(at % WORD for at in starts)
+
+
+def _matvec(fields: Fields, multiprocessors: int) -> Shape:
+    """A warp for each column; where they are few and long, a block."""
+    d = fields.named
+    columns = d["b0"] * d["b1"] * _ceil(d["m"], NARROW) * d["n"]
+    name = fields.dtype(2).name.lower()
+    kernel = f"matvec_{name}" if d["m"] == 1 else f"matvec_few_{name}"
+    if columns < 8 * multiprocessors and d["k"] >= 1024:
+        return Shape("matvec", kernel, columns, (256, 1))
+    return Shape("matvec", kernel, min(_ceil(columns, 4), 4 * multiprocessors * BLOCKS_PER_SM), (32, 4))
 
 
 def _transpose_product(fields: Fields) -> None:
@@ -221,14 +300,61 @@ def _conv2d(fields: Fields, multiprocessors: int) -> Shape:
     per_group, pixels, taps = d["o"] // groups, d["oh"] * d["ow"], d["cg"] * d["kh"] * d["kw"]
     if per_group >= 16 and pixels >= 32 and taps >= 16:
         tiles = d["n"] * groups * _ceil(per_group, 64) * _ceil(pixels, 64)
-        return "conv2d", "conv2d_tiles", tiles, (256, 1)
+        return Shape("conv2d", "conv2d_tiles", tiles, (256, 1))
     outputs = d["n"] * d["o"] * pixels
     if outputs >= 256 * multiprocessors or taps <= 16:
         team, height = 1, 256
     else:
         team, height = (32, 8) if taps < 4096 else (256, 1)
     blocks = min(_ceil(outputs, height), multiprocessors * BLOCKS_PER_SM)
-    return "conv2d", "conv2d_direct", blocks, (team, height)
+    return Shape("conv2d", "conv2d_direct", blocks, (team, height))
+
+
+def _rope(fields: Fields, multiprocessors: int) -> Shape:
+    d = fields.named
+    blocks = _ceil(d["r"] * d["h"] * (d["n"] - d["f"]), 256)
+    return Shape("rope", "rope", min(blocks, multiprocessors * BLOCKS_PER_SM), (256, 1))
+
+
+def _scatter(fields: Fields, multiprocessors: int) -> Shape:
+    return Shape("scatter", "scatter", min(fields.named["r"], multiprocessors * BLOCKS_PER_SM), (256, 1))
+
+
+def _attention(fields: Fields, multiprocessors: int) -> Shape:
+    """Up to 8 rows share a block; tokens are split until the GPU has two blocks a multiprocessor."""
+    d = fields.named
+    rows = 1 << min(d["r"], WARPS).bit_length() - 1
+    kernel, heads = _attention_kernel(fields)
+    jobs = _ceil(d["r"], rows) * d["g"] * _ceil(d["h"] // d["g"], heads) * _ceil(d["n"], SPAN)
+    most = min(_ceil(d["t"], SHORTEST_SPLIT), MAX_WORKSPACE // _state_bytes(fields))
+    splits = max(1, min(2 * multiprocessors // jobs, most))
+    return Shape("attention", kernel, jobs * splits, (32 * WARPS // rows, rows), splits)
+
+
+def _attention_kernel(fields: Fields) -> tuple[str, int]:
+    """The kernel that reads k and v best, and the heads that it takes at once."""
+    dtype, n = fields.dtype(2), fields.named["n"]
+    if dtype is not fields.dtype(3) or n > SPAN:
+        return "attention_any", 1
+    # A lane takes eight elements, which must all be there.
+    if dtype not in BLOCKS and not (fields.words(2) and fields.words(3) and n % 8 == 0):
+        return "attention_any", 1
+    name = dtype.name.lower()
+    if fields.named["h"] > fields.named["g"]:
+        return f"attention_grouped_{name}", 4
+    return f"attention_{name}", 1
+
+
+def _state_bytes(fields: Fields) -> int:
+    """Bytes that one split of attention hands on: largest, sum and n values for each row and head."""
+    d = fields.named
+    return d["r"] * d["h"] * (d["n"] + 2) * 4
+
+
+def _join(fields: Fields, splits: int, multiprocessors: int) -> Shape:
+    d = fields.named
+    blocks = min(_ceil(d["r"] * d["h"] * d["n"], 256), multiprocessors * BLOCKS_PER_SM)
+    return Shape("attention", "attention_join", blocks, (256, 1), splits)
 
 
 GEOMETRY: dict[str, Callable[[Fields, int], Shape]] = {
@@ -247,6 +373,10 @@ GEOMETRY: dict[str, Callable[[Fields, int], Shape]] = {
     "topk": _topk,
     "conv2d": _conv2d,
     "resize": _per_element("resize", ("n", "c", "oh", "ow")),
+    "rope": _rope,
+    "scatter": _scatter,
+    "attention": _attention,
+    "glu": _per_element("glu"),
 }
 """How each op is launched. An op that is missing here cannot be played."""
 assert set(GEOMETRY) == {op.name for op in BY_CODE.values()}

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 import mmap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from nocopy.device.protocol import Mode, check_range
 from nocopy.errors import ClosedError, CopyRefusedError, DeviceError, DeviceLostError
 from nocopy.memory.ledger import Ledger
+from nocopy.tape.record import Space
+from nocopy.tape.validate import Tape
 
+Ranges = list[tuple[int, int]]
 _log = logging.getLogger(__name__)
 
 
@@ -258,3 +262,40 @@ def import_pages(
         return StagedPages(driver, address, nbytes, forget, ledger)
     finally:
         driver.leave()
+
+
+@dataclass(frozen=True)
+class Staging:
+    """Byte ranges that are copied in before a play and out after it."""
+
+    pages: StagedPages
+    inward: Ranges
+    outward: Ranges
+
+
+def stagings(tape: Tape, used: Mapping[Space, CudaPages]) -> list[Staging]:
+    """What to copy for the spaces that are staged: all that is touched inward, all that is written outward.
+
+    Written ranges go in as well, because strides may leave bytes between the elements that are written.
+    """
+    stagings: list[Staging] = []
+    for space, pages in used.items():
+        if isinstance(pages, StagedPages):
+            touched = [e for extents in tape.extents for e in extents if e.space == space]
+            inward = _union([(e.start, e.stop) for e in touched])
+            outward = _union([(e.start, e.stop) for e in touched if e.written])
+            stagings.append(Staging(pages, inward, outward))
+    return stagings
+
+
+def _union(ranges: Ranges) -> Ranges:
+    """The same bytes as disjoint ranges in order."""
+    union: Ranges = []
+    for start, stop in sorted(ranges):
+        if start == stop:
+            continue
+        if union and start <= union[-1][1]:
+            union[-1] = union[-1][0], max(union[-1][1], stop)
+        else:
+            union.append((start, stop))
+    return union

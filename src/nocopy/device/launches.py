@@ -24,6 +24,10 @@ THREADS = 256
 """Threads of every workgroup, as in kernels/gpu/tensor.slang."""
 TILE = 64
 """Outputs a side that one workgroup of matmul computes, as in kernels/gpu/matmul.slang."""
+SPAN = 32
+"""Elements of a row that one thread of scatter writes, as in kernels/gpu/scatter.slang."""
+SETS = 32
+"""Sets of rows that scatter's threads share out, as in kernels/gpu/scatter.slang."""
 MAX_GROUPS = 65535
 """Workgroups of a launch: what every Vulkan device allows; kernels loop over the rest."""
 CONSTANTS = 5
@@ -66,12 +70,12 @@ def kernel_code(name: str, suffix: str) -> bytes:
 
 
 def launches(tape: Tape, resolve: Resolve) -> Iterator[Launch]:
-    """The launches of a tape in order; a record without output elements has none."""
+    """The launches of a tape in order; a record that writes no elements has none."""
     since_barrier: list[Extent] = []
     for record, extents in zip(tape.records, tape.extents, strict=True):
         op = BY_CODE[int(record["opcode"])]
         dims = {name: int(size) for name, size in zip(op.dims, record["dims"], strict=False)}
-        if all(prod(dims[a] for a in out.axes) == 0 for out in op.outputs):
+        if all(prod(dims[a] for a in out.axes) == 0 for out in op.outputs) or dims.get("r") == 0:
             continue
         barrier = _conflict(since_barrier, extents)
         if barrier:
@@ -101,7 +105,7 @@ def _launch(
         if extent.stop > extent.start:
             args["address"][slot] = resolve(extent.space, extent.start, extent.stop)
     kernel, lanes, count = SHAPES.get(op.name, _grid)(op, args, dims)
-    per_group = {"matmul": 1, "topk": 1}.get(kernel, THREADS // lanes)
+    per_group = 1 if kernel in ("matmul", "topk", "attention") else THREADS // lanes
     groups = min(-(-count // per_group), MAX_GROUPS)
     args["count"], args["lanes"], args["groups"] = count, lanes, groups
     constants = (int(record["function"]), *dtypes[: CONSTANTS - 1])
@@ -185,6 +189,18 @@ def _gather(_op: Op, _args: Any, dims: dict[str, int]) -> Shape:
     return "gather", 1, dims["r"] * dims["w"]
 
 
+def _rope(_op: Op, _args: Any, dims: dict[str, int]) -> Shape:
+    return "rope", 1, dims["r"] * dims["h"] * (dims["n"] - dims["f"])
+
+
+def _scatter(_op: Op, _args: Any, dims: dict[str, int]) -> Shape:
+    return "scatter", 1, SETS * -(-dims["w"] // SPAN)
+
+
+def _attention(_op: Op, _args: Any, dims: dict[str, int]) -> Shape:
+    return "attention", _lanes(dims["n"], 1), dims["r"] * dims["h"] * -(-dims["n"] // THREADS)
+
+
 def _conv2d(_op: Op, _args: Any, dims: dict[str, int]) -> Shape:
     return "conv2d", 1, prod(dims[d] for d in ("n", "o", "oh", "ow"))
 
@@ -203,6 +219,9 @@ SHAPES: dict[str, Callable[[Op, Any, dict[str, int]], Shape]] = {
     "argmax": _rows,
     "topk": _topk,
     "gather": _gather,
+    "rope": _rope,
+    "scatter": _scatter,
+    "attention": _attention,
     "conv2d": _conv2d,
     "resize": _resize,
 }

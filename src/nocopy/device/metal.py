@@ -14,14 +14,14 @@ import ctypes
 import mmap
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
 from nocopy.device import launches
-from nocopy.device.chunks import ChunkedPages
-from nocopy.device.metal_memory import Allocator, Importer, MetalBuffer, describe_ownership
+from nocopy.device.chunks import ChunkedPages, JoinedPages, Upload, join
+from nocopy.device.metal_memory import Allocator, Copier, Importer, MetalBuffer, describe_ownership
 from nocopy.device.protocol import DeviceInfo, Mode, Pages, Program, check_range, check_spaces
 from nocopy.errors import (
     ClosedError,
@@ -44,7 +44,7 @@ class MetalProgram:
 
     tape: Tape
     device: MetalDevice
-    pages: list[tuple[ChunkedPages, int]]
+    pages: list[tuple[ChunkedPages | JoinedPages, int]]
     steps: list[tuple[Any, int, Any]]
     """For each dispatch: pipeline state, offset of its argument block, grid in groups."""
     arguments: MetalBuffer | None
@@ -72,7 +72,7 @@ class MetalDevice:
 
     def __init__(self, metal: Any, objc: Any, *, page: int = mmap.PAGESIZE) -> None:
         self._metal, self._objc, self._page = metal, objc, page
-        self._pages: set[ChunkedPages] = set()
+        self._pages: set[ChunkedPages | JoinedPages] = set()
         self._programs: set[MetalProgram] = set()
         self._pipelines: dict[tuple[str, tuple[int, ...]], Any] = {}
         self._lost = self._closed = False
@@ -139,6 +139,34 @@ class MetalDevice:
         self._pages.add(pages)
         return pages
 
+    def place(
+        self,
+        ranges: Sequence[tuple[int, int]],
+        *,
+        ledger: Ledger | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> tuple[JoinedPages, list[int]]:
+        """See `Device.place`. Imported where they lie; copied if Metal refuses the pages."""
+        self._check_open()
+        total, most = sum(nbytes for _, nbytes in ranges), int(self._device.recommendedMaxWorkingSetSize())
+        if total > most:
+            raise DeviceError(
+                f"placing {total} bytes was asked for; {self._info.product} has {most}; use a smaller model,"
+                " or one with fewer bits for each weight"
+            )
+        with self._objc.autorelease_pool():
+            try:
+                pages = join(self._importer, ranges, self._info.mode, self._pages.discard)
+                if ledger:
+                    ledger.shared += total
+            except DeviceError:
+                upload = Upload(ledger, progress)
+                maker = Copier(self._metal, self._device, self._info.product, self._page, upload.add)
+                pages = join(maker, ranges, self._info.mode, self._pages.discard)
+                upload.progress = None
+        self._pages.add(pages)
+        return pages, pages.starts
+
     # -- programs -------------------------------------------------------------------------------------------
 
     def compile(self, tape: Tape, spaces: Mapping[Space, Pages]) -> MetalProgram:
@@ -164,10 +192,10 @@ class MetalDevice:
         self._programs.add(program)
         return program
 
-    def _own(self, pages: Pages) -> ChunkedPages:
-        if isinstance(pages, ChunkedPages) and pages.closed:
+    def _own(self, pages: Pages) -> ChunkedPages | JoinedPages:
+        if isinstance(pages, ChunkedPages | JoinedPages) and pages.closed:
             raise ClosedError("compiling a tape was asked for; pages that it uses are closed")
-        if not isinstance(pages, ChunkedPages) or pages not in self._pages:
+        if not isinstance(pages, ChunkedPages | JoinedPages) or pages not in self._pages:
             raise UsageError("a space made of another device's pages was given; share them with this device")
         return pages
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,6 +108,23 @@ class Allocator(Importer):
         where = host_address(handle, nbytes)
         ctypes.memset(where, 0, nbytes)
         return MetalBuffer(handle, nbytes, int(handle.gpuAddress()), where)
+
+
+@dataclass(frozen=True)
+class Copier(Allocator):
+    """Makes buffers of Metal's own memory that hold what host pages hold.
+
+    `copied` is called with the number of bytes after each buffer.
+    """
+
+    copied: Callable[[int], None]
+
+    def make(self, address: int, nbytes: int) -> MetalBuffer:
+        """Allocate and copy."""
+        buffer = super().make(address, nbytes)
+        ctypes.memmove(buffer.mapped, address, nbytes)
+        self.copied(nbytes)
+        return buffer
 
 
 def host_address(handle: Any, nbytes: int) -> int:

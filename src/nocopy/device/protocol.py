@@ -7,7 +7,7 @@ a time per device.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -125,6 +125,30 @@ class Device(Protocol):
         Raises:
             DeviceError: there is not that much; the message names what was asked and what there is.
             ClosedError: the device is closed.
+        """
+        ...
+
+    def place(
+        self,
+        ranges: Sequence[tuple[int, int]],
+        *,
+        ledger: Ledger | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> tuple[Pages, list[int]]:
+        """Make read-only host ranges, such as the mapped files of a model, one space for kernels.
+
+        A device that shares memory with the CPU uses them where they lie; one that does not copies them once.
+
+        Args:
+            ranges: (address, size in bytes) of each; multiples of the page size; they stay mapped.
+            ledger: counts the bytes as shared or as uploaded.
+            progress: called with the bytes copied so far.
+
+        Returns:
+            The space, and the byte of it at which each range begins.
+
+        Raises:
+            DeviceError: there is too little memory; the message names both sizes.
         """
         ...
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +67,15 @@ class HostProgram:
         self.closed = True
 
 
+def span(ranges: Sequence[tuple[int, int]], ledger: Ledger | None) -> tuple[HostPages, list[int]]:
+    """One space over all ranges, from the lowest address to the highest, and where each begins in it."""
+    base = min(address for address, _ in ranges)
+    end = max(address + nbytes for address, nbytes in ranges)
+    if ledger:
+        ledger.shared += sum(nbytes for _, nbytes in ranges)
+    return HostPages(base, end - base, ledger), [address - base for address, _ in ranges]
+
+
 class ReferenceDevice:
     """Plays tapes with `tape.reference`."""
 
@@ -94,6 +103,17 @@ class ReferenceDevice:
         except (OSError, OverflowError) as e:
             raise DeviceError(f"{nbytes} bytes of memory were asked for; the system refused: {e}") from e
         return HostPages(ctypes.addressof(ctypes.c_char.from_buffer(owner)), nbytes, owner=owner)
+
+    def place(
+        self,
+        ranges: Sequence[tuple[int, int]],
+        *,
+        ledger: Ledger | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> tuple[HostPages, list[int]]:
+        """See `Device.place`: one space that begins at the lowest range and spans all; nothing moves."""
+        del progress
+        return span(ranges, ledger)
 
     def compile(self, tape: Tape, spaces: Mapping[Space, Pages]) -> HostProgram:
         """See `Device.compile`."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from nocopy.device import launches
-from nocopy.device.chunks import ChunkedPages
+from nocopy.device.chunks import ChunkedPages, JoinedPages, Upload, join
 from nocopy.device.protocol import DeviceInfo, Mode, Pages, Program, check_range, check_spaces
 from nocopy.device.vulkan_api import TYPE_CPU, Validate, open_api
 from nocopy.device.vulkan_commands import Queue
@@ -29,11 +29,13 @@ from nocopy.device.vulkan_memory import (
     destroy_buffer,
     import_buffer,
 )
+from nocopy.device.vulkan_upload import Uploader
 from nocopy.errors import (
     ClosedError,
     CopyRefusedError,
     DeadlineError,
     DeviceError,
+    DeviceLostError,
     UsageError,
 )
 from nocopy.memory.ledger import Ledger
@@ -56,7 +58,7 @@ class VulkanProgram:
 
     tape: Tape
     device: VulkanDevice
-    pages: list[tuple[ChunkedPages, int]]
+    pages: list[tuple[ChunkedPages | JoinedPages, int]]
     submit: Any
     arguments: Buffer | None
     staging: Staging | None
@@ -75,7 +77,7 @@ class VulkanDevice:
 
     def __init__(self, *, allow_copy: bool = False, validate: Validate | None = None) -> None:
         self._api = open_api(allow_copy=allow_copy, validate=validate)
-        self._pages: set[ChunkedPages] = set()
+        self._pages: set[ChunkedPages | JoinedPages] = set()
         self._programs: set[VulkanProgram] = set()
         self._closed = False
         try:
@@ -125,8 +127,7 @@ class VulkanDevice:
             )
         size = -(-max(nbytes, 1) // MINIMUM_BYTES) * MINIMUM_BYTES
         maker = Allocator(self._api, DEVICE_MEMORY)
-        mode = Mode.SAME_POINTER if self._info.mode is Mode.SAME_POINTER else Mode.MAPPED
-        pages = ChunkedPages(maker, 0, size, mode, False, None, self._pages.discard)
+        pages = ChunkedPages(maker, 0, size, self._own_mode, False, None, self._pages.discard)
         pages.nbytes = nbytes
         self._pages.add(pages)
         commands = self._queue.begin()
@@ -134,6 +135,55 @@ class VulkanDevice:
             self._api.lib.vkCmdFillBuffer(commands, chunk.handle, 0, 2**64 - 1, 0)
         self._queue.run_once(commands, f"clearing {nbytes} bytes")
         return pages
+
+    def place(
+        self,
+        ranges: Sequence[tuple[int, int]],
+        *,
+        ledger: Ledger | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> tuple[JoinedPages, list[int]]:
+        """See `Device.place`. Imported by a software device, uploaded once by any other.
+
+        Drivers of hardware import anonymous memory; read-only pages of a file some refuse at once, and some
+        not before the first kernel runs, which loses the device.
+        """
+        self._check_open()
+        total = sum(nbytes for _, nbytes in ranges)
+        pages = self._import_all(ranges)
+        if pages is None:
+            pages = self._upload_all(ranges, total, Upload(ledger, progress))
+        elif ledger:
+            ledger.shared += total
+        self._pages.add(pages)
+        return pages, pages.starts
+
+    def _import_all(self, ranges: Sequence[tuple[int, int]]) -> JoinedPages | None:
+        if not self._info.software or self._info.mode is Mode.STAGED:
+            return None
+        try:
+            return join(Importer(self._api), ranges, self._info.mode, self._pages.discard)
+        except DeviceLostError:
+            raise
+        except DeviceError:
+            return None  # the driver takes no such pages; the ledger says that they were uploaded
+
+    def _upload_all(self, ranges: Sequence[tuple[int, int]], total: int, upload: Upload) -> JoinedPages:
+        memory = self._api.device_bytes or self._api.heap_bytes
+        if total > memory:
+            raise DeviceError(
+                f"placing {total} bytes was asked for; {self._api.product} has {memory}; use a smaller model,"
+                " or one with fewer bits for each weight"
+            )
+        maker = Uploader(self._api, self._queue, upload.add)
+        pages = join(maker, ranges, self._own_mode, self._pages.discard)
+        upload.progress = None  # what a later program needs across two buffers is counted, not shown
+        return pages
+
+    @property
+    def _own_mode(self) -> Mode:
+        """The mode of the device's own memory, which needs no staging."""
+        return Mode.SAME_POINTER if self._info.mode is Mode.SAME_POINTER else Mode.MAPPED
 
     def _measure_mode(self) -> Mode:
         """Import one page and see at which address kernels find it."""
@@ -178,22 +228,22 @@ class VulkanDevice:
         self._programs.add(program)
         return program
 
-    def _own(self, pages: Pages) -> ChunkedPages:
-        if isinstance(pages, ChunkedPages) and pages.closed:
+    def _own(self, pages: Pages) -> ChunkedPages | JoinedPages:
+        if isinstance(pages, ChunkedPages | JoinedPages) and pages.closed:
             raise ClosedError("compiling a tape was asked for; pages that it uses are closed")
-        if not isinstance(pages, ChunkedPages) or pages not in self._pages:
+        if not isinstance(pages, ChunkedPages | JoinedPages) or pages not in self._pages:
             raise UsageError("a space made of another device's pages was given; share them with this device")
         return pages
 
     @staticmethod
-    def _staging(tape: Tape, pages: Mapping[Space, ChunkedPages]) -> Staging:
+    def _staging(tape: Tape, pages: Mapping[Space, ChunkedPages | JoinedPages]) -> Staging:
         """Copy in all that the tape touches, also what it writes: strided results leave bytes between."""
         extents = [e for touched in tape.extents for e in touched]
         before, after = list[tuple[int, int, int]](), list[tuple[int, int, int]]()
         ledgers: list[tuple[Ledger, int]] = []
         for space, target in pages.items():
-            if not target.address:
-                continue
+            if isinstance(target, JoinedPages) or not target.address:
+                continue  # placed once, or the device's own
             moved = 0
             for pieces, written_only in ((before, False), (after, True)):
                 for start, stop in _union(extents, space, written_only):

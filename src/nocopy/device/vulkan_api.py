@@ -22,7 +22,7 @@ VALIDATION_LAYER = b"VK_LAYER_KHRONOS_validation"
 TYPE_NAMES = {0: "other", 1: "integrated GPU", 2: "discrete GPU", 3: "virtual GPU", 4: "CPU"}
 TYPE_ORDER = (2, 1, 3, 0, 4)  # VkPhysicalDeviceType, best first
 TYPE_CPU = 4
-BUFFER_USAGE = 0x2 | 0x20 | 0x20000  # transfer target, storage, shader device address
+BUFFER_USAGE = 0x1 | 0x2 | 0x20 | 0x20000  # transfer source and target, storage, shader device address
 
 Validate = Callable[[str], None]
 

@@ -40,6 +40,9 @@ class Queue:
         shader, host = vk.VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT, vk.VK_PIPELINE_STAGE_HOST_BIT
         write, read = vk.VK_ACCESS_SHADER_WRITE_BIT, vk.VK_ACCESS_SHADER_READ_BIT
         self._between = self._barrier(shader, shader, write, read | write)
+        self._after_transfer = self._barrier(
+            vk.VK_PIPELINE_STAGE_TRANSFER_BIT, shader, vk.VK_ACCESS_TRANSFER_WRITE_BIT, read | write
+        )
         self._to_host = self._barrier(
             shader, host, write, vk.VK_ACCESS_HOST_READ_BIT | vk.VK_ACCESS_HOST_WRITE_BIT
         )
@@ -102,8 +105,9 @@ class Queue:
         return out[0]
 
     def run_once(self, commands: Any, what: str) -> None:
-        """End, submit, wait for and free a command buffer."""
+        """End, submit, wait for and free a command buffer of transfers; kernels see what they wrote."""
         api = self._api
+        api.lib.vkCmdPipelineBarrier(commands, *self._after_transfer)
         handles = api.ffi.new("VkCommandBuffer[]", [commands])
         submit = api.new("VkSubmitInfo", "SUBMIT_INFO", commandBufferCount=1, pCommandBuffers=handles)
         api.check(api.lib.vkEndCommandBuffer(commands), what)

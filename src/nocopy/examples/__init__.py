@@ -12,6 +12,7 @@ EXAMPLES = {
     "matmul": "two matrices, multiplied on the device and checked by the guest",
     "image": "a picture becomes a drawing: blur, ink the edges, resize",
     "mlp": "a trained classifier reads handwritten digits",
+    "agent": "a language model uses tools that the guest implements (needs --model default=FILE)",
 }
 """Names, with what each one shows."""
 

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import threading
 import time
-import warnings
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from nocopy.device.protocol import Device, Pages, Program
-from nocopy.errors import (
-    ClosedError,
-    DeadlineError,
-    DeviceLostError,
-    Error,
-    MemoryLimitError,
-    UsageError,
-)
-from nocopy.interfaces.programs import Programs
-from nocopy.interfaces.scratch import Scratch
+from nocopy.errors import Error, MemoryLimitError, UsageError
+from nocopy.interfaces.grip import Grip
 from nocopy.memory.ledger import Ledger
-from nocopy.memory.linear import Hold, LinearMemory
+from nocopy.memory.linear import LinearMemory
 from nocopy.tape.record import Space
 from nocopy.tape.validate import DEFAULT_WORK_LIMIT, Tape, validate
-
-_locks: weakref.WeakKeyDictionary[Device, threading.Lock] = weakref.WeakKeyDictionary()
-_locks_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -35,80 +22,23 @@ class ComputeLimits:
 
     Args:
         scratch: bytes of device-only memory.
-        work: elements or multiply-adds that one submit may cost; 2**40 take some seconds on a CPU.
+        work: elements or multiply-adds that one submit, or one pass of a model, may cost; 2**40 take some
+            seconds on a CPU. Prompts are fed in as many passes as that needs.
+        models: handles of models that are open at once.
+        sessions: sessions that are open at once.
+        pinned: bytes of its memory that open sessions may lie in.
     """
 
     scratch: int = 1 << 30
     work: int = DEFAULT_WORK_LIMIT
+    models: int = 8
+    sessions: int = 64
+    pinned: int = 1 << 36
 
     def __post_init__(self) -> None:
-        for name in ("scratch", "work"):
-            value = getattr(self, name)
+        for name, value in asdict(self).items():
             if not 0 <= value < 1 << 63:
                 raise UsageError(f"{name}={value!r} was asked for; a limit is a number from 0 up")
-
-
-class Grip:
-    """What a guest has on a device, and the hold on its memory that goes with it.
-
-    It refers to nobody who refers to it, so that a guest that is dropped without being closed can still be
-    taken off its device before its pages are unmapped.
-    """
-
-    def __init__(self, device: Device, memory: LinearMemory, limits: ComputeLimits) -> None:
-        self.name = device.info.name
-        self.lock = _lock_of(device)
-        self.scratch = Scratch(device, limits.scratch)
-        self.programs = Programs()
-        self.pages: Pages | None = None
-        self.lost = self.closed = False
-        self._hold: Hold = memory.hold(f"the {self.name} device")
-
-    def close(self) -> None:
-        """Give everything back to the device and let go of the memory."""
-        with self.lock:
-            self._let_go()
-
-    def abandon(self) -> None:
-        """Close, for the garbage collector, which may run while this very thread is on the device."""
-        if self.lock.acquire(blocking=False):
-            try:
-                self._let_go()
-            finally:
-                self.lock.release()
-        else:
-            _abandoned.append(self)
-
-    def _let_go(self) -> None:
-        if self.closed:
-            return
-        self.closed = True
-        try:
-            self.programs.clear()
-            self.scratch.close()
-            if self.pages is not None:
-                self.pages.close()
-        except BaseException:
-            self._hold.leak()  # the device may still write there
-            raise
-        if self.lost:
-            self._hold.leak()  # so may what was playing when it got lost
-            warnings.warn(
-                f"the {self.name} device was lost while it played on a guest's memory, which stays mapped"
-                " until the process ends",
-                ResourceWarning,
-                stacklevel=2,
-            )
-        self._hold.release()
-
-
-_abandoned: list[Grip] = []
-"""Grips whose device was busy when the garbage collector found them; the next turn that ends closes them."""
-
-
-def _close_abandoned() -> None:
-    for _ in range(len(_abandoned)):
-        _abandoned.pop(0).abandon()
 
 
 class Attachment:
@@ -141,11 +71,11 @@ class Attachment:
         on_move: Callable[[], None] = lambda: None,
     ) -> None:
         self.device, self.memory, self.limits, self.ledger = device, memory, limits, ledger
-        self.grip = Grip(device, memory, limits)
+        self.grip = Grip(device, memory, limits.scratch)
         self._on_refusal, self._on_move = on_refusal, on_move
-        self._playing = False
         try:
-            self._take_turn(memory.size)
+            with self.grip.turn(None):
+                self._follow(memory.size)
         except BaseException:
             self.grip.close()
             raise
@@ -177,18 +107,11 @@ class Attachment:
         until = None if time_left is None else time.monotonic() + time_left
         # Checking a long tape takes Python a second: not while others wait for the device.
         tape = None if records in self.grip.programs else self._validate(records)
-        self._begin_turn(until)
-        try:
-            program = self.grip.programs.get(records) or self._compile(tape or self._validate(records))
-            self._playing = True
-            self.device.play(program, timeout=_rest(until))
-        except DeviceLostError:
-            self.grip.lost = True
-            raise
-        finally:
-            self._playing = False
-            self._end_turn()
-        return program
+
+        def program() -> Program:
+            return self.grip.programs.get(records) or self._compile(tape or self._validate(records))
+
+        return self.grip.play(program, until)
 
     def _validate(self, records: bytes) -> Tape:
         sizes = {Space.GUEST: self.memory.size, Space.SCRATCH: self.limits.scratch}
@@ -205,27 +128,11 @@ class Attachment:
         grip.programs.add(bytes(tape), program)
         return program
 
-    def _begin_turn(self, until: float | None) -> None:
-        """Wait for the device, at most until a time. Not a context manager: that would cost 1 us more."""
-        rest = _rest(until)
-        if not self.grip.lock.acquire(timeout=-1 if rest is None else min(rest, threading.TIMEOUT_MAX)):
-            raise DeadlineError(
-                "a submit waited for the device until the deadline; other guests were using it"
-            )
-        if self.grip.closed:
-            self._end_turn()
-            raise ClosedError("the device was asked for; the guest is detached from it")
-
-    def _end_turn(self) -> None:
-        self.grip.lock.release()
-        if _abandoned:
-            _close_abandoned()
-
     # Growing
 
     def check_growth(self, old: int, new: int) -> None:
         """Refuse growth while the device is at work on the memory."""
-        if self._playing:
+        if self.grip.playing:
             self._refuse(
                 MemoryLimitError(
                     f"growing from {old} to {new} bytes was asked for while the device plays;"
@@ -236,16 +143,10 @@ class Attachment:
     def follow(self, size: int) -> None:
         """Have the device follow the memory to a size."""
         try:
-            self._take_turn(size)
+            with self.grip.turn(None):
+                self._follow(size)
         except Error as error:
             self._refuse(error)
-
-    def _take_turn(self, size: int) -> None:
-        self._begin_turn(None)
-        try:
-            self._follow(size)
-        finally:
-            self._end_turn()
 
     def _refuse(self, error: Error) -> None:
         self._on_refusal(error)
@@ -254,7 +155,7 @@ class Attachment:
     def _follow(self, size: int) -> None:
         """Import exactly `size` bytes; drop the programs if the device sees them elsewhere now."""
         grip = self.grip
-        before = grip.pages.device_address if grip.pages else None
+        old, before = grip.pages, grip.pages.device_address if grip.pages else None
         if grip.pages is None:
             grip.pages = self._share(size)
         elif size > grip.pages.nbytes:
@@ -262,8 +163,8 @@ class Attachment:
         elif size < grip.pages.nbytes:  # somebody who was asked after us refused the growth
             grip.pages.close()
             grip.pages = self._share(size)
-        if before != (grip.pages.device_address if grip.pages else None):
-            grip.programs.clear()
+        if grip.pages is not old or before != (grip.pages.device_address if grip.pages else None):
+            grip.moved()
 
     def _share(self, size: int) -> Pages | None:
         return self.device.share(self.memory.address, size, ledger=self.ledger) if size else None
@@ -298,23 +199,3 @@ class Follower:
         attachment = self._attachment()
         if attachment is not None:
             attachment.follow(size)
-
-
-def _lock_of(device: Device) -> threading.Lock:
-    """The lock that all guests of a device share: a device serves one thread at a time."""
-    with _locks_lock:
-        return _locks.setdefault(device, threading.Lock())
-
-
-def _rest(until: float | None) -> float | None:
-    """Seconds left.
-
-    Raises:
-        DeadlineError: none.
-    """
-    if until is None:
-        return None
-    rest = until - time.monotonic()
-    if rest <= 0:
-        raise DeadlineError("a submit was asked for after the deadline. Raise the deadline, or submit less.")
-    return rest

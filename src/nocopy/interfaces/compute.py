@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import wasmtime
@@ -19,13 +21,18 @@ from nocopy.interfaces.imports import (
     LOG_LEVELS,
     MAX_TEXT,
     MODULE,
-    Import,
 )
+from nocopy.interfaces.model_imports import MODEL_IMPORTS
+from nocopy.interfaces.signature import Import
 from nocopy.memory.ledger import Ledger
 from nocopy.memory.linear import LinearMemory
 from nocopy.tape.record import RECORD_BYTES
 from nocopy.tape.validate import MAX_RECORDS
 from nocopy.wasm import HostFunction
+
+if TYPE_CHECKING:
+    from nocopy.interfaces.loaded import Source
+    from nocopy.interfaces.model_calls import ModelCalls
 
 Log = Callable[[int, str], None]
 """Takes a level (an index of `LOG_LEVELS`) and a line."""
@@ -51,6 +58,7 @@ class Compute:
         ledger: counts the bytes.
         log: gets what the guest logs.
         time_left: seconds until the call that is running in the guest must end; None means no limit.
+        models: what the guest may open, by name.
     """
 
     def __init__(
@@ -61,11 +69,14 @@ class Compute:
         ledger: Ledger,
         log: Log = log_line,
         time_left: Callable[[], float | None] = lambda: None,
+        models: Mapping[str, Source] | None = None,
     ) -> None:
         self.device, self.limits, self.ledger = device, limits, ledger
         self.error = ""
         """The text of the last call that failed."""
         self._log, self._time_left = log, time_left
+        self._grants: dict[str, Source] = dict(models or {})
+        self._models: ModelCalls | None = None
         self._attached: Attachment | None = None
         self.on_accepted: Callable[[bytes], None] = lambda _records: None
         """Called with the records of every tape that was played to its end."""
@@ -101,7 +112,7 @@ class Compute:
 
     def close(self) -> None:
         """Detach the memory. Errors as in `Attachment.close`."""
-        attached, self._attached = self._attached, None
+        attached, self._attached, self._models = self._attached, None, None
         if attached is not None:
             self.on_move()
             attached.close()
@@ -152,6 +163,24 @@ class Compute:
             return 0
 
         return self.guarded(line)
+
+    def model_function(self, name: str) -> Callable[..., int]:
+        """The function of `ModelCalls`, guarded."""
+
+        def call(*args: int) -> int:
+            return self.guarded(lambda: getattr(self._model_calls(), name)(*args))
+
+        return call
+
+    def _model_calls(self) -> ModelCalls:
+        """The functions about models, told how long they may take."""
+        if self._models is None:
+            from nocopy.interfaces.model_calls import ModelCalls  # most guests have no use for a tokenizer
+
+            self._models = ModelCalls(self.attachment, self._grants)
+        left = self._time_left()
+        self._models.sessions.until = None if left is None else time.monotonic() + left
+        return self._models
 
     def records(self, pointer: int, count: int) -> bytes:
         """A copy of the records that a guest submits.
@@ -215,7 +244,8 @@ class Compute:
         for memory64 in (False, True):
             if params == known.kinds(memory64=memory64):
                 unsigned = [k.replace("i", "u") for k in known.kinds(memory64=memory64)]
-                return HostFunction(getattr(self, name), unsigned, ("i32",))
+                function = self.model_function(name) if known in MODEL_IMPORTS else getattr(self, name)
+                return HostFunction(function, unsigned, ("i32",))
         raise InvalidModuleError(
             f"{module} imports {MODULE}.{name} as {kind_text(kind)}; it is {signature_text(known)}."
             " Build it with this version's nocopy.h."

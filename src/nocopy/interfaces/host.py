@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from nocopy.device.discovery import open_device
 from nocopy.device.protocol import Device, Pages
@@ -17,6 +18,9 @@ from nocopy.memory.ledger import Ledger
 from nocopy.tape.builder import TapeBuilder
 from nocopy.tape.validate import Tape
 from nocopy.wasm import Dir, Guest, HostFunction, Limits, Module, NativeFunction, Wasi
+
+if TYPE_CHECKING:
+    from nocopy.interfaces.loaded import Source
 
 
 class DeviceGuest(Guest):
@@ -38,6 +42,8 @@ class DeviceGuest(Guest):
         compute_limits: scratch memory and work.
         ledger: counts the bytes that cross; a new one unless given.
         imports: more host functions, by (module, name).
+        models: the language models that it may open, by name: a GGUF file, a Hugging Face folder, or a model
+            that is open and stays the caller's. Guests on one device share what they are both given.
         log: gets what the guest logs: a level and a line.
         allow_copy: let a device that cannot share memory copy it; only with a device's name.
 
@@ -64,9 +70,11 @@ class DeviceGuest(Guest):
         compute_limits: ComputeLimits | None = None,
         ledger: Ledger | None = None,
         imports: Mapping[tuple[str, str], HostFunction | NativeFunction] | None = None,
+        models: Mapping[str, Source] | None = None,
         log: Log = log_line,
         allow_copy: bool = False,
     ) -> None:
+        check_grants(models or {})
         self.ledger = ledger or Ledger()
         self.device: Device = (
             open_device(device, allow_copy=allow_copy) if isinstance(device, str) else device
@@ -78,6 +86,7 @@ class DeviceGuest(Guest):
             ledger=self.ledger,
             log=log,
             time_left=self._time_left,
+            models=models,
         )
         more = dict(imports or {})
         wasi = Wasi(
@@ -181,3 +190,16 @@ class DeviceGuest(Guest):
         finally:
             if self._owned:
                 self.device.close()
+
+
+def check_grants(models: Mapping[str, Source]) -> None:
+    """Refuse models that are not there, before a guest asks for them.
+
+    Raises:
+        UsageError: a path leads nowhere.
+    """
+    for name, source in models.items():
+        if isinstance(source, str | PathLike) and not Path(source).exists():
+            raise UsageError(
+                f"the model '{source}' was to be granted as {name!r}; there is no such file or folder"
+            )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
+from nocopy.interfaces.model_imports import MODEL_IMPORTS
+from nocopy.interfaces.signature import Import, Param
 from nocopy.tape.record import VERSION
 
 MODULE = "nocopy"
@@ -14,28 +14,6 @@ INTERFACE_VERSION = VERSION
 
 MAX_TEXT = 4096
 """Bytes of one log line or error message that are kept; a longer one is cut there and says so."""
-
-
-@dataclass(frozen=True)
-class Param:
-    """One parameter. `kind` is "i32", or "ptr": i32, or i64 in a memory64 guest."""
-
-    name: str
-    kind: str
-    c_type: str
-
-
-@dataclass(frozen=True)
-class Import:
-    """One function that a guest may import; all return an i32: 0 or more, or a negative error code."""
-
-    name: str
-    params: tuple[Param, ...]
-    doc: str
-
-    def kinds(self, *, memory64: bool) -> tuple[str, ...]:
-        """The Wasm types of the parameters."""
-        return tuple("i64" if p.kind == "ptr" and memory64 else "i32" for p in self.params)
 
 
 IMPORTS: tuple[Import, ...] = (
@@ -69,6 +47,7 @@ IMPORTS: tuple[Import, ...] = (
         ),
         "Hand a line of UTF-8 to the host's log. `level` is one of NOCOPY_LOG_*.",
     ),
+    *MODEL_IMPORTS,
 )
 
 LOG_LEVELS = ("debug", "info", "warning", "error")

@@ -17,6 +17,11 @@ enum {
     NOCOPY_BF16 = 3,  // 2 bytes
     NOCOPY_I32 = 4,  // 4 bytes
     NOCOPY_U8 = 5,  // 1 bytes
+    NOCOPY_Q8_0 = 16,  // 34 bytes
+    NOCOPY_Q4_0 = 17,  // 18 bytes
+    NOCOPY_Q4_K = 18,  // 144 bytes
+    NOCOPY_Q5_K = 19,  // 176 bytes
+    NOCOPY_Q6_K = 20,  // 210 bytes
     NOCOPY_SPACE_GUEST = 0,
     NOCOPY_SPACE_WEIGHTS = 1,
     NOCOPY_SPACE_SCRATCH = 2,
@@ -36,6 +41,10 @@ enum {
     NOCOPY_OP_TOPK = 13,  // the k largest over n, in falling order, ties by lowest index; NaN counts as -infinity
     NOCOPY_OP_CONV2D = 14,  // out[n,o,y,x] = bias[o] + sum over cg,kh,kw of weight * input; outside the input is 0
     NOCOPY_OP_RESIZE = 15,  // bilinear, half-pixel centres, edges repeated
+    NOCOPY_OP_ROPE = 16,  // rotate pairs (x[i], x[i+f]) (half) or (x[2i], x[2i+1]) by position * frequencies[i]
+    NOCOPY_OP_SCATTER = 17,  // out[indices[r], w] = convert(x[r, w]); an index outside 0 to t-1 writes nothing
+    NOCOPY_OP_ATTENTION = 18,  // out[r,h] = softmax over t <= last[r] of (scale q[r,h] . k[t,g]) times v[t,g]
+    NOCOPY_OP_GLU = 19,  // out = function(a) * b, in f32
     NOCOPY_UNARY_NEG = 0,
     NOCOPY_UNARY_ABS = 1,
     NOCOPY_UNARY_SIGN = 2,
@@ -70,6 +79,11 @@ enum {
     NOCOPY_REDUCE_MEAN = 1,
     NOCOPY_REDUCE_MAX = 2,
     NOCOPY_REDUCE_MIN = 3,
+    NOCOPY_ROPE_HALF = 0,
+    NOCOPY_ROPE_INTERLEAVED = 1,
+    NOCOPY_GLU_SILU = 0,
+    NOCOPY_GLU_GELU = 1,
+    NOCOPY_GLU_GELU_TANH = 2,
 };
 
 // What lies where in a record; '?' marks an optional operand.
@@ -88,6 +102,10 @@ enum {
 //   topk: operands values[d0,d1,d2,k], indices[d0,d1,d2,k], x[d0,d1,d2,n]; dims d0, d1, d2, n, k; params none
 //   conv2d: operands out[n,o,oh,ow], x[n,c,h,w], weight[o,cg,kh,kw], bias[o]?; dims n, c, h, w, o, cg, kh, kw, oh, ow; params u32 stride_y, u32 stride_x, u32 pad_y, u32 pad_x, u32 dilation_y, u32 dilation_x
 //   resize: operands out[n,c,oh,ow], x[n,c,h,w]; dims n, c, h, w, oh, ow; params none
+//   rope: operands out[r,h,n], x[r,h,n], frequencies[f], positions[r]; dims r, h, n, f; params f32 scale
+//   scatter: operands out[t,w], x[r,w], indices[r]; dims r, w, t; params none
+//   attention: operands out[r,h,n], q[r,h,n], k[t,g,n], v[t,g,n], last[r]; dims r, h, n, t, g; params f32 scale, f32 softcap, u32 window
+//   glu: operands out[d0,d1,d2,d3], a[d0,d1,d2,d3], b[d0,d1,d2,d3]; dims d0, d1, d2, d3; params none
 
 typedef struct nocopy_operand {
     uint64_t offset;  // bytes from the start of the space

@@ -21,11 +21,29 @@ class DType(IntEnum):
     BF16 = 3
     I32 = 4
     U8 = 5
+    # Blocks of weights that share scales, as GGUF stores them; only some operands of some ops may be these.
+    Q8_0 = 16
+    Q4_0 = 17
+    Q4_K = 18
+    Q5_K = 19
+    Q6_K = 20
 
     @property
     def itemsize(self) -> int:
-        """Bytes per element."""
+        """Bytes per element; for a block type, bytes per block."""
+        if self in BLOCKS:
+            return BLOCKS[self][1]
         return 0 if self is DType.NONE else NUMPY[self].itemsize
+
+    @property
+    def block(self) -> int:
+        """Elements per block; 1 for every type that is not a block type."""
+        return BLOCKS[self][0] if self in BLOCKS else 1
+
+    @property
+    def alignment(self) -> int:
+        """Bytes that an operand's offset must be a multiple of. Blocks begin or end with an f16 scale."""
+        return 2 if self in BLOCKS else self.itemsize
 
     @property
     def numpy(self) -> np.dtype[Any]:
@@ -66,5 +84,14 @@ NUMPY: dict[DType, np.dtype[Any]] = {
     DType.I32: np.dtype(np.int32),
     DType.U8: np.dtype(np.uint8),
 }
+BLOCKS: dict[DType, tuple[int, int]] = {
+    DType.Q8_0: (32, 34),
+    DType.Q4_0: (32, 18),
+    DType.Q4_K: (256, 144),
+    DType.Q5_K: (256, 176),
+    DType.Q6_K: (256, 210),
+}
+"""Elements and bytes of a block. The layouts are in `tape/quant.py`."""
 FLOATS = frozenset({DType.F32, DType.F16, DType.BF16})
 ALL = frozenset(NUMPY)
+QUANTISED = frozenset(BLOCKS)

@@ -9,8 +9,10 @@ from nocopy.models.detokenizer import Detokenizer
 from nocopy.models.ggml import GGMLType
 from nocopy.models.gguf import GGUFModel, open_gguf
 from nocopy.models.huggingface import FolderModel, open_folder
+from nocopy.models.load import open_model
 from nocopy.models.metadata import Metadata
-from nocopy.models.open import Model, load_chat_template, load_tokenizer, open_model
+from nocopy.models.model import Model
+from nocopy.models.open import ModelFiles, load_chat_template, load_tokenizer, open_files
 from nocopy.models.tokenizer import Tokenizer
 from nocopy.models.weights import Weight, Weights
 
@@ -22,11 +24,13 @@ __all__ = [
     "GGUFModel",
     "Metadata",
     "Model",
+    "ModelFiles",
     "Tokenizer",
     "Weight",
     "Weights",
     "load_chat_template",
     "load_tokenizer",
+    "open_files",
     "open_folder",
     "open_gguf",
     "open_model",

@@ -107,7 +107,7 @@ def gguf_chat_template(metadata: Metadata, tokenizer: Tokenizer, name: str | Non
         TemplateError: it does not compile.
     """
     key = "tokenizer.chat_template" + (f".{name}" if name else "")
-    return ChatTemplate(metadata.string(key), _token_texts(tokenizer))
+    return ChatTemplate(metadata.string(key), token_texts(tokenizer))
 
 
 def folder_chat_template(path: str | Path, tokenizer: Tokenizer, name: str = "default") -> ChatTemplate:
@@ -120,7 +120,7 @@ def folder_chat_template(path: str | Path, tokenizer: Tokenizer, name: str = "de
     path = Path(path)
     if name == "default" and (path / "chat_template.jinja").is_file():
         raw = MappedFile(path / "chat_template.jinja").bytes[: limit("source") * 4 + 1].tobytes()
-        return ChatTemplate(raw.decode(errors="replace"), _token_texts(tokenizer))
+        return ChatTemplate(raw.decode(errors="replace"), token_texts(tokenizer))
     config = path / "tokenizer_config.json"
     found: Any = read_json(config).get("chat_template") if config.is_file() else None
     if isinstance(found, list):
@@ -130,10 +130,11 @@ def folder_chat_template(path: str | Path, tokenizer: Tokenizer, name: str = "de
         raise MetadataError(
             "chat_template", f"the model folder '{path}' has no chat template {name!r}; give one"
         )
-    return ChatTemplate(found, _token_texts(tokenizer))
+    return ChatTemplate(found, token_texts(tokenizer))
 
 
-def _token_texts(tokenizer: Tokenizer) -> dict[str, str]:
+def token_texts(tokenizer: Tokenizer) -> dict[str, str]:
+    """The special tokens under the names that templates use: bos_token, eos_token, …"""
     return {
         f"{role}_token": tokenizer.piece(token).decode(errors="replace")
         for role, token in tokenizer.special.items()

@@ -1,8 +1,4 @@
-"""Element and block types of weights, numbered as GGUF numbers them, with their block layouts.
-
-A quantised row is a run of blocks. `BLOCKS` gives each block's layout as a NumPy structured dtype, little
-endian, fields in file order; `dequantize.py` says what the fields mean.
-"""
+"""Types of weights, numbered as GGUF numbers them; what a block means is in `tape/blocks.py`."""
 
 from __future__ import annotations
 
@@ -13,6 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from nocopy.errors import UnsupportedModelError
+from nocopy.memory.dtype import DType
 
 
 class GGMLType(IntEnum):
@@ -69,7 +66,7 @@ class GGMLType(IntEnum):
     @property
     def supported(self) -> bool:
         """Whether weights of this type can be dequantised here."""
-        return self in BLOCKS or self in DENSE
+        return self in DTYPES or self in DENSE
 
     def nbytes(self, elements: int) -> int:
         """Bytes of so many elements, a multiple of `block_elements`."""
@@ -102,16 +99,17 @@ DENSE: Final[dict[GGMLType, np.dtype[Any]]] = {
 }
 """Types whose elements NumPy reads where they lie."""
 
-BLOCKS: Final[dict[GGMLType, np.dtype[Any]]] = {
-    GGMLType.Q8_0: np.dtype([("d", "<f2"), ("qs", "i1", 32)]),
-    GGMLType.Q4_0: np.dtype([("d", "<f2"), ("qs", "u1", 16)]),
-    GGMLType.Q4_K: np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qs", "u1", 128)]),
-    GGMLType.Q5_K: np.dtype(
-        [("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qh", "u1", 32), ("qs", "u1", 128)]
-    ),
-    GGMLType.Q6_K: np.dtype([("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), ("d", "<f2")]),
+DTYPES: Final[dict[GGMLType, DType]] = {
+    GGMLType.F32: DType.F32,
+    GGMLType.F16: DType.F16,
+    GGMLType.BF16: DType.BF16,
+    GGMLType.Q8_0: DType.Q8_0,
+    GGMLType.Q4_0: DType.Q4_0,
+    GGMLType.Q4_K: DType.Q4_K,
+    GGMLType.Q5_K: DType.Q5_K,
+    GGMLType.Q6_K: DType.Q6_K,
 }
-"""Quantised types that can be dequantised here, and the layout of their blocks."""
+"""Types that kernels read, and what a tape calls them."""
 
 
 def require_supported(kind: GGMLType, what: str) -> None:
@@ -121,7 +119,7 @@ def require_supported(kind: GGMLType, what: str) -> None:
         UnsupportedModelError: naming the type and those that would do.
     """
     if not kind.supported:
-        names = ", ".join(t.name for t in (*DENSE, *BLOCKS))
+        names = ", ".join(t.name for t in dict.fromkeys((*DENSE, *DTYPES)))
         raise UnsupportedModelError(
             f"{what} has type {kind.name}, which nothing here can compute with;"
             f" use a file whose weights are of {names}"

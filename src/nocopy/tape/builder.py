@@ -10,7 +10,7 @@ import numpy as np
 
 from nocopy.errors import UsageError
 from nocopy.memory.dtype import DType
-from nocopy.tape.ops import BY_NAME, Op, Param
+from nocopy.tape.ops import BY_NAME, ROPE, Op, Param
 from nocopy.tape.record import MAX_AXES, RECORD, VERSION, Space
 from nocopy.tape.validate import DEFAULT_WORK_LIMIT, Records, Tape, validate
 
@@ -187,6 +187,69 @@ class TapeBuilder:
             (n, c, h, w, oh, ow),
         )
 
+    def rope(
+        self,
+        out: TensorLike,
+        x: TensorLike,
+        frequencies: TensorLike,
+        positions: TensorLike,
+        *,
+        interleaved: bool = False,
+        scale: float = 1.0,
+    ) -> None:
+        """Rotary positions. Axes: x and out [r,h,n], frequencies [f] (f32), positions [r] (i32).
+
+        The first 2f elements of each head turn, the rest is copied. Pairs are (i, i+f), or (2i, 2i+1) when
+        interleaved. `scale` multiplies what was turned.
+        """
+        r, h, n = _three("rope: x", x)
+        (f,) = frequencies.shape
+        shapes = {"out": (r, h, n), "x": (r, h, n), "frequencies": (f,), "positions": (r,)}
+        operands = {"out": out, "x": x, "frequencies": frequencies, "positions": positions}
+        self._emit("rope", operands, shapes, (r, h, n, f), ROPE[interleaved], scale=scale)
+
+    def scatter(self, out: TensorLike, x: TensorLike, indices: TensorLike) -> None:
+        """Put rows: out[indices[r]] = x[r], converted; an index outside the table writes nothing.
+
+        If two indices are the same, one of their rows is written.
+        """
+        if len(out.shape) != 2 or len(x.shape) != 2 or len(indices.shape) != 1:
+            raise UsageError(
+                f"scatter: out {out.shape} and x {x.shape} need two axes and indices {indices.shape} one"
+            )
+        (t, w), (r,) = out.shape, indices.shape
+        shapes = {"out": (t, w), "x": (r, w), "indices": (r,)}
+        self._emit("scatter", {"out": out, "x": x, "indices": indices}, shapes, (r, w, t))
+
+    def attention(
+        self,
+        out: TensorLike,
+        q: TensorLike,
+        k: TensorLike,
+        v: TensorLike,
+        last: TensorLike,
+        *,
+        scale: float,
+        softcap: float = 0.0,
+        window: int = 0,
+    ) -> None:
+        """Attention of r queries over t cached tokens. Axes: out and q [r,h,n], k and v [t,g,n], last [r].
+
+        Query r sees tokens 0 to last[r] (i32, clamped to t-1; below 0 it sees none and gives 0), and of those
+        only the last `window` unless that is 0. Scores are scale * q.k, then softcap * tanh(score / softcap)
+        unless softcap is 0. h heads share g groups of keys: grouped-query attention.
+        """
+        r, h, n = _three("attention: q", q)
+        t, g, _ = _three("attention: k", k)
+        shapes = {"out": (r, h, n), "q": (r, h, n), "k": (t, g, n), "v": (t, g, n), "last": (r,)}
+        operands = {"out": out, "q": q, "k": k, "v": v, "last": last}
+        dims = (r, h, n, t, g)
+        self._emit("attention", operands, shapes, dims, scale=scale, softcap=softcap, window=window)
+
+    def glu(self, function: str, out: TensorLike, a: TensorLike, b: TensorLike) -> None:
+        """Gate: out = function(a) * b; the functions are listed in `ops.GLU`."""
+        self._grid("glu", out, {"a": a, "b": b}, function)
+
     # -- shapes to records ----------------------------------------------------------------------------------
 
     def _grid(
@@ -274,6 +337,12 @@ def _split(x: TensorLike) -> tuple[tuple[int, ...], int]:
         raise UsageError("an op over the last axis was asked for; x has no axes")
     shape, _ = _pad(x.shape, x.strides)
     return shape[:3], shape[3]
+
+
+def _three(what: str, tensor: TensorLike) -> tuple[int, int, int]:
+    if len(tensor.shape) != 3:
+        raise UsageError(f"{what} has shape {tensor.shape}; three axes are needed")
+    return tensor.shape
 
 
 def _broadcast(what: str, tensor: TensorLike, shape: tuple[int, ...], *, repeat: bool) -> tuple[int, ...]:

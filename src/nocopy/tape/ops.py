@@ -10,21 +10,29 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 
-from nocopy.memory.dtype import ALL, FLOATS, DType
+from nocopy.memory.dtype import ALL, FLOATS, QUANTISED, DType
 
 Dims = Mapping[str, int]
 I32 = frozenset({DType.I32})
+F32 = frozenset({DType.F32})
+WEIGHTS = FLOATS | QUANTISED
+CACHE = FLOATS | {DType.Q8_0}
 
 
 @dataclass(frozen=True)
 class Operand:
-    """One operand: its role, its axes as names of dims, the dtypes that it may have."""
+    """One operand: its role, its axes as names of dims, the dtypes that it may have.
+
+    `blocks` names the axis along which block types (Q8_0 and the like) lie: its stride is then 1, its size
+    and every other stride a multiple of the block.
+    """
 
     name: str
     axes: tuple[str, ...]
     dtypes: frozenset[DType]
     out: bool = False
     optional: bool = False
+    blocks: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,7 @@ GRID = ("d0", "d1", "d2", "d3")
 ROWS = ("d0", "d1", "d2")
 BATCH = ("b0", "b1")
 LAST = (*ROWS, "n")
+HEADS = ("r", "h", "n")
 
 UNARY = (
     "neg", "abs", "sign", "square", "sqrt", "rsqrt", "reciprocal", "exp", "log", "sin", "cos",
@@ -76,6 +85,8 @@ UNARY = (
 )  # fmt: skip
 BINARY = ("add", "sub", "mul", "div", "min", "max", "pow", "eq", "lt", "le")
 REDUCE = ("sum", "mean", "max", "min")
+ROPE = ("half", "interleaved")
+GLU = ("silu", "gelu", "gelu_tanh")
 
 
 def _check_topk(d: Dims, _p: Mapping[str, float]) -> str:
@@ -97,6 +108,14 @@ def _check_conv(d: Dims, _p: Mapping[str, float]) -> str:
     return ""
 
 
+def _check_rope(d: Dims, _p: Mapping[str, float]) -> str:
+    return f"f = {d['f']} pairs do not fit a head of n = {d['n']}" if 2 * d["f"] > d["n"] else ""
+
+
+def _check_attention(d: Dims, _p: Mapping[str, float]) -> str:
+    return f"h = {d['h']} heads do not divide among g = {d['g']} groups" if d["h"] % d["g"] else ""
+
+
 def _conv_work(d: Dims) -> int:
     return prod(d[k] for k in ("n", "o", "oh", "ow", "cg", "kh", "kw"))
 
@@ -107,6 +126,10 @@ def _out(name: str, axes: tuple[str, ...], dtypes: frozenset[DType] = FLOATS) ->
 
 def _in(name: str, axes: tuple[str, ...], dtypes: frozenset[DType] = FLOATS) -> Operand:
     return Operand(name, axes, dtypes)
+
+
+def _blocks(name: str, axes: tuple[str, ...], dtypes: frozenset[DType], along: str) -> Operand:
+    return Operand(name, axes, dtypes, blocks=along)
 
 
 def _opt(name: str, axes: tuple[str, ...]) -> Operand:
@@ -125,7 +148,8 @@ OPS: tuple[Op, ...] = (
        (_out("out", GRID), _in("a", GRID), _in("b", GRID)), functions=BINARY, elementwise=True),
     Op("matmul", 6, "out[b0,b1,m,n] = scale * sum_k a[b0,b1,m,k] b[b0,b1,k,n], summed in f32",
        (*BATCH, "m", "n", "k"),
-       (_out("out", (*BATCH, "m", "n")), _in("a", (*BATCH, "m", "k")), _in("b", (*BATCH, "k", "n"))),
+       (_out("out", (*BATCH, "m", "n")), _in("a", (*BATCH, "m", "k")),
+        _blocks("b", (*BATCH, "k", "n"), WEIGHTS, "k")),
        (Param("scale"),)),
     Op("reduce", 7, "out[d0,d1,d2] = function over n of x[d0,d1,d2,n], in f32; max and min pass NaN on", LAST,
        (_out("out", ROWS), _in("x", LAST)), functions=REDUCE, check=_check_reduce),
@@ -137,7 +161,7 @@ OPS: tuple[Op, ...] = (
        (_out("out", LAST), _in("x", LAST), _opt("weight", ("n",)), _opt("bias", ("n",))),
        (Param("eps"),), elementwise=True),
     Op("gather", 11, "out[r,w] = table[clamp(indices[r], 0, t-1), w]", ("r", "w", "t"),
-       (_out("out", ("r", "w")), _in("table", ("t", "w")), _in("indices", ("r",), I32)),
+       (_out("out", ("r", "w")), _blocks("table", ("t", "w"), WEIGHTS, "w"), _in("indices", ("r",), I32)),
        nonzero=("t",), work=lambda d: d["r"] * d["w"]),
     Op("argmax", 12, "out[d0,d1,d2] = lowest n where x is largest; NaN counts as -infinity", LAST,
        (_out("out", ROWS, I32), _in("x", LAST)), nonzero=("n",)),
@@ -156,6 +180,23 @@ OPS: tuple[Op, ...] = (
        ("n", "c", "h", "w", "oh", "ow"),
        (_out("out", ("n", "c", "oh", "ow")), _in("x", ("n", "c", "h", "w"))),
        nonzero=("h", "w"), work=lambda d: 4 * prod(d[k] for k in ("n", "c", "oh", "ow"))),
+    Op("rope", 16, "rotate pairs (x[i], x[i+f]) (half) or (x[2i], x[2i+1]) by position * frequencies[i]",
+       ("r", "h", "n", "f"),
+       (_out("out", HEADS), _in("x", HEADS), _in("frequencies", ("f",), F32), _in("positions", ("r",), I32)),
+       (Param("scale"),), functions=ROPE, elementwise=True, check=_check_rope),
+    Op("scatter", 17, "out[indices[r], w] = convert(x[r, w]); an index outside 0 to t-1 writes nothing",
+       ("r", "w", "t"),
+       (Operand("out", ("t", "w"), CACHE, out=True, blocks="w"), _in("x", ("r", "w")),
+        _in("indices", ("r",), I32)),
+       work=lambda d: d["r"] * d["w"]),
+    Op("attention", 18, "out[r,h] = softmax over t <= last[r] of (scale q[r,h] . k[t,g]) times v[t,g]",
+       ("r", "h", "n", "t", "g"),
+       (_out("out", HEADS), _in("q", HEADS), _blocks("k", ("t", "g", "n"), CACHE, "n"),
+        _blocks("v", ("t", "g", "n"), CACHE, "n"), _in("last", ("r",), I32)),
+       (Param("scale"), Param("softcap"), Param("window", "u32", 0, 2**31 - 1)), nonzero=("g",),
+       work=lambda d: 2 * prod(d[k] for k in ("r", "h", "n", "t")), check=_check_attention),
+    Op("glu", 19, "out = function(a) * b, in f32", GRID,
+       (_out("out", GRID), _in("a", GRID), _in("b", GRID)), functions=GLU, elementwise=True),
 )  # fmt: skip
 
 BY_CODE: dict[int, Op] = {op.code: op for op in OPS}

@@ -103,3 +103,8 @@ class Tensor:
             raise UsageError(
                 f"strides {self.strides} were given for shape {self.shape}; one for each axis is needed"
             )
+
+    @property
+    def T(self) -> Tensor:
+        """The tensor with its axes reversed; the same bytes."""
+        return Tensor(self.space, self.offset, self.shape[::-1], self.dtype, self.strides[::-1])

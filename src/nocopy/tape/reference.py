@@ -11,24 +11,19 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from itertools import product
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numpy.lib.stride_tricks import as_strided
 
 from nocopy.memory.dtype import DType
-from nocopy.tape.ops import BINARY, BY_CODE, REDUCE, UNARY, Op
+from nocopy.tape import blocks, reference_language
+from nocopy.tape.arrays import F32, Array, decoded, f32, slices, store
+from nocopy.tape.ops import BINARY, BY_CODE, GLU, REDUCE, UNARY, Op, Operand
 from nocopy.tape.record import Space
 from nocopy.tape.validate import Tape
-
-Array = npt.NDArray[Any]
-F32 = npt.NDArray[np.float32]
-
-BLOCK = 2**24
-"""Elements of a temporary that repeats its input: 64 MiB of f32."""
 
 
 def play(tape: Tape, spaces: Mapping[Space, Array]) -> None:
@@ -46,25 +41,32 @@ def play_record(record: Any, spaces: Mapping[Space, Array]) -> None:
     """Play one validated record."""
     op = BY_CODE[int(record["opcode"])]
     dims = {name: int(d) for name, d in zip(op.dims, record["dims"], strict=False)}
-    operands = [_operand(record, slot, spec.axes, dims, spaces) for slot, spec in enumerate(op.operands)]
     with np.errstate(all="ignore"):
+        operands = [_operand(record, slot, spec, dims, spaces) for slot, spec in enumerate(op.operands)]
         MEANING[op.name](operands, _params(record, op))
 
 
 def _operand(
-    record: Any, slot: int, axes: tuple[str, ...], dims: Mapping[str, int], spaces: Mapping[Space, Array]
+    record: Any, slot: int, spec: Operand, dims: Mapping[str, int], spaces: Mapping[Space, Array]
 ) -> Any:
-    """The operand as a strided view of its space; None if it is absent."""
+    """The operand as a strided view of its space; None if it is absent. Input blocks come decoded."""
     operand = record["operands"][slot]
     dtype = DType(int(operand["dtype"]))
     if dtype is DType.NONE:
         return None
-    shape = tuple(dims[a] for a in axes)
-    strides = tuple(int(s) * dtype.itemsize for s in operand["strides"][: len(axes)])
+    kind = dtype.numpy if dtype.block == 1 else blocks.LAYOUTS[dtype]
+    shape = tuple(dims[a] // (dtype.block if a == spec.blocks else 1) for a in spec.axes)
+    strides = tuple(
+        dtype.itemsize * (int(s) if a == spec.blocks else int(s) // dtype.block)
+        for a, s in zip(spec.axes, operand["strides"], strict=False)
+    )
     if 0 in shape:
-        return np.zeros(shape, dtype.numpy)
-    space = spaces[Space(int(operand["space"]))]
-    return np.ndarray(shape, dtype.numpy, space, int(operand["offset"]), strides)
+        view = np.zeros(shape, kind)
+    else:
+        view = np.ndarray(shape, kind, spaces[Space(int(operand["space"]))], int(operand["offset"]), strides)
+    if dtype not in blocks.LAYOUTS or spec.out:
+        return view
+    return decoded(view, dtype, spec.axes.index(spec.blocks))
 
 
 def _params(record: Any, op: Op) -> dict[str, Any]:
@@ -73,41 +75,6 @@ def _params(record: Any, op: Op) -> dict[str, Any]:
         raw = int(record["params"][i])
         values[spec.name] = raw if spec.kind == "u32" else struct.unpack("<f", struct.pack("<I", raw))[0]
     return values
-
-
-def _f32(x: Array) -> F32:
-    """X as f32. What overlaps in memory is converted once and overlaps again in the result."""
-    if x.dtype == np.float32:
-        return x
-    span = 1 + sum((size - 1) * step for size, step in zip(x.shape, x.strides, strict=True)) // x.itemsize
-    if x.size <= span:
-        return x.astype(np.float32)
-    flat = as_strided(x, (span,), (x.itemsize,)).astype(np.float32)
-    return as_strided(flat, x.shape, [step // x.itemsize * 4 for step in x.strides])
-
-
-def _blocks(size: int, rows: int) -> Iterator[slice]:
-    """Slices of an axis that is `size` long, each naming about BLOCK elements over `rows` rows."""
-    step = max(1, BLOCK // max(1, rows))
-    return (slice(start, min(start + step, size)) for start in range(0, size, step))
-
-
-def convert(x: Array, dtype: np.dtype[Any]) -> Array:
-    """Convert as a tape does: to an integer half to even, saturating, NaN to 0; else through f32."""
-    if x.dtype == dtype:
-        return x
-    if dtype.kind in "iu":
-        if x.dtype.kind in "iu":
-            wide = x.astype(np.int64)
-        else:
-            wide = np.nan_to_num(np.rint(_f32(x)), nan=0.0, posinf=3e9, neginf=-3e9).astype(np.float64)
-        limits = np.iinfo(dtype)
-        return np.clip(wide, limits.min, limits.max).astype(dtype)
-    return _f32(x).astype(dtype)
-
-
-def _store(out: Array, value: Array) -> None:
-    out[...] = convert(value, out.dtype)
 
 
 def _erf(x: F32) -> F32:
@@ -161,30 +128,31 @@ REDUCE_MEANING: dict[str, Callable[[F32], Any]] = {
 assert tuple(UNARY_MEANING) == UNARY
 assert tuple(BINARY_MEANING) == BINARY
 assert tuple(REDUCE_MEANING) == REDUCE
+assert set(GLU) <= set(UNARY)
 
 
 def _copy(operands: list[Any], _p: Mapping[str, Any]) -> None:
     out, x = operands
-    _store(out, x)
+    store(out, x)
 
 
 def _fill(operands: list[Any], p: Mapping[str, Any]) -> None:
-    _store(operands[0], np.full((), p["value"], np.float32))
+    store(operands[0], np.full((), p["value"], np.float32))
 
 
 def _unary(operands: list[Any], p: Mapping[str, Any]) -> None:
     out, x = operands
-    _store(out, UNARY_MEANING[p["function"]](_f32(x)))
+    store(out, UNARY_MEANING[p["function"]](f32(x)))
 
 
 def _clamp(operands: list[Any], p: Mapping[str, Any]) -> None:
     out, x = operands
-    _store(out, np.minimum(np.maximum(_f32(x), np.float32(p["low"])), np.float32(p["high"])))
+    store(out, np.minimum(np.maximum(f32(x), np.float32(p["low"])), np.float32(p["high"])))
 
 
 def _binary(operands: list[Any], p: Mapping[str, Any]) -> None:
     out, a, b = operands
-    _store(out, _f32(BINARY_MEANING[p["function"]](_f32(a), _f32(b))))
+    store(out, f32(BINARY_MEANING[p["function"]](f32(a), f32(b))))
 
 
 def _matmul(operands: list[Any], p: Mapping[str, Any]) -> None:
@@ -192,51 +160,51 @@ def _matmul(operands: list[Any], p: Mapping[str, Any]) -> None:
     if not out.size:
         return
     y = np.zeros(out.shape, np.float32)
-    for some in _blocks(a.shape[-1], max(a[..., :1].size, b[..., :1, :].size)):
-        y += np.matmul(_f32(a[..., some]), _f32(b[..., some, :]))
-    _store(out, np.float32(p["scale"]) * y)
+    for some in slices(a.shape[-1], max(a[..., :1].size, b[..., :1, :].size)):
+        y += np.matmul(f32(a[..., some]), f32(b[..., some, :]))
+    store(out, np.float32(p["scale"]) * y)
 
 
 def _reduce(operands: list[Any], p: Mapping[str, Any]) -> None:
     out, x = operands
     if out.size:
-        _store(out, REDUCE_MEANING[p["function"]](_f32(x)))
+        store(out, REDUCE_MEANING[p["function"]](f32(x)))
 
 
 def _softmax(operands: list[Any], p: Mapping[str, Any]) -> None:
     out, x = operands
     if out.size:
-        scaled = np.float32(p["scale"]) * _f32(x)
+        scaled = np.float32(p["scale"]) * f32(x)
         e = np.exp(scaled - scaled.max(-1, keepdims=True))
-        _store(out, e / e.sum(-1, keepdims=True))
+        store(out, e / e.sum(-1, keepdims=True))
 
 
 def _rmsnorm(operands: list[Any], p: Mapping[str, Any]) -> None:
     out, x, weight = operands
     if out.size:
-        x = _f32(x)
+        x = f32(x)
         y = x / np.sqrt(np.mean(x * x, -1, keepdims=True) + np.float32(p["eps"]))
-        _store(out, y if weight is None else y * _f32(weight))
+        store(out, y if weight is None else y * f32(weight))
 
 
 def _layernorm(operands: list[Any], p: Mapping[str, Any]) -> None:
     out, x, weight, bias = operands
     if out.size:
-        x = _f32(x)
+        x = f32(x)
         centred = x - x.mean(-1, keepdims=True)
         y = centred / np.sqrt(np.mean(centred * centred, -1, keepdims=True) + np.float32(p["eps"]))
-        y = y if weight is None else y * _f32(weight)
-        _store(out, y if bias is None else y + _f32(bias))
+        y = y if weight is None else y * f32(weight)
+        store(out, y if bias is None else y + f32(bias))
 
 
 def _gather(operands: list[Any], _p: Mapping[str, Any]) -> None:
     out, table, indices = operands
     if out.size:
-        _store(out, table[np.clip(indices, 0, len(table) - 1)])
+        store(out, table[np.clip(indices, 0, len(table) - 1)])
 
 
 def _no_nan(x: Array) -> F32:
-    x = _f32(x)
+    x = f32(x)
     return np.where(np.isnan(x), np.float32(-np.inf), x)
 
 
@@ -245,7 +213,7 @@ def _largest(x: Array, k: int) -> tuple[F32, Array]:
     rows = x.shape[:-1]
     values: Array = np.zeros((*rows, 0), np.float32)
     indices: Array = np.zeros((*rows, 0), np.int64)
-    for some in _blocks(x.shape[-1], x[..., :1].size):
+    for some in slices(x.shape[-1], x[..., :1].size):
         block = _no_nan(x[..., some])
         places = np.broadcast_to(np.arange(some.start, some.stop, dtype=np.int64), block.shape)
         values, indices = np.append(values, block, -1), np.append(indices, places, -1)
@@ -264,7 +232,7 @@ def _topk(operands: list[Any], _p: Mapping[str, Any]) -> None:
     values, indices, x = operands
     if values.size:
         best, places = _largest(x, values.shape[-1])
-        _store(values, best)
+        store(values, best)
         indices[...] = places
 
 
@@ -278,13 +246,13 @@ def _conv2d(operands: list[Any], p: Mapping[str, Any]) -> None:
     for ky, kx in product(range(kh), range(kw)):
         rows = _taps(oh, p["stride_y"], ky * p["dilation_y"] - p["pad_y"])
         columns = _taps(ow, p["stride_x"], kx * p["dilation_x"] - p["pad_x"])
-        for some in _blocks(cg, out.size):
+        for some in slices(cg, out.size):
             channels = first + np.arange(some.start, some.stop, dtype=np.int64)
-            tap = _f32(weight[:, some, ky, kx]).reshape(*y.shape[1:3], channels.shape[1])
+            tap = f32(weight[:, some, ky, kx]).reshape(*y.shape[1:3], channels.shape[1])
             window = _window(x, channels, rows, columns)
             y += np.einsum("ngcyx,goc->ngoyx", window, tap, optimize=True)
     y = y.reshape(out.shape)
-    _store(out, y if bias is None else y + _f32(bias)[:, None, None])
+    store(out, y if bias is None else y + f32(bias)[:, None, None])
 
 
 def _taps(count: int, stride: int, start: int) -> npt.NDArray[np.int64]:
@@ -299,7 +267,7 @@ def _window(x: Array, channels: Array, rows: Array, columns: Array) -> F32:
     if not inside.any():
         return np.zeros((len(x), *channels.shape, *inside.shape), np.float32)
     near = x[:, channels[..., None, None], np.clip(rows, 0, h - 1)[:, None], np.clip(columns, 0, w - 1)]
-    return np.where(inside, _f32(near), np.float32(0))
+    return np.where(inside, f32(near), np.float32(0))
 
 
 def _axis(size: int, out_size: int) -> tuple[Array, Array, F32]:
@@ -320,9 +288,14 @@ def _resize(operands: list[Any], _p: Mapping[str, Any]) -> None:
     x0, x1, fx = _axis(x.shape[3], out.shape[3])
     fy = fy[:, None]
     y0, y1 = y0[:, None], y1[:, None]
-    top = _f32(x[:, :, y0, x0]) * (1 - fx) + _f32(x[:, :, y0, x1]) * fx
-    bottom = _f32(x[:, :, y1, x0]) * (1 - fx) + _f32(x[:, :, y1, x1]) * fx
-    _store(out, top * (1 - fy) + bottom * fy)
+    top = f32(x[:, :, y0, x0]) * (1 - fx) + f32(x[:, :, y0, x1]) * fx
+    bottom = f32(x[:, :, y1, x0]) * (1 - fx) + f32(x[:, :, y1, x1]) * fx
+    store(out, top * (1 - fy) + bottom * fy)
+
+
+def _glu(operands: list[Any], p: Mapping[str, Any]) -> None:
+    out, a, b = operands
+    store(out, UNARY_MEANING[p["function"]](f32(a)) * f32(b))
 
 
 MEANING: dict[str, Callable[[list[Any], Mapping[str, Any]], None]] = {
@@ -341,5 +314,9 @@ MEANING: dict[str, Callable[[list[Any], Mapping[str, Any]], None]] = {
     "topk": _topk,
     "conv2d": _conv2d,
     "resize": _resize,
+    "rope": reference_language.rope,
+    "scatter": reference_language.scatter,
+    "attention": reference_language.attention,
+    "glu": _glu,
 }
 assert set(MEANING) == {op.name for op in BY_CODE.values()}

@@ -212,21 +212,32 @@ class _Check:
             self.fail(f"{where}: the reserved field is {reserved}; it must be 0")
         if any(strides[len(spec.axes) :]):
             self.fail(f"{where} has {len(spec.axes)} axes; strides past them must be 0")
-        itemsize = DType(dtype).itemsize
-        if offset % itemsize:
-            self.fail(
-                f"{where} starts at byte {offset}, which is not a multiple of its element size {itemsize}"
-            )
+        kind = DType(dtype)
+        if offset % kind.alignment:
+            self.fail(f"{where} starts at byte {offset}, which is not a multiple of {kind.alignment}")
         shape = [dims[a] for a in spec.axes]
+        if kind.block > 1:
+            self._blocks(where, spec, shape, strides, kind.block)
         if prod(max(1, size) for size in shape) > MAX_ELEMENTS:
             self.fail(f"{where} has shape {tuple(shape)}; at most {MAX_ELEMENTS} elements are allowed")
-        stop = offset + _span(shape, strides) * itemsize
+        stop = offset + _span(shape, strides) // kind.block * kind.itemsize
         limit = self.spaces[Space(space)]
         if stop > limit:
             self.fail(f"{where} ends at byte {stop} of space {Space(space).name.lower()}, which has {limit}")
         if spec.out and not _injective(shape, strides):
             self.fail(f"{where}: strides {strides[: len(shape)]} of shape {shape} write an element twice")
         return Extent(Space(space), offset, stop, spec.out)
+
+    def _blocks(self, where: str, spec: Operand, shape: list[int], strides: list[int], block: int) -> None:
+        """Every block lies whole along one axis."""
+        along = spec.axes.index(spec.blocks)
+        if strides[along] != 1 or shape[along] % block:
+            self.fail(
+                f"{where} has {shape[along]} elements with stride {strides[along]} along {spec.blocks};"
+                f" its type needs stride 1 and a multiple of {block}"
+            )
+        if any(stride % block for axis, stride in enumerate(strides) if axis != along):
+            self.fail(f"{where} has strides {tuple(strides)}; its type needs multiples of {block}")
 
     def _unused(self, slot: int) -> None:
         offset, dtype, space, reserved, *strides = self.operands[slot]

@@ -90,6 +90,16 @@ static T __shfl_xor_sync(uint32_t, T value, int mask) {
     return value;
 }
 
+template <typename T>
+static T __shfl_sync(uint32_t, T value, int from) {
+    uint32_t me = emulator::current;
+    memcpy(&emulator::slots[me], &value, sizeof value);
+    emulator::meet_warp();
+    memcpy(&value, &emulator::slots[me / 32 * 32 + (uint32_t)from], sizeof value);
+    emulator::meet_warp();
+    return value;
+}
+
 static bool __any_sync(uint32_t mask, bool value) {
     for (int other = 16; other; other >>= 1) value |= __shfl_xor_sync(mask, value, other);
     return value;

@@ -18,9 +18,21 @@ typedef uint32_t uint;
 typedef unsigned long ulong;
 static_assert(sizeof(ulong) == 8, "ulong has 64 bits in Metal");
 
-struct uint2 {
-    uint x, y;
+template <typename T>
+struct pair_of {
+    T x, y;
+    pair_of() {}
+    pair_of(T a, T b) : x(a), y(b) {}
+    explicit pair_of(T a) : x(a), y(a) {}
+    template <typename U>
+    explicit pair_of(pair_of<U> v) : x(T(v.x)), y(T(v.y)) {}
+    friend pair_of operator+(pair_of a, pair_of b) { return pair_of(T(a.x + b.x), T(a.y + b.y)); }
+    friend pair_of operator-(pair_of a, pair_of b) { return pair_of(T(a.x - b.x), T(a.y - b.y)); }
+    friend pair_of operator*(pair_of a, pair_of b) { return pair_of(T(a.x * b.x), T(a.y * b.y)); }
 };
+typedef pair_of<uint> uint2;
+typedef pair_of<int> int2;
+typedef pair_of<float> float2;
 
 struct uint3 {
     uint x, y, z;
@@ -41,6 +53,10 @@ struct uint4 {
         struct {
             uint _first;
             uint3 yzw;
+        };
+        struct {
+            uint _before;
+            uint2 yz;
         };
     };
     uint4() {}

@@ -1,4 +1,4 @@
-// Element-wise ops: copy, fill, unary, clamp, binary.
+// Element-wise ops: copy, fill, unary, clamp, binary, glu.
 //
 //     out[d0,d1,d2,d3] = convert(function(f32(x[d0,d1,d2,d3]), ...))
 //
@@ -122,6 +122,14 @@ constexpr Loop BINARY[] = {
 static_assert(NOCOPY_BINARY_ADD == 0 && NOCOPY_BINARY_MIN == 4 && NOCOPY_BINARY_POW == 6 &&
               NOCOPY_BINARY_LE + 1 == sizeof BINARY / sizeof BINARY[0]);
 
+// A gated unit: function(a) * b.
+template <F (*function)(F)>
+F gate(F a, F b) {
+    return function(a) * b;
+}
+constexpr Loop GLU[] = {loop2<gate<silu>>, loop2<gate<gelu>>, loop2<gate<gelu_tanh>>};
+static_assert(NOCOPY_GLU_SILU == 0 && NOCOPY_GLU_GELU == 1 && NOCOPY_GLU_GELU_TANH == 2);
+
 // One input of a row: contiguous f32 where it lies, else a tile at a time.
 struct Input {
     uint32_t dtype;
@@ -216,6 +224,10 @@ void clamp(const Args& args, Team& team) {
 void binary(const Args& args, Team& team) {
     const double cost = args.function == NOCOPY_BINARY_POW ? POW_NS : CHEAP_NS;
     map<2>(args, team, cost, BINARY[args.function]);
+}
+
+void glu(const Args& args, Team& team) {
+    map<2>(args, team, COSTLY_NS, GLU[args.function]);
 }
 
 }  // namespace nocopy::NOCOPY_LEVEL

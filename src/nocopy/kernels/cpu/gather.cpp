@@ -1,7 +1,8 @@
 // gather: out[r,w] = table[clamp(indices[r], 0, t-1), w]
 //
 // Indices are data that a guest may change at any time, so they are clamped here, once, after they were
-// read. Equal element types are moved as bits. Bound: memory bandwidth.
+// read. Equal element types are moved as bits, blocks are decoded (a tile is whole blocks). Bound: memory
+// bandwidth.
 #include "ops.hpp"
 #include "tile.hpp"
 
@@ -32,8 +33,8 @@ void gather(const Args& args, Team& team) {
             }
             for (int64_t i = 0; i < n; i += TILE) {
                 const int64_t count = least(TILE, n - i);
-                read(tile, table.dtype, from + i * table.strides[1] * item_bytes(table.dtype),
-                     table.strides[1], count);
+                read(tile, table.dtype, from + bytes_of(table.dtype, i * table.strides[1]), table.strides[1],
+                     count);
                 write(to + i * out.strides[1] * item_bytes(out.dtype), out.dtype, out.strides[1], tile,
                       count);
             }

@@ -21,6 +21,9 @@ NOCOPY_DECLARE(avx2)
 #ifdef NOCOPY_HAS_AVX512
 NOCOPY_DECLARE(avx512)
 #endif
+#ifdef NOCOPY_HAS_AVX512VNNI
+NOCOPY_DECLARE(avx512vnni)
+#endif
 #undef NOCOPY_DECLARE
 
 namespace {
@@ -44,6 +47,12 @@ bool has_avx512() {
 }
 #endif
 
+#ifdef NOCOPY_HAS_AVX512VNNI
+bool has_avx512vnni() {
+    return has_avx512() && __builtin_cpu_supports("avx512vnni");
+}
+#endif
+
 // Best last.
 const Level LEVELS[] = {
 #ifdef NOCOPY_HAS_BASELINE
@@ -57,6 +66,9 @@ const Level LEVELS[] = {
 #endif
 #ifdef NOCOPY_HAS_AVX512
     {"avx512", has_avx512, avx512::kernels},
+#endif
+#ifdef NOCOPY_HAS_AVX512VNNI
+    {"avx512vnni", has_avx512vnni, avx512vnni::kernels},
 #endif
 };
 

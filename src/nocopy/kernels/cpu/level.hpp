@@ -36,7 +36,7 @@ float* shared(Team& team);
 struct Operand {
     std::uint8_t* data;  // first element; NULL if the operand is absent
     std::uint32_t dtype;
-    std::int64_t strides[NOCOPY_MAX_AXES];  // in elements
+    std::int64_t strides[NOCOPY_MAX_AXES];  // in elements; of blocks, multiples of a block but for a 1
 };
 
 // One record with its operands resolved to addresses.
@@ -49,7 +49,7 @@ struct Args {
 
 using Kernel = void (*)(const Args& args, Team& team);
 
-inline constexpr unsigned MAX_OPCODE = NOCOPY_OP_RESIZE;
+inline constexpr unsigned MAX_OPCODE = NOCOPY_OP_GLU;
 
 struct Level {
     const char* name;

@@ -1,12 +1,16 @@
 // matmul: out[b0,b1,m,n] = scale * sum over k of a[b0,b1,m,k] b[b0,b1,k,n], summed in f32.
 //
-// Any strides (transposes and broadcast batches are strides) and any mix of f32, f16, bf16. Three ways:
-//     up to 8 rows or columns   skinny.hpp: b is streamed once (memory-bound)
-//     small or many products    each on one thread, packed into its scratch memory
-//     large                     the team shares packed panels (gemm.hpp; bound: multiply-adds)
+// Any strides (transposes and broadcast batches are strides) and any mix of f32, f16, bf16; b may also be
+// blocks, which lie along k. Each product goes one of these ways:
+//     up to 8 rows or columns   skinny.hpp: b is streamed once (memory-bound); vnni.hpp if b is blocks
+//     weights along k           strips.hpp: b is read once, as it lies
+//     any other                 packed panels (gemm.hpp; bound: multiply-adds), which the team shares if the
+//                               product is large, else in one thread's scratch memory
 #include "gemm.hpp"
 #include "ops.hpp"
 #include "skinny.hpp"
+#include "strips.hpp"
+#include "vnni.hpp"
 
 namespace nocopy::NOCOPY_LEVEL {
 
@@ -94,7 +98,7 @@ Matmul plan(const Args& args) {
              strides_of(args.operands[2])};
     if (p.k == 0) p.a_s = p.b_s = {};  // empty operands may have any strides
     fold_batch(p);
-    if (better_transposed(p)) transpose(p);
+    if (!is_blocks(p.b.dtype) && better_transposed(p)) transpose(p);
     return p;
 }
 
@@ -104,11 +108,28 @@ Operand moved(const Operand& x, int64_t elements) {
     return y;
 }
 
-void skinny_product(const Matmul& p, const Operand& out, const Operand& a, const Operand& b, Team& team,
-                    bool alone, float* scratch) {
-    skinny({p.m, p.n, p.k, p.scale, out, a, b, p.out_s.row, p.out_s.column, p.a_s.row, p.a_s.column,
-            p.b_s.row, p.b_s.column},
-           team, alone, scratch);
+void skinny_product(const Skinny& p, Team& team, bool alone, float* scratch) {
+#if defined(__AVX512VNNI__)
+    if (integer_product(p, team, alone, scratch)) return;
+#endif
+    skinny(p, team, alone, scratch);
+}
+
+// Weights as a model has them: rows of many elements along k.
+bool is_weights(const Matmul& p) {
+    return is_blocks(p.b.dtype) || (p.b_s.row == 1 && p.k >= 64 && p.n >= 2 * STRIP_ROWS);
+}
+
+// More than eight rows times weights; in slices of eight where k is too long for panels.
+void weights_product(const Skinny& p, Team& team, bool alone, float* scratch) {
+    if (p.k > 0 && strip_columns(p, room_for_panels(alone)) > 0) return strips(p, team, alone, scratch);
+    for (int64_t m = 0; m < p.m && !overdue(team); m += MAX_SKINNY) {
+        Skinny slice = p;
+        slice.m = least(MAX_SKINNY, p.m - m);
+        slice.out = moved(p.out, m * p.out_m);
+        slice.a = moved(p.a, m * p.a_m);
+        skinny_product(slice, team, alone, scratch);
+    }
 }
 
 template <class Runner>
@@ -138,7 +159,10 @@ void one(const Matmul& p, int64_t index, Team& team, bool alone, float* scratch)
     const Operand out = moved(p.out, i0 * p.out_s.b0 + i1 * p.out_s.b1);
     const Operand a = moved(p.a, i0 * p.a_s.b0 + i1 * p.a_s.b1);
     const Operand b = moved(p.b, i0 * p.b_s.b0 + i1 * p.b_s.b1);
-    if (p.m <= MAX_SKINNY) return skinny_product(p, out, a, b, team, alone, scratch);
+    const Skinny flat{p.m,       p.n,          p.k,       p.scale,     out, a, b, p.out_s.row, p.out_s.column,
+                      p.a_s.row, p.a_s.column, p.b_s.row, p.b_s.column};
+    if (p.m <= MAX_SKINNY) return skinny_product(flat, team, alone, scratch);
+    if (is_weights(p)) return weights_product(flat, team, alone, scratch);
     if (alone) return packed_product(p, out, a, b, LoneRunner{team, scratch});
     packed_product(p, out, a, b, TeamRunner{team});
 }

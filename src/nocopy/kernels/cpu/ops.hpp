@@ -20,5 +20,9 @@ void argmax(const Args& args, Team& team);
 void topk(const Args& args, Team& team);
 void conv2d(const Args& args, Team& team);
 void resize(const Args& args, Team& team);
+void rope(const Args& args, Team& team);
+void scatter(const Args& args, Team& team);
+void attention(const Args& args, Team& team);
+void glu(const Args& args, Team& team);
 
 }  // namespace nocopy::NOCOPY_LEVEL

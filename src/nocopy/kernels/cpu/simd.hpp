@@ -5,6 +5,7 @@
 // a * b + c contracts to a fused multiply-add where the level has one.
 #pragma once
 
+#include <stddef.h>
 #include <stdint.h>
 
 #if defined(__AVX2__)

@@ -21,6 +21,7 @@ struct Skinny {
 inline constexpr int64_t SKINNY_DEPTH = 8192;    // k per block: the rows of a stay in the L2 cache
 inline constexpr int64_t SKINNY_SUMS = 4096;     // sums per chunk where b runs along n: half an L1 cache
 inline constexpr int64_t SKINNY_COLUMNS = 2048;  // and columns
+inline constexpr int64_t ALONG_K_FLOATS = (MAX_SKINNY + 4) * SKINNY_DEPTH;  // what along_k may use as scratch
 
 // Rows of a, k .. k + depth, as f32 in out[m][depth].
 NOCOPY_INLINE void read_a(float* out, const Skinny& p, int64_t k, int64_t depth) {
@@ -38,13 +39,16 @@ NOCOPY_INLINE void write_out(const Skinny& p, const float* sums, int64_t pitch, 
         }
 }
 
-// sums[c] += a row of x times each of COLUMNS columns of b, which run along k.
+// sums[c] += a row of x times each of COLUMNS columns of b, which run along k. `ahead` elements further on
+// lie the columns of the next call.
 template <int ROWS, int COLUMNS, class T>
-void dots(const T* const* columns, const float* a, int64_t depth, float* sums, int64_t pitch) {
+void dots(const T* const* columns, const float* a, int64_t depth, float* sums, int64_t pitch, int64_t ahead) {
     F lanes[ROWS][COLUMNS] = {};
     int64_t k = 0;
     for (; k + W <= depth; k += W)
         for (int c = 0; c < COLUMNS; c++) {
+            const uintptr_t later = (uintptr_t)(columns[c] + k) + (uintptr_t)ahead * sizeof(T);
+            if (ahead) __builtin_prefetch((const void*)later, 0, 2);
             const F b = widen(columns[c] + k);
             for (int m = 0; m < ROWS; m++) lanes[m][c] += load(a + m * depth + k) * b;
         }
@@ -59,24 +63,42 @@ void dots(const T* const* columns, const float* a, int64_t depth, float* sums, i
         for (int m = 0; m < ROWS; m++) sums[m * pitch + c] += sum_lanes(lanes[m][c]);
 }
 
-// A chunk of columns of b, each contiguous along k.
+// A chunk of columns of b, each contiguous along k; T is their element or block type.
 template <int ROWS, class T>
 void along_k(const Skinny& p, Team& team, int64_t first, int64_t last, float* scratch) {
     // As many sums as there are registers for.
     constexpr int64_t GROUP = ROWS <= 2 ? 4 : ROWS <= 4 ? W / 4 : W / 8 > 0 ? W / 8 : 1;
     constexpr int64_t SPAN = 64;
+    constexpr bool BLOCKS = sizeof(T) > sizeof(float);
+    static_assert((ROWS + GROUP) * SKINNY_DEPTH <= ALONG_K_FLOATS);
     for (int64_t start = first; start < last; start += SPAN) {
         const int64_t n = least(SPAN, last - start);
         float sums[ROWS * SPAN] = {};
         for (int64_t k = 0; k < p.k && !overdue(team); k += SKINNY_DEPTH) {
             const int64_t depth = least(SKINNY_DEPTH, p.k - k);
             read_a(scratch, p, k, depth);
-            const T* columns[SPAN];
+            using Element = std::conditional_t<BLOCKS, float, T>;
+            const Element* columns[SPAN];
+            float* const decoded = scratch + ROWS * SKINNY_DEPTH;  // one group at a time
             for (int64_t j = 0; j < n; j++)
-                columns[j] = reinterpret_cast<const T*>(at(p.b, k + (start + j) * p.b_n));
+                columns[j] = BLOCKS ? reinterpret_cast<const Element*>(decoded + j % GROUP * SKINNY_DEPTH)
+                                    : reinterpret_cast<const Element*>(at(p.b, k + (start + j) * p.b_n));
+            const auto prepare = [&](int64_t j, int64_t count) {
+                if constexpr (BLOCKS)
+                    for (int64_t i = j; i < j + count; i++)
+                        decode_run<T>(decoded + i % GROUP * SKINNY_DEPTH, at(p.b, k + (start + i) * p.b_n),
+                                      depth);
+            };
+            const int64_t ahead = BLOCKS ? 0 : GROUP * p.b_n;
             int64_t j = 0;
-            for (; j + GROUP <= n; j += GROUP) dots<ROWS, GROUP>(columns + j, scratch, depth, sums + j, SPAN);
-            for (; j < n; j++) dots<ROWS, 1>(columns + j, scratch, depth, sums + j, SPAN);
+            for (; j + GROUP <= n; j += GROUP) {
+                prepare(j, GROUP);
+                dots<ROWS, GROUP>(columns + j, scratch, depth, sums + j, SPAN, ahead);
+            }
+            for (; j < n; j++) {
+                prepare(j, 1);
+                dots<ROWS, 1>(columns + j, scratch, depth, sums + j, SPAN, ahead);
+            }
         }
         write_out(p, sums, SPAN, start, n);
     }
@@ -154,6 +176,15 @@ void skinny_rows(const Skinny& p, Team& team, bool alone, float* scratch) {
         else
             parallel(team, cut(team, items, cost), body);
     };
+    if (is_blocks(p.b.dtype)) {
+        with_blocks(p.b.dtype, [&]([[maybe_unused]] auto* type) {
+            using Block = std::remove_pointer_t<decltype(type)>;
+            spread(p.n, 2 * READ_NS * (double)p.k, [&](int64_t first, int64_t last, float* mine) {
+                along_k<ROWS, Block>(p, team, first, last, mine);
+            });
+        });
+        return;
+    }
     if (p.b_k == 1 && p.k > 1 && p.b_n != 1) {
         with_float(p.b.dtype, [&]([[maybe_unused]] auto* type) {
             using T = std::remove_pointer_t<decltype(type)>;

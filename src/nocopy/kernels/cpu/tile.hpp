@@ -1,8 +1,8 @@
 // Rows of any element type and stride, as rows of f32 and back.
 #pragma once
 
+#include "blocks.hpp"
 #include "level.hpp"
-#include "simd.hpp"
 
 namespace nocopy::NOCOPY_LEVEL {
 
@@ -55,9 +55,16 @@ NOCOPY_INLINE void with_float(uint32_t dtype, const Function& f) {
     }
 }
 
-// The element at `index` elements from the start.
+// Bytes that `elements` take; of a block type, a whole number of blocks.
+NOCOPY_INLINE int64_t bytes_of(uint32_t dtype, int64_t elements) {
+    if (!is_blocks(dtype)) return elements * item_bytes(dtype);
+    const BlockShape shape = block_shape(dtype);
+    return elements / shape.elements * shape.bytes;
+}
+
+// The element at `index` elements from the start; of a block type, the first of a block.
 NOCOPY_INLINE uint8_t* at(const Operand& operand, int64_t index) {
-    return operand.data + index * item_bytes(operand.dtype);
+    return operand.data + bytes_of(operand.dtype, index);
 }
 
 template <class T>
@@ -103,8 +110,9 @@ void write_row(T* out, int64_t stride, const float* in, int64_t n) {
     }
 }
 
-// n elements from `in`, `stride` elements apart, as f32.
+// n elements from `in`, `stride` elements apart, as f32. Blocks lie side by side and are decoded whole.
 NOCOPY_INLINE void read(float* out, uint32_t dtype, const uint8_t* in, int64_t stride, int64_t n) {
+    if (is_blocks(dtype)) return decode(out, dtype, in, n);
     with_type(dtype, [&](auto* type) {
         read_row(out, reinterpret_cast<decltype(type)>(const_cast<uint8_t*>(in)), stride, n);
     });

@@ -1,5 +1,6 @@
 // gather: out[r,w] = table[clamp(indices[r], 0, t-1), w]. Indices are data, so they are clamped here.
-// Equal dtypes move bits. Bound: the bytes of the rows that are picked.
+// Equal dtypes move bits; blocks are decoded. Bound: the bytes of the rows that are picked.
+#include "blocks.cuh"
 #include "elementwise.cuh"
 
 __device__ inline uint64_t picked(const nocopy_launch& launch, const Tensor& table, const Tensor& indices,
@@ -20,6 +21,12 @@ __device__ void gather_bits(const nocopy_launch& launch, const uint32_t (&dims)[
 NOCOPY_KERNEL(gather, 256, 4) {
     Tensor out(launch, 0), table(launch, 1), indices(launch, 2);
     const uint32_t dims[4] = {1, 1, launch.record.dims[0], launch.record.dims[1]};
+    if (is_blocks(table.dtype)) {
+        return each_place(
+            launch, dims,
+            [&](const Place& p) { return load_block_element(table, picked(launch, table, indices, p)); },
+            [&](const Place& p, float value) { store(out, out.at(p.i2, p.i3), value); });
+    }
     if (out.dtype == table.dtype) {
         if (out.dtype == NOCOPY_F32) return gather_bits<uint32_t>(launch, dims);
         return gather_bits<uint16_t>(launch, dims);

@@ -5,41 +5,20 @@
 // more of the chip. Bound: arithmetic when operands are in device memory or the product is large; else the
 // bus. matmul_narrow: at most 4 rows at a time, each element of b fetched once. Bound: the bytes of b. A
 // product with few columns is launched as its transpose.
-#include "tile.cuh"
+#include "product.cuh"
 
-template <typename S>
-__device__ inline void matmul_tiles(const nocopy_launch& launch) {
-    __shared__ Stage<S> stage;
-    Tensor out(launch, 0), a(launch, 1), b(launch, 2);
-    const uint32_t* d = launch.record.dims;
-    const uint64_t m = d[2], n = d[3], k = d[4];
-    const float scale = param_f32(launch, 0);
-    const uint64_t tiles = tile_count<S>((uint64_t)d[0] * d[1], m, n);
-    for (uint64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-        if (block_stopped(launch)) return;
-        TilePlace p = tile_place<S>(tile, m, n);
-        uint64_t b0 = p.batch / d[1], b1 = p.batch % d[1];
-        uint64_t out_at = out.at(b0, b1), a_at = a.at(b0, b1), b_at = b.at(b0, b1);
-        multiply_tile<S>(
-            launch, stage, p.row, p.column, m, n, k,
-            [&](uint64_t r, uint64_t i) { return load(a, a_at + r * a.strides[2] + i * a.strides[3]); },
-            a.strides[3] <= a.strides[2],
-            [&](uint64_t i, uint64_t c) { return load(b, b_at + i * b.strides[2] + c * b.strides[3]); },
-            b.strides[2] < b.strides[3],
-            [&](uint64_t r, uint64_t c, float sum) {
-                store(out, out_at + r * out.strides[2] + c * out.strides[3], scale * sum);
-            });
-    }
-}
+struct LoadFloat {
+    __device__ float operator()(const Tensor& b, uint64_t index) const { return load(b, index); }
+};
 
 NOCOPY_KERNEL(matmul_large, 256, 2) {
-    matmul_tiles<LargeTile>(launch);
+    matmul_tiles<LargeTile>(launch, LoadFloat());
 }
 NOCOPY_KERNEL(matmul_medium, 256, 3) {
-    matmul_tiles<MediumTile>(launch);
+    matmul_tiles<MediumTile>(launch, LoadFloat());
 }
 NOCOPY_KERNEL(matmul_small, 256, 4) {
-    matmul_tiles<SmallTile>(launch);
+    matmul_tiles<SmallTile>(launch, LoadFloat());
 }
 
 constexpr int NARROW = 4;  // rows whose sums a thread keeps

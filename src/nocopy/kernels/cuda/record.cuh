@@ -3,6 +3,7 @@
 #pragma once
 
 #ifdef __CUDACC_RTC__
+typedef signed char int8_t;
 typedef unsigned char uint8_t;
 typedef unsigned short uint16_t;
 typedef int int32_t;
@@ -18,10 +19,12 @@ struct nocopy_launch {
     nocopy_record record;
     uint64_t spaces[4];            // address of each space, as the device sees it
     const volatile int32_t* stop;  // in device memory; null in programs too short to be worth asking
+    uint64_t workspace;            // address of device memory that one record's launches hand on results in
+    uint64_t splits;               // parts that an axis was split into, for kernels that say so
 };
 
 static_assert(sizeof(nocopy_record) == 256, "the record format");
-static_assert(sizeof(nocopy_launch) == 296, "device/cuda_launch.py packs this struct");
+static_assert(sizeof(nocopy_launch) == 312, "device/cuda_launch.py packs this struct");
 
 // `blocks` of up to `threads` threads are to fit a multiprocessor: that bounds the registers of each.
 #define NOCOPY_KERNEL(name, threads, blocks)                      \

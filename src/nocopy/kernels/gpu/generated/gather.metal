@@ -137,6 +137,11 @@ void store_raw_0(ulong address_3, uint dtype_1, ulong i_2, uint bits_0)
     return;
 }
 
+bool is_blocks_0(uint dtype_2)
+{
+    return dtype_2 >= 16U;
+}
+
 uint f16_to_f32_bits_0(uint h_0)
 {
     uint sign_0 = (h_0 & 32768U) << 16U;
@@ -153,24 +158,225 @@ uint f16_to_f32_bits_0(uint h_0)
     return sign_0 | (as_type<uint>((float(mantissa_0) * 5.9604644775390625e-08)));
 }
 
-uint load_bits_0(ulong address_4, uint dtype_2, ulong i_3)
+uint load_bits_0(ulong address_4, uint dtype_3, ulong i_3)
 {
-    uint raw_0 = load_raw_0(address_4, dtype_2, i_3);
-    if(dtype_2 == 2U)
+    uint raw_0 = load_raw_0(address_4, dtype_3, i_3);
+    if(dtype_3 == 2U)
     {
         return f16_to_f32_bits_0(raw_0);
     }
-    if(dtype_2 == 3U)
+    if(dtype_3 == 3U)
     {
         return raw_0 << 16U;
     }
     return raw_0;
 }
 
-uint f32_to_f16_bits_0(uint x_0)
+float load_0(ulong address_5, uint dtype_4, ulong i_4)
 {
-    uint sign_1 = (x_0 >> 16U) & 32768U;
-    uint a_0 = x_0 & 2147483647U;
+    return (as_type<float>((load_bits_0(address_5, dtype_4, i_4))));
+}
+
+ulong block_of_0(ulong address_6, uint dtype_5, ulong i_5, uint thread* e_0)
+{
+    bool _S17 = dtype_5 == 16U;
+    bool _S18;
+    if(_S17)
+    {
+        _S18 = true;
+    }
+    else
+    {
+        _S18 = dtype_5 == 17U;
+    }
+    int _S19;
+    if(_S18)
+    {
+        *e_0 = uint(i_5) & 31U;
+        ulong _S20 = i_5 >> 5U;
+        if(_S17)
+        {
+            _S19 = int(34);
+        }
+        else
+        {
+            _S19 = int(18);
+        }
+        return address_6 + _S20 * ulong(_S19);
+    }
+    *e_0 = uint(i_5) & 255U;
+    ulong _S21 = i_5 >> 8U;
+    if(dtype_5 == 18U)
+    {
+        _S19 = int(144);
+    }
+    else
+    {
+        if(dtype_5 == 19U)
+        {
+            _S19 = int(176);
+        }
+        else
+        {
+            _S19 = int(210);
+        }
+    }
+    return address_6 + _S21 * ulong(_S19);
+}
+
+uint load_u16_0(ulong address_7)
+{
+    return uint(*(ushort device*)address_7);
+}
+
+int2 nibbles_0(uint bytes_0, uint shift_0)
+{
+    return int2(int((bytes_0 >> shift_0) & 15U), int((bytes_0 >> (8U + shift_0)) & 15U));
+}
+
+int2 load_quants_0(ulong block_0, uint dtype_6, uint e_1)
+{
+    uint i_6 = e_1 & 31U;
+    uint j_0 = e_1 >> 5U;
+    if(dtype_6 == 16U)
+    {
+        uint bytes_1 = load_u16_0(block_0 + 2UL + ulong(e_1));
+        return int2(int(bytes_1 << 24U) >> 24U, int(bytes_1 << 16U) >> 24U);
+    }
+    if(dtype_6 == 17U)
+    {
+        uint _S22 = load_u16_0(block_0 + 2UL + ulong(e_1 & 15U));
+        uint _S23;
+        if(e_1 < 16U)
+        {
+            _S23 = 0U;
+        }
+        else
+        {
+            _S23 = 4U;
+        }
+        return nibbles_0(_S22, _S23) - int2(int(8), int(8));
+    }
+    if(dtype_6 == 18U)
+    {
+        return nibbles_0(load_u16_0(block_0 + 16UL + ulong(32U * (j_0 >> 1U)) + ulong(i_6)), 4U * (j_0 & 1U));
+    }
+    if(dtype_6 == 19U)
+    {
+        ulong _S24 = ulong(i_6);
+        uint fifth_0 = (load_u16_0(block_0 + 16UL + _S24)) >> j_0;
+        return nibbles_0(load_u16_0(block_0 + 48UL + ulong(32U * (j_0 >> 1U)) + _S24), 4U * (j_0 & 1U)) + int2(int(fifth_0 & 1U) << 4U, int((fifth_0 >> 8U) & 1U) << 4U);
+    }
+    uint half_block_0 = e_1 >> 7U;
+    uint k_0 = j_0 & 3U;
+    ulong _S25 = ulong(i_6);
+    uint high_0 = (load_u16_0(block_0 + 128UL + ulong(32U * half_block_0) + _S25)) >> (2U * k_0);
+    return nibbles_0(load_u16_0(block_0 + ulong(64U * half_block_0) + ulong(32U * (k_0 & 1U)) + _S25), 4U * (k_0 >> 1U)) + int2(int(high_0 & 3U) << 4U, int((high_0 >> 8U) & 3U) << 4U) - int2(int(32), int(32));
+}
+
+float load_f16_0(ulong address_8)
+{
+    return (as_type<float>((f16_to_f32_bits_0(load_u16_0(address_8)))));
+}
+
+uint load_u8_0(ulong address_9)
+{
+    return uint(*(uchar device*)address_9);
+}
+
+float2 load_scales_0(ulong block_1, uint dtype_7, uint e_2)
+{
+    bool _S26;
+    if(dtype_7 == 16U)
+    {
+        _S26 = true;
+    }
+    else
+    {
+        _S26 = dtype_7 == 17U;
+    }
+    if(_S26)
+    {
+        return float2(load_f16_0(block_1), 0.0);
+    }
+    if(dtype_7 == 20U)
+    {
+        return float2(load_f16_0(block_1 + 208UL) * float(int((load_u8_0(block_1 + 192UL + ulong(e_2 >> 4U))) << 24U) >> 24U), 0.0);
+    }
+    uint j_1 = e_2 >> 5U;
+    ulong six_bits_0 = block_1 + 4UL;
+    ulong _S27 = ulong(j_1 & 3U);
+    uint scale_0 = load_u8_0(six_bits_0 + _S27);
+    ulong _S28 = six_bits_0 + 4UL;
+    uint minimum_0 = load_u8_0(_S28 + _S27);
+    uint scale_1;
+    uint minimum_1;
+    if(j_1 < 4U)
+    {
+        uint minimum_2 = minimum_0 & 63U;
+        scale_1 = scale_0 & 63U;
+        minimum_1 = minimum_2;
+    }
+    else
+    {
+        uint low_0 = load_u8_0(_S28 + ulong(j_1));
+        uint _S29 = (low_0 >> 4U) | ((minimum_0 >> 6U) << 4U);
+        scale_1 = (low_0 & 15U) | ((scale_0 >> 6U) << 4U);
+        minimum_1 = _S29;
+    }
+    return float2(load_f16_0(block_1) * float(scale_1), load_f16_0(block_1 + 2UL) * float(minimum_1));
+}
+
+float load_any_0(ulong address_10, uint dtype_8, ulong i_7)
+{
+    if(!is_blocks_0(dtype_8))
+    {
+        return load_0(address_10, dtype_8, i_7);
+    }
+    thread uint e_3;
+    ulong block_2 = block_of_0(address_10, dtype_8, i_7, &e_3);
+    int2 pair_0 = load_quants_0(block_2, dtype_8, e_3 & 4294967294U);
+    float2 scales_0 = load_scales_0(block_2, dtype_8, e_3);
+    float _S30 = scales_0.x;
+    int _S31;
+    if((e_3 & 1U) != 0U)
+    {
+        _S31 = pair_0.y;
+    }
+    else
+    {
+        _S31 = pair_0.x;
+    }
+    return _S30 * float(_S31) - scales_0.y;
+}
+
+bool is_nan_0(float x_0)
+{
+    return ((as_type<uint>((x_0))) & 2147483647U) > 2139095040U;
+}
+
+int to_i32_0(float x_1)
+{
+    if(is_nan_0(x_1))
+    {
+        return int(0);
+    }
+    float r_5 = rint(x_1);
+    if(r_5 >= 2.147483648e+09)
+    {
+        return int(2147483647);
+    }
+    if(r_5 <= -2.147483648e+09)
+    {
+        return int(-2147483648);
+    }
+    return int(r_5);
+}
+
+uint f32_to_f16_bits_0(uint x_2)
+{
+    uint sign_1 = (x_2 >> 16U) & 32768U;
+    uint a_0 = x_2 & 2147483647U;
     if(a_0 > 2139095040U)
     {
         return (sign_1 | 32256U) | ((a_0 >> 13U) & 511U);
@@ -189,28 +395,28 @@ uint f32_to_f16_bits_0(uint x_0)
         return sign_1 | ((h_1 + 4095U + ((h_1 >> 13U) & 1U)) >> 13U);
     }
     uint mantissa_1 = (a_0 & 8388607U) | 8388608U;
-    uint shift_0 = 126U - (a_0 >> 23U);
-    uint h_2 = mantissa_1 >> shift_0;
-    uint rest_0 = mantissa_1 & ((1U << shift_0) - 1U);
-    uint half_way_0 = 1U << (shift_0 - 1U);
-    bool _S17;
+    uint shift_1 = 126U - (a_0 >> 23U);
+    uint h_2 = mantissa_1 >> shift_1;
+    uint rest_0 = mantissa_1 & ((1U << shift_1) - 1U);
+    uint half_way_0 = 1U << (shift_1 - 1U);
+    bool _S32;
     if(rest_0 > half_way_0)
     {
-        _S17 = true;
+        _S32 = true;
     }
     else
     {
         if(rest_0 == half_way_0)
         {
-            _S17 = (h_2 & 1U) != 0U;
+            _S32 = (h_2 & 1U) != 0U;
         }
         else
         {
-            _S17 = false;
+            _S32 = false;
         }
     }
     uint h_3;
-    if(_S17)
+    if(_S32)
     {
         h_3 = h_2 + 1U;
     }
@@ -221,25 +427,25 @@ uint f32_to_f16_bits_0(uint x_0)
     return sign_1 | h_3;
 }
 
-uint f32_to_bf16_bits_0(uint x_1)
+uint f32_to_bf16_bits_0(uint x_3)
 {
-    if((x_1 & 2147483647U) > 2139095040U)
+    if((x_3 & 2147483647U) > 2139095040U)
     {
-        return (x_1 >> 16U) | 64U;
+        return (x_3 >> 16U) | 64U;
     }
-    return (x_1 + 32767U + ((x_1 >> 16U) & 1U)) >> 16U;
+    return (x_3 + 32767U + ((x_3 >> 16U) & 1U)) >> 16U;
 }
 
-void store_bits_0(ulong address_5, uint dtype_3, ulong i_4, uint bits_1)
+void store_bits_0(ulong address_11, uint dtype_9, ulong i_8, uint bits_1)
 {
     uint raw_1;
-    if(dtype_3 == 2U)
+    if(dtype_9 == 2U)
     {
         raw_1 = f32_to_f16_bits_0(bits_1);
     }
     else
     {
-        if(dtype_3 == 3U)
+        if(dtype_9 == 3U)
         {
             raw_1 = f32_to_bf16_bits_0(bits_1);
         }
@@ -248,7 +454,27 @@ void store_bits_0(ulong address_5, uint dtype_3, ulong i_4, uint bits_1)
             raw_1 = bits_1;
         }
     }
-    store_raw_0(address_5, dtype_3, i_4, raw_1);
+    store_raw_0(address_11, dtype_9, i_8, raw_1);
+    return;
+}
+
+void store_0(ulong address_12, uint dtype_10, ulong i_9, float x_4)
+{
+    if(dtype_10 == 4U)
+    {
+        store_raw_0(address_12, dtype_10, i_9, uint(to_i32_0(x_4)));
+    }
+    else
+    {
+        if(dtype_10 == 5U)
+        {
+            store_raw_0(address_12, dtype_10, i_9, uint(clamp(to_i32_0(x_4), int(0), int(255))));
+        }
+        else
+        {
+            store_bits_0(address_12, dtype_10, i_9, (as_type<uint>((x_4))));
+        }
+    }
     return;
 }
 
@@ -257,37 +483,44 @@ void store_bits_0(ulong address_5, uint dtype_3, ulong i_4, uint bits_1)
     thread KernelContext_0 kernelContext_2;
     (&kernelContext_2)->args_0 = args_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 256U + sv_groupthreadid_0[int(0)];
-    Tensor_0 _S18 = operand_0(0U, &kernelContext_2);
-    Tensor_0 _S19 = operand_0(1U, &kernelContext_2);
-    Tensor_0 _S20 = operand_0(2U, &kernelContext_2);
-    uint4 _S21 = uint4(1U, 1U, (&kernelContext_2)->args_0->dims_0[int(0)], (&kernelContext_2)->args_0->dims_0[int(1)]);
-    int _S22 = int((&kernelContext_2)->args_0->dims_0[int(2)]) - int(1);
-    ulong _S23 = (&kernelContext_2)->args_0->count_0;
-    ulong _S24 = item_step_0(&kernelContext_2);
+    Tensor_0 _S33 = operand_0(0U, &kernelContext_2);
+    Tensor_0 _S34 = operand_0(1U, &kernelContext_2);
+    Tensor_0 _S35 = operand_0(2U, &kernelContext_2);
+    uint4 _S36 = uint4(1U, 1U, (&kernelContext_2)->args_0->dims_0[int(0)], (&kernelContext_2)->args_0->dims_0[int(1)]);
+    int _S37 = int((&kernelContext_2)->args_0->dims_0[int(2)]) - int(1);
+    ulong _S38 = (&kernelContext_2)->args_0->count_0;
+    ulong _S39 = item_step_0(&kernelContext_2);
     ulong item_0 = first_item_0(group_1.x, sv_groupindex_0);
     for(;;)
     {
-        if(item_0 < _S23)
+        if(item_0 < _S38)
         {
         }
         else
         {
             break;
         }
-        uint4 c_1 = unravel_0(item_0, _S21, _S23);
-        ulong _S25 = ulong(c_1.z);
-        ulong _S26 = ulong(c_1.w);
-        ulong from_0 = ulong(uint(clamp(int(load_raw_0(_S20.address_0, 4U, _S25 * ulong(_S20.strides_0.x))), int(0), _S22))) * ulong(_S19.strides_0.x) + _S26 * ulong(_S19.strides_0.y);
-        ulong to_0 = _S25 * ulong(_S18.strides_0.x) + _S26 * ulong(_S18.strides_0.y);
+        uint4 c_1 = unravel_0(item_0, _S36, _S38);
+        ulong _S40 = ulong(c_1.z);
+        ulong _S41 = ulong(c_1.w);
+        ulong from_0 = ulong(uint(clamp(int(load_raw_0(_S35.address_0, 4U, _S40 * ulong(_S35.strides_0.x))), int(0), _S37))) * ulong(_S34.strides_0.x) + _S41 * ulong(_S34.strides_0.y);
+        ulong to_0 = _S40 * ulong(_S33.strides_0.x) + _S41 * ulong(_S33.strides_0.y);
         if(NOCOPY_CONSTANT_1 == NOCOPY_CONSTANT_2)
         {
-            store_raw_0(_S18.address_0, NOCOPY_CONSTANT_1, to_0, load_raw_0(_S19.address_0, NOCOPY_CONSTANT_2, from_0));
+            store_raw_0(_S33.address_0, NOCOPY_CONSTANT_1, to_0, load_raw_0(_S34.address_0, NOCOPY_CONSTANT_2, from_0));
         }
         else
         {
-            store_bits_0(_S18.address_0, NOCOPY_CONSTANT_1, to_0, load_bits_0(_S19.address_0, NOCOPY_CONSTANT_2, from_0));
+            if(is_blocks_0(NOCOPY_CONSTANT_2))
+            {
+                store_0(_S33.address_0, NOCOPY_CONSTANT_1, to_0, load_any_0(_S34.address_0, NOCOPY_CONSTANT_2, from_0));
+            }
+            else
+            {
+                store_bits_0(_S33.address_0, NOCOPY_CONSTANT_1, to_0, load_bits_0(_S34.address_0, NOCOPY_CONSTANT_2, from_0));
+            }
         }
-        item_0 = item_0 + _S24;
+        item_0 = item_0 + _S39;
     }
     return;
 }

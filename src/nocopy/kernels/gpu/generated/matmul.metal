@@ -87,20 +87,25 @@ ulong offset_of_0(uint4 strides_2, uint4 c_1)
     return ulong(c_1.x) * ulong(strides_2.x) + ulong(c_1.y) * ulong(strides_2.y) + ulong(c_1.z) * ulong(strides_2.z) + ulong(c_1.w) * ulong(strides_2.w);
 }
 
-uint load_raw_0(ulong address_2, uint dtype_0, ulong i_1)
+bool is_blocks_0(uint dtype_0)
 {
-    if(dtype_0 == 5U)
+    return dtype_0 >= 16U;
+}
+
+uint load_raw_0(ulong address_2, uint dtype_1, ulong i_1)
+{
+    if(dtype_1 == 5U)
     {
         return uint(*((uchar device*)address_2 + i_1));
     }
     bool _S15;
-    if(dtype_0 == 2U)
+    if(dtype_1 == 2U)
     {
         _S15 = true;
     }
     else
     {
-        _S15 = dtype_0 == 3U;
+        _S15 = dtype_1 == 3U;
     }
     if(_S15)
     {
@@ -125,32 +130,205 @@ uint f16_to_f32_bits_0(uint h_0)
     return sign_0 | (as_type<uint>((float(mantissa_0) * 5.9604644775390625e-08)));
 }
 
-uint load_bits_0(ulong address_3, uint dtype_1, ulong i_2)
+uint load_bits_0(ulong address_3, uint dtype_2, ulong i_2)
 {
-    uint raw_0 = load_raw_0(address_3, dtype_1, i_2);
-    if(dtype_1 == 2U)
+    uint raw_0 = load_raw_0(address_3, dtype_2, i_2);
+    if(dtype_2 == 2U)
     {
         return f16_to_f32_bits_0(raw_0);
     }
-    if(dtype_1 == 3U)
+    if(dtype_2 == 3U)
     {
         return raw_0 << 16U;
     }
     return raw_0;
 }
 
-float load_0(ulong address_4, uint dtype_2, ulong i_3)
+float load_0(ulong address_4, uint dtype_3, ulong i_3)
 {
-    return (as_type<float>((load_bits_0(address_4, dtype_2, i_3))));
+    return (as_type<float>((load_bits_0(address_4, dtype_3, i_3))));
 }
 
-void load_tile_0(uint tile_0, ulong address_5, uint dtype_3, ulong start_0, uint across_0, uint along_0, uint rows_0, uint k0_0, uint k_0, uint thread_0, KernelContext_0 thread* kernelContext_2)
+ulong block_of_0(ulong address_5, uint dtype_4, ulong i_4, uint thread* e_0)
 {
-    bool _S16 = along_0 < across_0;
-    uint e_0 = thread_0;
+    bool _S16 = dtype_4 == 16U;
+    bool _S17;
+    if(_S16)
+    {
+        _S17 = true;
+    }
+    else
+    {
+        _S17 = dtype_4 == 17U;
+    }
+    int _S18;
+    if(_S17)
+    {
+        *e_0 = uint(i_4) & 31U;
+        ulong _S19 = i_4 >> 5U;
+        if(_S16)
+        {
+            _S18 = int(34);
+        }
+        else
+        {
+            _S18 = int(18);
+        }
+        return address_5 + _S19 * ulong(_S18);
+    }
+    *e_0 = uint(i_4) & 255U;
+    ulong _S20 = i_4 >> 8U;
+    if(dtype_4 == 18U)
+    {
+        _S18 = int(144);
+    }
+    else
+    {
+        if(dtype_4 == 19U)
+        {
+            _S18 = int(176);
+        }
+        else
+        {
+            _S18 = int(210);
+        }
+    }
+    return address_5 + _S20 * ulong(_S18);
+}
+
+uint load_u16_0(ulong address_6)
+{
+    return uint(*(ushort device*)address_6);
+}
+
+int2 nibbles_0(uint bytes_0, uint shift_0)
+{
+    return int2(int((bytes_0 >> shift_0) & 15U), int((bytes_0 >> (8U + shift_0)) & 15U));
+}
+
+int2 load_quants_0(ulong block_0, uint dtype_5, uint e_1)
+{
+    uint i_5 = e_1 & 31U;
+    uint j_0 = e_1 >> 5U;
+    if(dtype_5 == 16U)
+    {
+        uint bytes_1 = load_u16_0(block_0 + 2UL + ulong(e_1));
+        return int2(int(bytes_1 << 24U) >> 24U, int(bytes_1 << 16U) >> 24U);
+    }
+    if(dtype_5 == 17U)
+    {
+        uint _S21 = load_u16_0(block_0 + 2UL + ulong(e_1 & 15U));
+        uint _S22;
+        if(e_1 < 16U)
+        {
+            _S22 = 0U;
+        }
+        else
+        {
+            _S22 = 4U;
+        }
+        return nibbles_0(_S21, _S22) - int2(int(8), int(8));
+    }
+    if(dtype_5 == 18U)
+    {
+        return nibbles_0(load_u16_0(block_0 + 16UL + ulong(32U * (j_0 >> 1U)) + ulong(i_5)), 4U * (j_0 & 1U));
+    }
+    if(dtype_5 == 19U)
+    {
+        ulong _S23 = ulong(i_5);
+        uint fifth_0 = (load_u16_0(block_0 + 16UL + _S23)) >> j_0;
+        return nibbles_0(load_u16_0(block_0 + 48UL + ulong(32U * (j_0 >> 1U)) + _S23), 4U * (j_0 & 1U)) + int2(int(fifth_0 & 1U) << 4U, int((fifth_0 >> 8U) & 1U) << 4U);
+    }
+    uint half_block_0 = e_1 >> 7U;
+    uint k_0 = j_0 & 3U;
+    ulong _S24 = ulong(i_5);
+    uint high_0 = (load_u16_0(block_0 + 128UL + ulong(32U * half_block_0) + _S24)) >> (2U * k_0);
+    return nibbles_0(load_u16_0(block_0 + ulong(64U * half_block_0) + ulong(32U * (k_0 & 1U)) + _S24), 4U * (k_0 >> 1U)) + int2(int(high_0 & 3U) << 4U, int((high_0 >> 8U) & 3U) << 4U) - int2(int(32), int(32));
+}
+
+float load_f16_0(ulong address_7)
+{
+    return (as_type<float>((f16_to_f32_bits_0(load_u16_0(address_7)))));
+}
+
+uint load_u8_0(ulong address_8)
+{
+    return uint(*(uchar device*)address_8);
+}
+
+float2 load_scales_0(ulong block_1, uint dtype_6, uint e_2)
+{
+    bool _S25;
+    if(dtype_6 == 16U)
+    {
+        _S25 = true;
+    }
+    else
+    {
+        _S25 = dtype_6 == 17U;
+    }
+    if(_S25)
+    {
+        return float2(load_f16_0(block_1), 0.0);
+    }
+    if(dtype_6 == 20U)
+    {
+        return float2(load_f16_0(block_1 + 208UL) * float(int((load_u8_0(block_1 + 192UL + ulong(e_2 >> 4U))) << 24U) >> 24U), 0.0);
+    }
+    uint j_1 = e_2 >> 5U;
+    ulong six_bits_0 = block_1 + 4UL;
+    ulong _S26 = ulong(j_1 & 3U);
+    uint scale_0 = load_u8_0(six_bits_0 + _S26);
+    ulong _S27 = six_bits_0 + 4UL;
+    uint minimum_0 = load_u8_0(_S27 + _S26);
+    uint scale_1;
+    uint minimum_1;
+    if(j_1 < 4U)
+    {
+        uint minimum_2 = minimum_0 & 63U;
+        scale_1 = scale_0 & 63U;
+        minimum_1 = minimum_2;
+    }
+    else
+    {
+        uint low_0 = load_u8_0(_S27 + ulong(j_1));
+        uint _S28 = (low_0 >> 4U) | ((minimum_0 >> 6U) << 4U);
+        scale_1 = (low_0 & 15U) | ((scale_0 >> 6U) << 4U);
+        minimum_1 = _S28;
+    }
+    return float2(load_f16_0(block_1) * float(scale_1), load_f16_0(block_1 + 2UL) * float(minimum_1));
+}
+
+float load_any_0(ulong address_9, uint dtype_7, ulong i_6)
+{
+    if(!is_blocks_0(dtype_7))
+    {
+        return load_0(address_9, dtype_7, i_6);
+    }
+    thread uint e_3;
+    ulong block_2 = block_of_0(address_9, dtype_7, i_6, &e_3);
+    int2 pair_0 = load_quants_0(block_2, dtype_7, e_3 & 4294967294U);
+    float2 scales_0 = load_scales_0(block_2, dtype_7, e_3);
+    float _S29 = scales_0.x;
+    int _S30;
+    if((e_3 & 1U) != 0U)
+    {
+        _S30 = pair_0.y;
+    }
+    else
+    {
+        _S30 = pair_0.x;
+    }
+    return _S29 * float(_S30) - scales_0.y;
+}
+
+void load_tile_0(uint tile_0, ulong address_10, uint dtype_8, ulong start_0, uint across_0, uint along_0, uint rows_0, uint k0_0, uint k_1, uint thread_0, KernelContext_0 thread* kernelContext_2)
+{
+    bool _S31 = along_0 < across_0;
+    uint e_4 = thread_0;
     for(;;)
     {
-        if(e_0 < 1024U)
+        if(e_4 < 1024U)
         {
         }
         else
@@ -158,43 +336,43 @@ void load_tile_0(uint tile_0, ulong address_5, uint dtype_3, ulong start_0, uint
             break;
         }
         uint kk_0;
-        if(_S16)
+        if(_S31)
         {
-            kk_0 = e_0 % 16U;
+            kk_0 = e_4 % 16U;
         }
         else
         {
-            kk_0 = e_0 / 64U;
+            kk_0 = e_4 / 64U;
         }
         uint row_0;
-        if(_S16)
+        if(_S31)
         {
-            row_0 = e_0 / 16U;
+            row_0 = e_4 / 16U;
         }
         else
         {
-            row_0 = e_0 % 64U;
+            row_0 = e_4 % 64U;
         }
-        bool _S17;
+        bool _S32;
         if(row_0 < rows_0)
         {
-            _S17 = (k0_0 + kk_0) < k_0;
+            _S32 = (k0_0 + kk_0) < k_1;
         }
         else
         {
-            _S17 = false;
+            _S32 = false;
         }
         float value_0;
-        if(_S17)
+        if(_S32)
         {
-            value_0 = load_0(address_5, dtype_3, start_0 + ulong(row_0) * ulong(across_0) + ulong(k0_0 + kk_0) * ulong(along_0));
+            value_0 = load_any_0(address_10, dtype_8, start_0 + ulong(row_0) * ulong(across_0) + ulong(k0_0 + kk_0) * ulong(along_0));
         }
         else
         {
             value_0 = 0.0;
         }
         (*kernelContext_2->tile_values_0)[tile_0 + kk_0 * 65U + row_0] = value_0;
-        e_0 = e_0 + 256U;
+        e_4 = e_4 + 256U;
     }
     return;
 }
@@ -222,30 +400,30 @@ int to_i32_0(float x_1)
     return int(r_5);
 }
 
-void store_raw_0(ulong address_6, uint dtype_4, ulong i_4, uint bits_0)
+void store_raw_0(ulong address_11, uint dtype_9, ulong i_7, uint bits_0)
 {
-    if(dtype_4 == 5U)
+    if(dtype_9 == 5U)
     {
-        *((uchar device*)address_6 + i_4) = uchar(bits_0);
+        *((uchar device*)address_11 + i_7) = uchar(bits_0);
     }
     else
     {
-        bool _S18;
-        if(dtype_4 == 2U)
+        bool _S33;
+        if(dtype_9 == 2U)
         {
-            _S18 = true;
+            _S33 = true;
         }
         else
         {
-            _S18 = dtype_4 == 3U;
+            _S33 = dtype_9 == 3U;
         }
-        if(_S18)
+        if(_S33)
         {
-            *((ushort device*)address_6 + i_4) = ushort(bits_0);
+            *((ushort device*)address_11 + i_7) = ushort(bits_0);
         }
         else
         {
-            *((uint device*)address_6 + i_4) = bits_0;
+            *((uint device*)address_11 + i_7) = bits_0;
         }
     }
     return;
@@ -273,28 +451,28 @@ uint f32_to_f16_bits_0(uint x_2)
         return sign_1 | ((h_1 + 4095U + ((h_1 >> 13U) & 1U)) >> 13U);
     }
     uint mantissa_1 = (a_0 & 8388607U) | 8388608U;
-    uint shift_0 = 126U - (a_0 >> 23U);
-    uint h_2 = mantissa_1 >> shift_0;
-    uint rest_0 = mantissa_1 & ((1U << shift_0) - 1U);
-    uint half_way_0 = 1U << (shift_0 - 1U);
-    bool _S19;
+    uint shift_1 = 126U - (a_0 >> 23U);
+    uint h_2 = mantissa_1 >> shift_1;
+    uint rest_0 = mantissa_1 & ((1U << shift_1) - 1U);
+    uint half_way_0 = 1U << (shift_1 - 1U);
+    bool _S34;
     if(rest_0 > half_way_0)
     {
-        _S19 = true;
+        _S34 = true;
     }
     else
     {
         if(rest_0 == half_way_0)
         {
-            _S19 = (h_2 & 1U) != 0U;
+            _S34 = (h_2 & 1U) != 0U;
         }
         else
         {
-            _S19 = false;
+            _S34 = false;
         }
     }
     uint h_3;
-    if(_S19)
+    if(_S34)
     {
         h_3 = h_2 + 1U;
     }
@@ -314,16 +492,16 @@ uint f32_to_bf16_bits_0(uint x_3)
     return (x_3 + 32767U + ((x_3 >> 16U) & 1U)) >> 16U;
 }
 
-void store_bits_0(ulong address_7, uint dtype_5, ulong i_5, uint bits_1)
+void store_bits_0(ulong address_12, uint dtype_10, ulong i_8, uint bits_1)
 {
     uint raw_1;
-    if(dtype_5 == 2U)
+    if(dtype_10 == 2U)
     {
         raw_1 = f32_to_f16_bits_0(bits_1);
     }
     else
     {
-        if(dtype_5 == 3U)
+        if(dtype_10 == 3U)
         {
             raw_1 = f32_to_bf16_bits_0(bits_1);
         }
@@ -332,25 +510,25 @@ void store_bits_0(ulong address_7, uint dtype_5, ulong i_5, uint bits_1)
             raw_1 = bits_1;
         }
     }
-    store_raw_0(address_7, dtype_5, i_5, raw_1);
+    store_raw_0(address_12, dtype_10, i_8, raw_1);
     return;
 }
 
-void store_0(ulong address_8, uint dtype_6, ulong i_6, float x_4)
+void store_0(ulong address_13, uint dtype_11, ulong i_9, float x_4)
 {
-    if(dtype_6 == 4U)
+    if(dtype_11 == 4U)
     {
-        store_raw_0(address_8, dtype_6, i_6, uint(to_i32_0(x_4)));
+        store_raw_0(address_13, dtype_11, i_9, uint(to_i32_0(x_4)));
     }
     else
     {
-        if(dtype_6 == 5U)
+        if(dtype_11 == 5U)
         {
-            store_raw_0(address_8, dtype_6, i_6, uint(clamp(to_i32_0(x_4), int(0), int(255))));
+            store_raw_0(address_13, dtype_11, i_9, uint(clamp(to_i32_0(x_4), int(0), int(255))));
         }
         else
         {
-            store_bits_0(address_8, dtype_6, i_6, (as_type<uint>((x_4))));
+            store_bits_0(address_13, dtype_11, i_9, (as_type<uint>((x_4))));
         }
     }
     return;
@@ -363,34 +541,34 @@ void store_0(ulong address_8, uint dtype_6, ulong i_6, float x_4)
     threadgroup array<float, int(2080)> tile_values_1;
     (&kernelContext_3)->tile_values_0 = &tile_values_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 256U + sv_groupthreadid_0[int(0)];
-    Tensor_0 _S20 = operand_0(0U, &kernelContext_3);
-    Tensor_0 _S21 = operand_0(1U, &kernelContext_3);
-    Tensor_0 _S22 = operand_0(2U, &kernelContext_3);
+    Tensor_0 _S35 = operand_0(0U, &kernelContext_3);
+    Tensor_0 _S36 = operand_0(1U, &kernelContext_3);
+    Tensor_0 _S37 = operand_0(2U, &kernelContext_3);
     uint m_0 = (&kernelContext_3)->args_0->dims_0[int(2)];
     uint n_0 = (&kernelContext_3)->args_0->dims_0[int(3)];
-    uint _S23 = (&kernelContext_3)->args_0->dims_0[int(4)];
-    uint4 _S24 = uint4((&kernelContext_3)->args_0->dims_0[int(0)], (&kernelContext_3)->args_0->dims_0[int(1)], ((&kernelContext_3)->args_0->dims_0[int(2)] - 1U) / 64U + 1U, ((&kernelContext_3)->args_0->dims_0[int(3)] - 1U) / 64U + 1U);
-    ulong _S25 = (&kernelContext_3)->args_0->count_0;
-    float _S26 = param_f32_0(0U, &kernelContext_3);
-    uint _S27 = sv_groupindex_0 / 16U;
-    uint _S28 = sv_groupindex_0 % 16U;
+    uint _S38 = (&kernelContext_3)->args_0->dims_0[int(4)];
+    uint4 _S39 = uint4((&kernelContext_3)->args_0->dims_0[int(0)], (&kernelContext_3)->args_0->dims_0[int(1)], ((&kernelContext_3)->args_0->dims_0[int(2)] - 1U) / 64U + 1U, ((&kernelContext_3)->args_0->dims_0[int(3)] - 1U) / 64U + 1U);
+    ulong _S40 = (&kernelContext_3)->args_0->count_0;
+    float _S41 = param_f32_0(0U, &kernelContext_3);
+    uint _S42 = sv_groupindex_0 / 16U;
+    uint _S43 = sv_groupindex_0 % 16U;
     ulong item_0 = ulong(group_0.x);
     for(;;)
     {
-        if(item_0 < _S25)
+        if(item_0 < _S40)
         {
         }
         else
         {
             break;
         }
-        uint4 c_2 = unravel_0(item_0, _S24, _S25);
+        uint4 c_2 = unravel_0(item_0, _S39, _S40);
         uint m0_0 = c_2.z * 64U;
         uint n0_0 = c_2.w * 64U;
-        uint2 _S29 = c_2.xy;
-        ulong _S30 = offset_of_0(uint4(_S21.strides_0.xyz, 0U), uint4(_S29, m0_0, 0U));
-        uint _S31 = _S22.strides_0.w;
-        ulong _S32 = offset_of_0(uint4(_S22.strides_0.xy, 0U, _S31), uint4(_S29, 0U, n0_0));
+        uint2 _S44 = c_2.xy;
+        ulong _S45 = offset_of_0(uint4(_S36.strides_0.xyz, 0U), uint4(_S44, m0_0, 0U));
+        uint _S46 = _S37.strides_0.w;
+        ulong _S47 = offset_of_0(uint4(_S37.strides_0.xy, 0U, _S46), uint4(_S44, 0U, n0_0));
         thread array<float, int(16)> sums_0;
         sums_0[0U] = 0.0;
         sums_0[1U] = 0.0;
@@ -411,15 +589,15 @@ void store_0(ulong address_8, uint dtype_6, ulong i_6, float x_4)
         uint k0_1 = 0U;
         for(;;)
         {
-            if(k0_1 < _S23)
+            if(k0_1 < _S38)
             {
             }
             else
             {
                 break;
             }
-            load_tile_0(0U, _S21.address_0, NOCOPY_CONSTANT_2, _S30, _S21.strides_0.z, _S21.strides_0.w, m_0 - m0_0, k0_1, _S23, sv_groupindex_0, &kernelContext_3);
-            load_tile_0(1040U, _S22.address_0, NOCOPY_CONSTANT_3, _S32, _S31, _S22.strides_0.z, n_0 - n0_0, k0_1, _S23, sv_groupindex_0, &kernelContext_3);
+            load_tile_0(0U, _S36.address_0, NOCOPY_CONSTANT_2, _S45, _S36.strides_0.z, _S36.strides_0.w, m_0 - m0_0, k0_1, _S38, sv_groupindex_0, &kernelContext_3);
+            load_tile_0(1040U, _S37.address_0, NOCOPY_CONSTANT_3, _S47, _S46, _S37.strides_0.z, n_0 - n0_0, k0_1, _S38, sv_groupindex_0, &kernelContext_3);
             threadgroup_barrier(mem_flags::mem_threadgroup);
             uint kk_1 = 0U;
             for(;;)
@@ -433,175 +611,56 @@ void store_0(ulong address_8, uint dtype_6, ulong i_6, float x_4)
                 }
                 thread array<float, int(4)> left_0;
                 thread array<float, int(4)> right_0;
-                uint _S33 = kk_1 * 65U;
-                uint _S34 = _S33 + _S27;
-                float _S35 = (*(&kernelContext_3)->tile_values_0)[_S34];
-                left_0[0U] = (*(&kernelContext_3)->tile_values_0)[_S34];
-                uint _S36 = 1040U + _S33 + _S28;
-                float _S37 = (*(&kernelContext_3)->tile_values_0)[_S36];
-                right_0[0U] = (*(&kernelContext_3)->tile_values_0)[_S36];
-                float _S38 = (*(&kernelContext_3)->tile_values_0)[_S34 + 16U];
-                left_0[1U] = (*(&kernelContext_3)->tile_values_0)[_S34 + 16U];
-                float _S39 = (*(&kernelContext_3)->tile_values_0)[_S36 + 16U];
-                right_0[1U] = (*(&kernelContext_3)->tile_values_0)[_S36 + 16U];
-                float _S40 = (*(&kernelContext_3)->tile_values_0)[_S34 + 32U];
-                left_0[2U] = (*(&kernelContext_3)->tile_values_0)[_S34 + 32U];
-                float _S41 = (*(&kernelContext_3)->tile_values_0)[_S36 + 32U];
-                right_0[2U] = (*(&kernelContext_3)->tile_values_0)[_S36 + 32U];
-                float _S42 = (*(&kernelContext_3)->tile_values_0)[_S34 + 48U];
-                left_0[3U] = (*(&kernelContext_3)->tile_values_0)[_S34 + 48U];
-                float _S43 = (*(&kernelContext_3)->tile_values_0)[_S36 + 48U];
-                right_0[3U] = (*(&kernelContext_3)->tile_values_0)[_S36 + 48U];
-                sums_0[0U] = sums_0[0U] + _S35 * _S37;
-                sums_0[1U] = sums_0[1U] + _S35 * _S39;
-                sums_0[2U] = sums_0[2U] + _S35 * _S41;
-                sums_0[3U] = sums_0[3U] + _S35 * _S43;
-                sums_0[4U] = sums_0[4U] + _S38 * _S37;
-                sums_0[5U] = sums_0[5U] + _S38 * _S39;
-                sums_0[6U] = sums_0[6U] + _S38 * _S41;
-                sums_0[7U] = sums_0[7U] + _S38 * _S43;
-                sums_0[8U] = sums_0[8U] + _S40 * _S37;
-                sums_0[9U] = sums_0[9U] + _S40 * _S39;
-                sums_0[10U] = sums_0[10U] + _S40 * _S41;
-                sums_0[11U] = sums_0[11U] + _S40 * _S43;
-                sums_0[12U] = sums_0[12U] + _S42 * _S37;
-                sums_0[13U] = sums_0[13U] + _S42 * _S39;
-                sums_0[14U] = sums_0[14U] + _S42 * _S41;
-                sums_0[15U] = sums_0[15U] + _S42 * _S43;
+                uint _S48 = kk_1 * 65U;
+                uint _S49 = _S48 + _S42;
+                float _S50 = (*(&kernelContext_3)->tile_values_0)[_S49];
+                left_0[0U] = (*(&kernelContext_3)->tile_values_0)[_S49];
+                uint _S51 = 1040U + _S48 + _S43;
+                float _S52 = (*(&kernelContext_3)->tile_values_0)[_S51];
+                right_0[0U] = (*(&kernelContext_3)->tile_values_0)[_S51];
+                float _S53 = (*(&kernelContext_3)->tile_values_0)[_S49 + 16U];
+                left_0[1U] = (*(&kernelContext_3)->tile_values_0)[_S49 + 16U];
+                float _S54 = (*(&kernelContext_3)->tile_values_0)[_S51 + 16U];
+                right_0[1U] = (*(&kernelContext_3)->tile_values_0)[_S51 + 16U];
+                float _S55 = (*(&kernelContext_3)->tile_values_0)[_S49 + 32U];
+                left_0[2U] = (*(&kernelContext_3)->tile_values_0)[_S49 + 32U];
+                float _S56 = (*(&kernelContext_3)->tile_values_0)[_S51 + 32U];
+                right_0[2U] = (*(&kernelContext_3)->tile_values_0)[_S51 + 32U];
+                float _S57 = (*(&kernelContext_3)->tile_values_0)[_S49 + 48U];
+                left_0[3U] = (*(&kernelContext_3)->tile_values_0)[_S49 + 48U];
+                float _S58 = (*(&kernelContext_3)->tile_values_0)[_S51 + 48U];
+                right_0[3U] = (*(&kernelContext_3)->tile_values_0)[_S51 + 48U];
+                sums_0[0U] = sums_0[0U] + _S50 * _S52;
+                sums_0[1U] = sums_0[1U] + _S50 * _S54;
+                sums_0[2U] = sums_0[2U] + _S50 * _S56;
+                sums_0[3U] = sums_0[3U] + _S50 * _S58;
+                sums_0[4U] = sums_0[4U] + _S53 * _S52;
+                sums_0[5U] = sums_0[5U] + _S53 * _S54;
+                sums_0[6U] = sums_0[6U] + _S53 * _S56;
+                sums_0[7U] = sums_0[7U] + _S53 * _S58;
+                sums_0[8U] = sums_0[8U] + _S55 * _S52;
+                sums_0[9U] = sums_0[9U] + _S55 * _S54;
+                sums_0[10U] = sums_0[10U] + _S55 * _S56;
+                sums_0[11U] = sums_0[11U] + _S55 * _S58;
+                sums_0[12U] = sums_0[12U] + _S57 * _S52;
+                sums_0[13U] = sums_0[13U] + _S57 * _S54;
+                sums_0[14U] = sums_0[14U] + _S57 * _S56;
+                sums_0[15U] = sums_0[15U] + _S57 * _S58;
                 kk_1 = kk_1 + 1U;
             }
             threadgroup_barrier(mem_flags::mem_threadgroup);
             k0_1 = k0_1 + 16U;
         }
-        uint _S44 = c_2.x;
-        uint _S45 = c_2.y;
-        uint _S46 = m0_0 + _S27;
-        uint _S47 = n0_0 + _S28;
-        uint4 at_0 = uint4(_S44, _S45, _S46, _S47);
-        bool _S48 = _S46 < m_0;
-        bool _S49;
-        if(_S48)
-        {
-            _S49 = _S47 < n_0;
-        }
-        else
-        {
-            _S49 = false;
-        }
-        if(_S49)
-        {
-            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_0), _S26 * sums_0[0U]);
-        }
-        uint _S50 = _S47 + 16U;
-        uint4 at_1 = uint4(_S44, _S45, _S46, _S50);
-        bool _S51;
-        if(_S48)
-        {
-            _S51 = _S50 < n_0;
-        }
-        else
-        {
-            _S51 = false;
-        }
-        if(_S51)
-        {
-            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_1), _S26 * sums_0[1U]);
-        }
-        uint _S52 = _S47 + 32U;
-        uint4 at_2 = uint4(_S44, _S45, _S46, _S52);
-        bool _S53;
-        if(_S48)
-        {
-            _S53 = _S52 < n_0;
-        }
-        else
-        {
-            _S53 = false;
-        }
-        if(_S53)
-        {
-            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_2), _S26 * sums_0[2U]);
-        }
-        uint _S54 = _S47 + 48U;
-        uint4 at_3 = uint4(_S44, _S45, _S46, _S54);
-        bool _S55;
-        if(_S48)
-        {
-            _S55 = _S54 < n_0;
-        }
-        else
-        {
-            _S55 = false;
-        }
-        if(_S55)
-        {
-            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_3), _S26 * sums_0[3U]);
-        }
-        uint _S56 = _S46 + 16U;
-        uint4 at_4 = uint4(_S44, _S45, _S56, _S47);
-        bool _S57 = _S56 < m_0;
-        bool _S58;
-        if(_S57)
-        {
-            _S58 = _S47 < n_0;
-        }
-        else
-        {
-            _S58 = false;
-        }
-        if(_S58)
-        {
-            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_4), _S26 * sums_0[4U]);
-        }
-        uint4 at_5 = uint4(_S44, _S45, _S56, _S50);
-        bool _S59;
-        if(_S57)
-        {
-            _S59 = _S50 < n_0;
-        }
-        else
-        {
-            _S59 = false;
-        }
-        if(_S59)
-        {
-            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_5), _S26 * sums_0[5U]);
-        }
-        uint4 at_6 = uint4(_S44, _S45, _S56, _S52);
-        bool _S60;
-        if(_S57)
-        {
-            _S60 = _S52 < n_0;
-        }
-        else
-        {
-            _S60 = false;
-        }
-        if(_S60)
-        {
-            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_6), _S26 * sums_0[6U]);
-        }
-        uint4 at_7 = uint4(_S44, _S45, _S56, _S54);
-        bool _S61;
-        if(_S57)
-        {
-            _S61 = _S54 < n_0;
-        }
-        else
-        {
-            _S61 = false;
-        }
-        if(_S61)
-        {
-            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_7), _S26 * sums_0[7U]);
-        }
-        uint _S62 = _S46 + 32U;
-        uint4 at_8 = uint4(_S44, _S45, _S62, _S47);
-        bool _S63 = _S62 < m_0;
+        uint _S59 = c_2.x;
+        uint _S60 = c_2.y;
+        uint _S61 = m0_0 + _S42;
+        uint _S62 = n0_0 + _S43;
+        uint4 at_0 = uint4(_S59, _S60, _S61, _S62);
+        bool _S63 = _S61 < m_0;
         bool _S64;
         if(_S63)
         {
-            _S64 = _S47 < n_0;
+            _S64 = _S62 < n_0;
         }
         else
         {
@@ -609,27 +668,14 @@ void store_0(ulong address_8, uint dtype_6, ulong i_6, float x_4)
         }
         if(_S64)
         {
-            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_8), _S26 * sums_0[8U]);
+            store_0(_S35.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S35.strides_0, at_0), _S41 * sums_0[0U]);
         }
-        uint4 at_9 = uint4(_S44, _S45, _S62, _S50);
-        bool _S65;
-        if(_S63)
-        {
-            _S65 = _S50 < n_0;
-        }
-        else
-        {
-            _S65 = false;
-        }
-        if(_S65)
-        {
-            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_9), _S26 * sums_0[9U]);
-        }
-        uint4 at_10 = uint4(_S44, _S45, _S62, _S52);
+        uint _S65 = _S62 + 16U;
+        uint4 at_1 = uint4(_S59, _S60, _S61, _S65);
         bool _S66;
         if(_S63)
         {
-            _S66 = _S52 < n_0;
+            _S66 = _S65 < n_0;
         }
         else
         {
@@ -637,29 +683,29 @@ void store_0(ulong address_8, uint dtype_6, ulong i_6, float x_4)
         }
         if(_S66)
         {
-            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_10), _S26 * sums_0[10U]);
+            store_0(_S35.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S35.strides_0, at_1), _S41 * sums_0[1U]);
         }
-        uint4 at_11 = uint4(_S44, _S45, _S62, _S54);
-        bool _S67;
+        uint _S67 = _S62 + 32U;
+        uint4 at_2 = uint4(_S59, _S60, _S61, _S67);
+        bool _S68;
         if(_S63)
         {
-            _S67 = _S54 < n_0;
+            _S68 = _S67 < n_0;
         }
         else
         {
-            _S67 = false;
+            _S68 = false;
         }
-        if(_S67)
+        if(_S68)
         {
-            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_11), _S26 * sums_0[11U]);
+            store_0(_S35.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S35.strides_0, at_2), _S41 * sums_0[2U]);
         }
-        uint _S68 = _S46 + 48U;
-        uint4 at_12 = uint4(_S44, _S45, _S68, _S47);
-        bool _S69 = _S68 < m_0;
+        uint _S69 = _S62 + 48U;
+        uint4 at_3 = uint4(_S59, _S60, _S61, _S69);
         bool _S70;
-        if(_S69)
+        if(_S63)
         {
-            _S70 = _S47 < n_0;
+            _S70 = _S69 < n_0;
         }
         else
         {
@@ -667,41 +713,15 @@ void store_0(ulong address_8, uint dtype_6, ulong i_6, float x_4)
         }
         if(_S70)
         {
-            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_12), _S26 * sums_0[12U]);
+            store_0(_S35.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S35.strides_0, at_3), _S41 * sums_0[3U]);
         }
-        uint4 at_13 = uint4(_S44, _S45, _S68, _S50);
-        bool _S71;
-        if(_S69)
-        {
-            _S71 = _S50 < n_0;
-        }
-        else
-        {
-            _S71 = false;
-        }
-        if(_S71)
-        {
-            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_13), _S26 * sums_0[13U]);
-        }
-        uint4 at_14 = uint4(_S44, _S45, _S68, _S52);
-        bool _S72;
-        if(_S69)
-        {
-            _S72 = _S52 < n_0;
-        }
-        else
-        {
-            _S72 = false;
-        }
+        uint _S71 = _S61 + 16U;
+        uint4 at_4 = uint4(_S59, _S60, _S71, _S62);
+        bool _S72 = _S71 < m_0;
+        bool _S73;
         if(_S72)
         {
-            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_14), _S26 * sums_0[14U]);
-        }
-        uint4 at_15 = uint4(_S44, _S45, _S68, _S54);
-        bool _S73;
-        if(_S69)
-        {
-            _S73 = _S54 < n_0;
+            _S73 = _S62 < n_0;
         }
         else
         {
@@ -709,7 +729,165 @@ void store_0(ulong address_8, uint dtype_6, ulong i_6, float x_4)
         }
         if(_S73)
         {
-            store_0(_S20.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S20.strides_0, at_15), _S26 * sums_0[15U]);
+            store_0(_S35.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S35.strides_0, at_4), _S41 * sums_0[4U]);
+        }
+        uint4 at_5 = uint4(_S59, _S60, _S71, _S65);
+        bool _S74;
+        if(_S72)
+        {
+            _S74 = _S65 < n_0;
+        }
+        else
+        {
+            _S74 = false;
+        }
+        if(_S74)
+        {
+            store_0(_S35.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S35.strides_0, at_5), _S41 * sums_0[5U]);
+        }
+        uint4 at_6 = uint4(_S59, _S60, _S71, _S67);
+        bool _S75;
+        if(_S72)
+        {
+            _S75 = _S67 < n_0;
+        }
+        else
+        {
+            _S75 = false;
+        }
+        if(_S75)
+        {
+            store_0(_S35.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S35.strides_0, at_6), _S41 * sums_0[6U]);
+        }
+        uint4 at_7 = uint4(_S59, _S60, _S71, _S69);
+        bool _S76;
+        if(_S72)
+        {
+            _S76 = _S69 < n_0;
+        }
+        else
+        {
+            _S76 = false;
+        }
+        if(_S76)
+        {
+            store_0(_S35.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S35.strides_0, at_7), _S41 * sums_0[7U]);
+        }
+        uint _S77 = _S61 + 32U;
+        uint4 at_8 = uint4(_S59, _S60, _S77, _S62);
+        bool _S78 = _S77 < m_0;
+        bool _S79;
+        if(_S78)
+        {
+            _S79 = _S62 < n_0;
+        }
+        else
+        {
+            _S79 = false;
+        }
+        if(_S79)
+        {
+            store_0(_S35.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S35.strides_0, at_8), _S41 * sums_0[8U]);
+        }
+        uint4 at_9 = uint4(_S59, _S60, _S77, _S65);
+        bool _S80;
+        if(_S78)
+        {
+            _S80 = _S65 < n_0;
+        }
+        else
+        {
+            _S80 = false;
+        }
+        if(_S80)
+        {
+            store_0(_S35.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S35.strides_0, at_9), _S41 * sums_0[9U]);
+        }
+        uint4 at_10 = uint4(_S59, _S60, _S77, _S67);
+        bool _S81;
+        if(_S78)
+        {
+            _S81 = _S67 < n_0;
+        }
+        else
+        {
+            _S81 = false;
+        }
+        if(_S81)
+        {
+            store_0(_S35.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S35.strides_0, at_10), _S41 * sums_0[10U]);
+        }
+        uint4 at_11 = uint4(_S59, _S60, _S77, _S69);
+        bool _S82;
+        if(_S78)
+        {
+            _S82 = _S69 < n_0;
+        }
+        else
+        {
+            _S82 = false;
+        }
+        if(_S82)
+        {
+            store_0(_S35.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S35.strides_0, at_11), _S41 * sums_0[11U]);
+        }
+        uint _S83 = _S61 + 48U;
+        uint4 at_12 = uint4(_S59, _S60, _S83, _S62);
+        bool _S84 = _S83 < m_0;
+        bool _S85;
+        if(_S84)
+        {
+            _S85 = _S62 < n_0;
+        }
+        else
+        {
+            _S85 = false;
+        }
+        if(_S85)
+        {
+            store_0(_S35.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S35.strides_0, at_12), _S41 * sums_0[12U]);
+        }
+        uint4 at_13 = uint4(_S59, _S60, _S83, _S65);
+        bool _S86;
+        if(_S84)
+        {
+            _S86 = _S65 < n_0;
+        }
+        else
+        {
+            _S86 = false;
+        }
+        if(_S86)
+        {
+            store_0(_S35.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S35.strides_0, at_13), _S41 * sums_0[13U]);
+        }
+        uint4 at_14 = uint4(_S59, _S60, _S83, _S67);
+        bool _S87;
+        if(_S84)
+        {
+            _S87 = _S67 < n_0;
+        }
+        else
+        {
+            _S87 = false;
+        }
+        if(_S87)
+        {
+            store_0(_S35.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S35.strides_0, at_14), _S41 * sums_0[14U]);
+        }
+        uint4 at_15 = uint4(_S59, _S60, _S83, _S69);
+        bool _S88;
+        if(_S84)
+        {
+            _S88 = _S69 < n_0;
+        }
+        else
+        {
+            _S88 = false;
+        }
+        if(_S88)
+        {
+            store_0(_S35.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S35.strides_0, at_15), _S41 * sums_0[15U]);
         }
         item_0 = item_0 + ulong((&kernelContext_3)->args_0->groups_0);
     }

@@ -113,26 +113,61 @@ ulong offset_of_0(uint4 strides_2, uint4 c_1)
     return ulong(c_1.x) * ulong(strides_2.x) + ulong(c_1.y) * ulong(strides_2.y) + ulong(c_1.z) * ulong(strides_2.z) + ulong(c_1.w) * ulong(strides_2.w);
 }
 
-uint load_raw_0(ulong address_2, uint dtype_0, ulong i_1)
+bool is_blocks_0(uint dtype_0)
 {
-    if(dtype_0 == 5U)
+    return dtype_0 >= 16U;
+}
+
+ulong block_of_0(ulong address_2, uint dtype_1, ulong i_1, uint thread* e_0)
+{
+    bool _S18 = dtype_1 == 16U;
+    bool _S19;
+    if(_S18)
     {
-        return uint(*((uchar device*)address_2 + i_1));
-    }
-    bool _S18;
-    if(dtype_0 == 2U)
-    {
-        _S18 = true;
+        _S19 = true;
     }
     else
     {
-        _S18 = dtype_0 == 3U;
+        _S19 = dtype_1 == 17U;
     }
-    if(_S18)
+    int _S20;
+    if(_S19)
     {
-        return uint(*((ushort device*)address_2 + i_1));
+        *e_0 = uint(i_1) & 31U;
+        ulong _S21 = i_1 >> 5U;
+        if(_S18)
+        {
+            _S20 = int(34);
+        }
+        else
+        {
+            _S20 = int(18);
+        }
+        return address_2 + _S21 * ulong(_S20);
     }
-    return *((uint device*)address_2 + i_1);
+    *e_0 = uint(i_1) & 255U;
+    ulong _S22 = i_1 >> 8U;
+    if(dtype_1 == 18U)
+    {
+        _S20 = int(144);
+    }
+    else
+    {
+        if(dtype_1 == 19U)
+        {
+            _S20 = int(176);
+        }
+        else
+        {
+            _S20 = int(210);
+        }
+    }
+    return address_2 + _S22 * ulong(_S20);
+}
+
+uint load_u16_0(ulong address_3)
+{
+    return uint(*(ushort device*)address_3);
 }
 
 uint f16_to_f32_bits_0(uint h_0)
@@ -151,23 +186,168 @@ uint f16_to_f32_bits_0(uint h_0)
     return sign_0 | (as_type<uint>((float(mantissa_0) * 5.9604644775390625e-08)));
 }
 
-uint load_bits_0(ulong address_3, uint dtype_1, ulong i_2)
+float load_f16_0(ulong address_4)
 {
-    uint raw_0 = load_raw_0(address_3, dtype_1, i_2);
-    if(dtype_1 == 2U)
+    return (as_type<float>((f16_to_f32_bits_0(load_u16_0(address_4)))));
+}
+
+uint load_u8_0(ulong address_5)
+{
+    return uint(*(uchar device*)address_5);
+}
+
+float2 load_scales_0(ulong block_0, uint dtype_2, uint e_1)
+{
+    bool _S23;
+    if(dtype_2 == 16U)
+    {
+        _S23 = true;
+    }
+    else
+    {
+        _S23 = dtype_2 == 17U;
+    }
+    if(_S23)
+    {
+        return float2(load_f16_0(block_0), 0.0);
+    }
+    if(dtype_2 == 20U)
+    {
+        return float2(load_f16_0(block_0 + 208UL) * float(int((load_u8_0(block_0 + 192UL + ulong(e_1 >> 4U))) << 24U) >> 24U), 0.0);
+    }
+    uint j_0 = e_1 >> 5U;
+    ulong six_bits_0 = block_0 + 4UL;
+    ulong _S24 = ulong(j_0 & 3U);
+    uint scale_0 = load_u8_0(six_bits_0 + _S24);
+    ulong _S25 = six_bits_0 + 4UL;
+    uint minimum_0 = load_u8_0(_S25 + _S24);
+    uint scale_1;
+    uint minimum_1;
+    if(j_0 < 4U)
+    {
+        uint minimum_2 = minimum_0 & 63U;
+        scale_1 = scale_0 & 63U;
+        minimum_1 = minimum_2;
+    }
+    else
+    {
+        uint low_0 = load_u8_0(_S25 + ulong(j_0));
+        uint _S26 = (low_0 >> 4U) | ((minimum_0 >> 6U) << 4U);
+        scale_1 = (low_0 & 15U) | ((scale_0 >> 6U) << 4U);
+        minimum_1 = _S26;
+    }
+    return float2(load_f16_0(block_0) * float(scale_1), load_f16_0(block_0 + 2UL) * float(minimum_1));
+}
+
+int2 nibbles_0(uint bytes_0, uint shift_0)
+{
+    return int2(int((bytes_0 >> shift_0) & 15U), int((bytes_0 >> (8U + shift_0)) & 15U));
+}
+
+int2 load_quants_0(ulong block_1, uint dtype_3, uint e_2)
+{
+    uint i_2 = e_2 & 31U;
+    uint j_1 = e_2 >> 5U;
+    if(dtype_3 == 16U)
+    {
+        uint bytes_1 = load_u16_0(block_1 + 2UL + ulong(e_2));
+        return int2(int(bytes_1 << 24U) >> 24U, int(bytes_1 << 16U) >> 24U);
+    }
+    if(dtype_3 == 17U)
+    {
+        uint _S27 = load_u16_0(block_1 + 2UL + ulong(e_2 & 15U));
+        uint _S28;
+        if(e_2 < 16U)
+        {
+            _S28 = 0U;
+        }
+        else
+        {
+            _S28 = 4U;
+        }
+        return nibbles_0(_S27, _S28) - int2(int(8), int(8));
+    }
+    if(dtype_3 == 18U)
+    {
+        return nibbles_0(load_u16_0(block_1 + 16UL + ulong(32U * (j_1 >> 1U)) + ulong(i_2)), 4U * (j_1 & 1U));
+    }
+    if(dtype_3 == 19U)
+    {
+        ulong _S29 = ulong(i_2);
+        uint fifth_0 = (load_u16_0(block_1 + 16UL + _S29)) >> j_1;
+        return nibbles_0(load_u16_0(block_1 + 48UL + ulong(32U * (j_1 >> 1U)) + _S29), 4U * (j_1 & 1U)) + int2(int(fifth_0 & 1U) << 4U, int((fifth_0 >> 8U) & 1U) << 4U);
+    }
+    uint half_block_0 = e_2 >> 7U;
+    uint k_0 = j_1 & 3U;
+    ulong _S30 = ulong(i_2);
+    uint high_0 = (load_u16_0(block_1 + 128UL + ulong(32U * half_block_0) + _S30)) >> (2U * k_0);
+    return nibbles_0(load_u16_0(block_1 + ulong(64U * half_block_0) + ulong(32U * (k_0 & 1U)) + _S30), 4U * (k_0 >> 1U)) + int2(int(high_0 & 3U) << 4U, int((high_0 >> 8U) & 3U) << 4U) - int2(int(32), int(32));
+}
+
+uint load_raw_0(ulong address_6, uint dtype_4, ulong i_3)
+{
+    if(dtype_4 == 5U)
+    {
+        return uint(*((uchar device*)address_6 + i_3));
+    }
+    bool _S31;
+    if(dtype_4 == 2U)
+    {
+        _S31 = true;
+    }
+    else
+    {
+        _S31 = dtype_4 == 3U;
+    }
+    if(_S31)
+    {
+        return uint(*((ushort device*)address_6 + i_3));
+    }
+    return *((uint device*)address_6 + i_3);
+}
+
+uint load_bits_0(ulong address_7, uint dtype_5, ulong i_4)
+{
+    uint raw_0 = load_raw_0(address_7, dtype_5, i_4);
+    if(dtype_5 == 2U)
     {
         return f16_to_f32_bits_0(raw_0);
     }
-    if(dtype_1 == 3U)
+    if(dtype_5 == 3U)
     {
         return raw_0 << 16U;
     }
     return raw_0;
 }
 
-float load_0(ulong address_4, uint dtype_2, ulong i_3)
+float load_0(ulong address_8, uint dtype_6, ulong i_5)
 {
-    return (as_type<float>((load_bits_0(address_4, dtype_2, i_3))));
+    return (as_type<float>((load_bits_0(address_8, dtype_6, i_5))));
+}
+
+float run_product_0(const Tensor_0 thread* a_0, const Tensor_0 thread* b_0, ulong a_start_0, ulong b_start_0)
+{
+    thread uint e_3;
+    ulong block_2 = block_of_0(b_0->address_0, NOCOPY_CONSTANT_3, b_start_0, &e_3);
+    float2 _S32 = load_scales_0(block_2, NOCOPY_CONSTANT_3, e_3);
+    uint i_6 = 0U;
+    float sum_0 = 0.0;
+    for(;;)
+    {
+        if(i_6 < 16U)
+        {
+        }
+        else
+        {
+            break;
+        }
+        float2 weight_0 = float2(_S32.x)  * float2(load_quants_0(block_2, NOCOPY_CONSTANT_3, e_3 + i_6)) - float2(_S32.y) ;
+        ulong _S33 = ulong(a_0->strides_0.w);
+        float sum_1 = sum_0 + load_0(a_0->address_0, NOCOPY_CONSTANT_2, a_start_0 + ulong(i_6) * _S33) * weight_0.x + load_0(a_0->address_0, NOCOPY_CONSTANT_2, a_start_0 + ulong(i_6 + 1U) * _S33) * weight_0.y;
+        i_6 = i_6 + 2U;
+        sum_0 = sum_1;
+    }
+    return sum_0;
 }
 
 bool is_nan_0(float x_0)
@@ -175,81 +355,81 @@ bool is_nan_0(float x_0)
     return ((as_type<uint>((x_0))) & 2147483647U) > 2139095040U;
 }
 
-float max_nan_0(float a_0, float b_0)
+float max_nan_0(float a_1, float b_1)
 {
-    float _S19;
-    if(is_nan_0(a_0))
-    {
-        _S19 = a_0;
-    }
-    else
-    {
-        if(is_nan_0(b_0))
-        {
-            _S19 = b_0;
-        }
-        else
-        {
-            if(a_0 < b_0)
-            {
-                _S19 = b_0;
-            }
-            else
-            {
-                _S19 = a_0;
-            }
-        }
-    }
-    return _S19;
-}
-
-float min_nan_0(float a_1, float b_1)
-{
-    float _S20;
+    float _S34;
     if(is_nan_0(a_1))
     {
-        _S20 = a_1;
+        _S34 = a_1;
     }
     else
     {
         if(is_nan_0(b_1))
         {
-            _S20 = b_1;
+            _S34 = b_1;
         }
         else
         {
-            if(b_1 < a_1)
+            if(a_1 < b_1)
             {
-                _S20 = b_1;
+                _S34 = b_1;
             }
             else
             {
-                _S20 = a_1;
+                _S34 = a_1;
             }
         }
     }
-    return _S20;
+    return _S34;
 }
 
-float combine_0(uint how_0, float a_2, float b_2)
+float min_nan_0(float a_2, float b_2)
 {
-    float _S21;
+    float _S35;
+    if(is_nan_0(a_2))
+    {
+        _S35 = a_2;
+    }
+    else
+    {
+        if(is_nan_0(b_2))
+        {
+            _S35 = b_2;
+        }
+        else
+        {
+            if(b_2 < a_2)
+            {
+                _S35 = b_2;
+            }
+            else
+            {
+                _S35 = a_2;
+            }
+        }
+    }
+    return _S35;
+}
+
+float combine_0(uint how_0, float a_3, float b_3)
+{
+    float _S36;
     if(how_0 == 0U)
     {
-        _S21 = a_2 + b_2;
+        _S36 = a_3 + b_3;
     }
     else
     {
         if(how_0 == 1U)
         {
-            _S21 = max_nan_0(a_2, b_2);
+            _S36 = max_nan_0(a_3, b_3);
         }
         else
         {
-            _S21 = min_nan_0(a_2, b_2);
+            _S36 = min_nan_0(a_3, b_3);
         }
     }
-    return _S21;
+    return _S36;
 }
 
 float across_lanes_0(uint how_1, float value_0, uint thread_1, uint lanes_2, KernelContext_0 thread* kernelContext_4)
@@ -299,30 +479,30 @@ int to_i32_0(float x_1)
     return int(r_6);
 }
 
-void store_raw_0(ulong address_5, uint dtype_3, ulong i_4, uint bits_0)
+void store_raw_0(ulong address_9, uint dtype_7, ulong i_7, uint bits_0)
 {
-    if(dtype_3 == 5U)
+    if(dtype_7 == 5U)
     {
-        *((uchar device*)address_5 + i_4) = uchar(bits_0);
+        *((uchar device*)address_9 + i_7) = uchar(bits_0);
     }
     else
     {
-        bool _S22;
-        if(dtype_3 == 2U)
+        bool _S37;
+        if(dtype_7 == 2U)
         {
-            _S22 = true;
+            _S37 = true;
         }
         else
         {
-            _S22 = dtype_3 == 3U;
+            _S37 = dtype_7 == 3U;
         }
-        if(_S22)
+        if(_S37)
         {
-            *((ushort device*)address_5 + i_4) = ushort(bits_0);
+            *((ushort device*)address_9 + i_7) = ushort(bits_0);
         }
         else
         {
-            *((uint device*)address_5 + i_4) = bits_0;
+            *((uint device*)address_9 + i_7) = bits_0;
         }
     }
     return;
@@ -331,47 +511,47 @@ void store_raw_0(ulong address_5, uint dtype_3, ulong i_4, uint bits_0)
 uint f32_to_f16_bits_0(uint x_2)
 {
     uint sign_1 = (x_2 >> 16U) & 32768U;
-    uint a_3 = x_2 & 2147483647U;
-    if(a_3 > 2139095040U)
+    uint a_4 = x_2 & 2147483647U;
+    if(a_4 > 2139095040U)
     {
-        return (sign_1 | 32256U) | ((a_3 >> 13U) & 511U);
+        return (sign_1 | 32256U) | ((a_4 >> 13U) & 511U);
     }
-    if(a_3 >= 1199566848U)
+    if(a_4 >= 1199566848U)
     {
         return sign_1 | 31744U;
     }
-    if(a_3 <= 855638016U)
+    if(a_4 <= 855638016U)
     {
         return sign_1;
     }
-    if(a_3 >= 947912704U)
+    if(a_4 >= 947912704U)
     {
-        uint h_1 = a_3 - 939524096U;
+        uint h_1 = a_4 - 939524096U;
         return sign_1 | ((h_1 + 4095U + ((h_1 >> 13U) & 1U)) >> 13U);
     }
-    uint mantissa_1 = (a_3 & 8388607U) | 8388608U;
-    uint shift_0 = 126U - (a_3 >> 23U);
-    uint h_2 = mantissa_1 >> shift_0;
-    uint rest_0 = mantissa_1 & ((1U << shift_0) - 1U);
-    uint half_way_0 = 1U << (shift_0 - 1U);
-    bool _S23;
+    uint mantissa_1 = (a_4 & 8388607U) | 8388608U;
+    uint shift_1 = 126U - (a_4 >> 23U);
+    uint h_2 = mantissa_1 >> shift_1;
+    uint rest_0 = mantissa_1 & ((1U << shift_1) - 1U);
+    uint half_way_0 = 1U << (shift_1 - 1U);
+    bool _S38;
     if(rest_0 > half_way_0)
     {
-        _S23 = true;
+        _S38 = true;
     }
     else
     {
         if(rest_0 == half_way_0)
         {
-            _S23 = (h_2 & 1U) != 0U;
+            _S38 = (h_2 & 1U) != 0U;
         }
         else
         {
-            _S23 = false;
+            _S38 = false;
         }
     }
     uint h_3;
-    if(_S23)
+    if(_S38)
     {
         h_3 = h_2 + 1U;
     }
@@ -391,16 +571,16 @@ uint f32_to_bf16_bits_0(uint x_3)
     return (x_3 + 32767U + ((x_3 >> 16U) & 1U)) >> 16U;
 }
 
-void store_bits_0(ulong address_6, uint dtype_4, ulong i_5, uint bits_1)
+void store_bits_0(ulong address_10, uint dtype_8, ulong i_8, uint bits_1)
 {
     uint raw_1;
-    if(dtype_4 == 2U)
+    if(dtype_8 == 2U)
     {
         raw_1 = f32_to_f16_bits_0(bits_1);
     }
     else
     {
-        if(dtype_4 == 3U)
+        if(dtype_8 == 3U)
         {
             raw_1 = f32_to_bf16_bits_0(bits_1);
         }
@@ -409,25 +589,25 @@ void store_bits_0(ulong address_6, uint dtype_4, ulong i_5, uint bits_1)
             raw_1 = bits_1;
         }
     }
-    store_raw_0(address_6, dtype_4, i_5, raw_1);
+    store_raw_0(address_10, dtype_8, i_8, raw_1);
     return;
 }
 
-void store_0(ulong address_7, uint dtype_5, ulong i_6, float x_4)
+void store_0(ulong address_11, uint dtype_9, ulong i_9, float x_4)
 {
-    if(dtype_5 == 4U)
+    if(dtype_9 == 4U)
     {
-        store_raw_0(address_7, dtype_5, i_6, uint(to_i32_0(x_4)));
+        store_raw_0(address_11, dtype_9, i_9, uint(to_i32_0(x_4)));
     }
     else
     {
-        if(dtype_5 == 5U)
+        if(dtype_9 == 5U)
         {
-            store_raw_0(address_7, dtype_5, i_6, uint(clamp(to_i32_0(x_4), int(0), int(255))));
+            store_raw_0(address_11, dtype_9, i_9, uint(clamp(to_i32_0(x_4), int(0), int(255))));
         }
         else
         {
-            store_bits_0(address_7, dtype_5, i_6, (as_type<uint>((x_4))));
+            store_bits_0(address_11, dtype_9, i_9, (as_type<uint>((x_4))));
         }
     }
     return;
@@ -440,80 +620,109 @@ void store_0(ulong address_7, uint dtype_5, ulong i_6, float x_4)
     threadgroup array<float, int(256)> partial_1;
     (&kernelContext_5)->partial_0 = &partial_1;
     uint sv_groupindex_0 = (sv_groupthreadid_0[int(2)] + sv_groupthreadid_0[int(1)]) * 256U + sv_groupthreadid_0[int(0)];
-    Tensor_0 _S24 = operand_0(0U, &kernelContext_5);
-    Tensor_0 _S25 = operand_0(1U, &kernelContext_5);
-    Tensor_0 _S26 = operand_0(2U, &kernelContext_5);
-    uint4 _S27 = leading_dims_0(&kernelContext_5);
-    uint _S28 = (&kernelContext_5)->args_0->dims_0[int(4)];
-    float _S29 = param_f32_0(0U, &kernelContext_5);
-    Rows_0 _S30 = rows_of_0(sv_groupindex_0, &kernelContext_5);
-    ulong _S31 = (&kernelContext_5)->args_0->count_0;
-    ulong _S32 = ulong(_S30.per_group_0);
-    ulong _S33 = ulong((&kernelContext_5)->args_0->groups_0) * _S32;
-    ulong base_0 = ulong(group_0.x) * _S32;
+    Tensor_0 _S39 = operand_0(0U, &kernelContext_5);
+    Tensor_0 _S40 = operand_0(1U, &kernelContext_5);
+    Tensor_0 _S41 = operand_0(2U, &kernelContext_5);
+    uint4 _S42 = leading_dims_0(&kernelContext_5);
+    uint _S43 = (&kernelContext_5)->args_0->dims_0[int(4)];
+    float _S44 = param_f32_0(0U, &kernelContext_5);
+    Rows_0 _S45 = rows_of_0(sv_groupindex_0, &kernelContext_5);
+    ulong _S46 = (&kernelContext_5)->args_0->count_0;
+    ulong _S47 = ulong(_S45.per_group_0);
+    ulong _S48 = ulong((&kernelContext_5)->args_0->groups_0) * _S47;
+    ulong base_0 = ulong(group_0.x) * _S47;
     for(;;)
     {
-        if(base_0 < _S31)
+        if(base_0 < _S46)
         {
         }
         else
         {
             break;
         }
-        ulong row_0 = base_0 + ulong(_S30.in_group_0);
-        bool live_0 = row_0 < _S31;
-        ulong _S34;
+        ulong row_0 = base_0 + ulong(_S45.in_group_0);
+        bool live_0 = row_0 < _S46;
+        ulong _S49;
         if(live_0)
         {
-            _S34 = row_0;
+            _S49 = row_0;
         }
         else
         {
-            _S34 = 0UL;
+            _S49 = 0UL;
         }
-        uint4 c_2 = unravel_0(_S34, _S27, _S31);
-        ulong _S35 = offset_of_0(uint4(_S25.strides_0.xyz, 0U), c_2);
-        ulong _S36 = offset_of_0(uint4(_S26.strides_0.xy, 0U, _S26.strides_0.w), c_2);
-        uint _S37;
+        uint4 c_2 = unravel_0(_S49, _S42, _S46);
+        ulong _S50 = offset_of_0(uint4(_S40.strides_0.xyz, 0U), c_2);
+        ulong _S51 = offset_of_0(uint4(_S41.strides_0.xy, 0U, _S41.strides_0.w), c_2);
+        uint _S52;
         if(live_0)
         {
-            _S37 = _S28;
+            _S52 = _S43;
         }
         else
         {
-            _S37 = 0U;
+            _S52 = 0U;
         }
-        uint i_7 = _S30.lane_0;
-        float sum_0 = 0.0;
-        for(;;)
+        uint i_10;
+        float sum_2;
+        if(is_blocks_0(NOCOPY_CONSTANT_3))
         {
-            if(i_7 < _S37)
+            i_10 = _S45.lane_0 * 16U;
+            sum_2 = 0.0;
+            for(;;)
             {
+                if(i_10 < _S52)
+                {
+                }
+                else
+                {
+                    break;
+                }
+                ulong _S53 = ulong(i_10);
+                ulong _S54 = _S50 + _S53 * ulong(_S40.strides_0.w);
+                ulong _S55 = _S51 + _S53;
+                thread Tensor_0 _S56 = _S40;
+                thread Tensor_0 _S57 = _S41;
+                float _S58 = run_product_0(&_S56, &_S57, _S54, _S55);
+                float sum_3 = sum_2 + _S58;
+                i_10 = i_10 + _S45.lanes_1 * 16U;
+                sum_2 = sum_3;
             }
-            else
-            {
-                break;
-            }
-            ulong _S38 = ulong(i_7);
-            float sum_1 = sum_0 + load_0(_S25.address_0, NOCOPY_CONSTANT_2, _S35 + _S38 * ulong(_S25.strides_0.w)) * load_0(_S26.address_0, NOCOPY_CONSTANT_3, _S36 + _S38 * ulong(_S26.strides_0.z));
-            i_7 = i_7 + _S30.lanes_1;
-            sum_0 = sum_1;
-        }
-        float _S39 = across_lanes_0(0U, sum_0, sv_groupindex_0, _S30.lanes_1, &kernelContext_5);
-        bool _S40;
-        if(live_0)
-        {
-            _S40 = (_S30.lane_0) == 0U;
         }
         else
         {
-            _S40 = false;
+            i_10 = _S45.lane_0;
+            sum_2 = 0.0;
+            for(;;)
+            {
+                if(i_10 < _S52)
+                {
+                }
+                else
+                {
+                    break;
+                }
+                ulong _S59 = ulong(i_10);
+                float sum_4 = sum_2 + load_0(_S40.address_0, NOCOPY_CONSTANT_2, _S50 + _S59 * ulong(_S40.strides_0.w)) * load_0(_S41.address_0, NOCOPY_CONSTANT_3, _S51 + _S59 * ulong(_S41.strides_0.z));
+                i_10 = i_10 + _S45.lanes_1;
+                sum_2 = sum_4;
+            }
         }
-        if(_S40)
+        float _S60 = across_lanes_0(0U, sum_2, sv_groupindex_0, _S45.lanes_1, &kernelContext_5);
+        bool _S61;
+        if(live_0)
         {
-            store_0(_S24.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S24.strides_0, c_2), _S29 * _S39);
+            _S61 = (_S45.lane_0) == 0U;
         }
-        base_0 = base_0 + _S33;
+        else
+        {
+            _S61 = false;
+        }
+        if(_S61)
+        {
+            store_0(_S39.address_0, NOCOPY_CONSTANT_1, offset_of_0(_S39.strides_0, c_2), _S44 * _S60);
+        }
+        base_0 = base_0 + _S48;
     }
     return;
 }

@@ -412,34 +412,49 @@ float erf_0(float x_8)
     return y_3;
 }
 
-float unary_0(float x_9)
+float gelu_0(float x_9)
+{
+    return 0.5 * x_9 * (1.0 + erf_0(x_9 * 0.70710676908493042));
+}
+
+float gelu_tanh_0(float x_10)
+{
+    return 0.5 * x_10 * (1.0 + tanh_0(0.79788458347320557 * (x_10 + 0.04471499845385551 * x_10 * x_10 * x_10)));
+}
+
+float silu_0(float x_11)
+{
+    return divide_0(x_11, 1.0 + exp_0(- x_11));
+}
+
+float unary_0(float x_12)
 {
     float _S22;
     switch(NOCOPY_CONSTANT_0)
     {
     case 0U:
         {
-            return (as_type<float>(((as_type<uint>((x_9))) ^ 2147483648U)));
+            return (as_type<float>(((as_type<uint>((x_12))) ^ 2147483648U)));
         }
     case 1U:
         {
-            return (as_type<float>(((as_type<uint>((x_9))) & 2147483647U)));
+            return (as_type<float>(((as_type<uint>((x_12))) & 2147483647U)));
         }
     case 2U:
         {
-            if(is_nan_0(x_9))
+            if(is_nan_0(x_12))
             {
-                _S22 = x_9;
+                _S22 = x_12;
             }
             else
             {
-                if(x_9 > 0.0)
+                if(x_12 > 0.0)
                 {
                     _S22 = 1.0;
                 }
                 else
                 {
-                    if(x_9 < 0.0)
+                    if(x_12 < 0.0)
                     {
                         _S22 = -1.0;
                     }
@@ -453,90 +468,90 @@ float unary_0(float x_9)
         }
     case 3U:
         {
-            return x_9 * x_9;
+            return x_12 * x_12;
         }
     case 4U:
         {
-            return sqrt(x_9);
+            return sqrt(x_12);
         }
     case 5U:
         {
-            return 1.0 / sqrt(x_9);
+            return 1.0 / sqrt(x_12);
         }
     case 6U:
         {
-            return divide_0(1.0, x_9);
+            return divide_0(1.0, x_12);
         }
     case 7U:
         {
-            return exp_0(x_9);
+            return exp_0(x_12);
         }
     case 8U:
         {
-            return log_0(x_9);
+            return log_0(x_12);
         }
     case 9U:
         {
-            return sin_0(x_9);
+            return sin_0(x_12);
         }
     case 10U:
         {
-            return cos_0(x_9);
+            return cos_0(x_12);
         }
     case 11U:
         {
-            return tanh_0(x_9);
+            return tanh_0(x_12);
         }
     case 12U:
         {
-            return 1.0 / (1.0 + exp_0(- x_9));
+            return 1.0 / (1.0 + exp_0(- x_12));
         }
     case 13U:
         {
-            if(is_nan_0(x_9))
+            if(is_nan_0(x_12))
             {
-                _S22 = x_9;
+                _S22 = x_12;
             }
             else
             {
-                _S22 = max(x_9, 0.0);
+                _S22 = max(x_12, 0.0);
             }
             return _S22;
         }
     case 14U:
         {
-            return 0.5 * x_9 * (1.0 + erf_0(x_9 * 0.70710676908493042));
+            return gelu_0(x_12);
         }
     case 15U:
         {
-            return 0.5 * x_9 * (1.0 + tanh_0(0.79788458347320557 * (x_9 + 0.04471499845385551 * x_9 * x_9 * x_9)));
+            return gelu_tanh_0(x_12);
         }
     case 16U:
         {
-            return divide_0(x_9, 1.0 + exp_0(- x_9));
+            return silu_0(x_12);
         }
     case 17U:
         {
-            return floor(x_9);
+            return floor(x_12);
         }
     case 18U:
         {
-            return ceil(x_9);
+            return ceil(x_12);
         }
     default:
         {
-            return rint(x_9);
+            return rint(x_12);
         }
     }
 }
 
-int to_i32_0(float x_10)
+int to_i32_0(float x_13)
 {
-    if(is_nan_0(x_10))
+    if(is_nan_0(x_13))
     {
         return int(0);
     }
-    float r_10 = rint(x_10);
+    float r_10 = rint(x_13);
     if(r_10 >= 2.147483648e+09)
     {
         return int(2147483647);
@@ -577,10 +592,10 @@ void store_raw_0(ulong address_5, uint dtype_3, ulong i_4, uint bits_5)
     return;
 }
 
-uint f32_to_f16_bits_0(uint x_11)
+uint f32_to_f16_bits_0(uint x_14)
 {
-    uint sign_1 = (x_11 >> 16U) & 32768U;
-    uint a_3 = x_11 & 2147483647U;
+    uint sign_1 = (x_14 >> 16U) & 32768U;
+    uint a_3 = x_14 & 2147483647U;
     if(a_3 > 2139095040U)
     {
         return (sign_1 | 32256U) | ((a_3 >> 13U) & 511U);
@@ -631,13 +646,13 @@ uint f32_to_f16_bits_0(uint x_11)
     return sign_1 | h_3;
 }
 
-uint f32_to_bf16_bits_0(uint x_12)
+uint f32_to_bf16_bits_0(uint x_15)
 {
-    if((x_12 & 2147483647U) > 2139095040U)
+    if((x_15 & 2147483647U) > 2139095040U)
     {
-        return (x_12 >> 16U) | 64U;
+        return (x_15 >> 16U) | 64U;
     }
-    return (x_12 + 32767U + ((x_12 >> 16U) & 1U)) >> 16U;
+    return (x_15 + 32767U + ((x_15 >> 16U) & 1U)) >> 16U;
 }
 
 void store_bits_0(ulong address_6, uint dtype_4, ulong i_5, uint bits_6)
@@ -662,21 +677,21 @@ void store_bits_0(ulong address_6, uint dtype_4, ulong i_5, uint bits_6)
     return;
 }
 
-void store_0(ulong address_7, uint dtype_5, ulong i_6, float x_13)
+void store_0(ulong address_7, uint dtype_5, ulong i_6, float x_16)
 {
     if(dtype_5 == 4U)
     {
-        store_raw_0(address_7, dtype_5, i_6, uint(to_i32_0(x_13)));
+        store_raw_0(address_7, dtype_5, i_6, uint(to_i32_0(x_16)));
     }
     else
     {
         if(dtype_5 == 5U)
         {
-            store_raw_0(address_7, dtype_5, i_6, uint(clamp(to_i32_0(x_13), int(0), int(255))));
+            store_raw_0(address_7, dtype_5, i_6, uint(clamp(to_i32_0(x_16), int(0), int(255))));
         }
         else
         {
-            store_bits_0(address_7, dtype_5, i_6, (as_type<uint>((x_13))));
+            store_bits_0(address_7, dtype_5, i_6, (as_type<uint>((x_16))));
         }
     }
     return;

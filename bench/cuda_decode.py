@@ -1,0 +1,174 @@
+"""Decoding and prefilling on a CUDA device: tokens a second, and where the time goes, kernel by kernel.
+
+python bench/cuda_decode.py [--type bf16|q8_0|q4_0] [--context N] [--tokens N]
+    [--prefill N ...] [--check N] [--json FILE]
+
+The model has the shape of Llama 3.2 1B (1.24 B parameters) and noise for weights. Decoding is wall-clock time
+from Python: one play a token, its logits read in host pages. A kernel's row is the median time of all
+launches of its kind in one pass, played by themselves, so that weights come from memory and not from a
+cache. `--check N` compares N greedy tokens with those of the cpu device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from nocopy.bench.llama import model_file
+from nocopy.device import cuda
+from nocopy.device.cuda_launch import plan
+from nocopy.device.discovery import open_device
+from nocopy.device.protocol import Device
+from nocopy.memory.dtype import DType
+from nocopy.memory.ledger import Ledger
+from nocopy.memory.linear import LinearMemory
+from nocopy.models.ggml import GGMLType
+from nocopy.models.load import open_model
+from nocopy.models.model import Model
+from nocopy.session.engine import Engine
+from nocopy.session.region import Region
+from nocopy.session.session import Session
+from nocopy.tape import Space, Tape, validate
+from nocopy.tape.ops import BY_CODE
+
+PAGE = 65536
+rows: list[dict[str, Any]] = []
+
+
+def row(case: str, value: float, unit: str) -> None:
+    rows.append({"case": case, "value": round(value, 3), "unit": unit})
+    print(f"{case:64} {value:12.3f} {unit}", flush=True)
+
+
+def milliseconds(call: Callable[[], Any], repeat: int) -> float:
+    times: list[float] = []
+    for _ in range(repeat):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return 1e3 * median(times)
+
+
+class Opened:
+    """A session on a device, and all that it needs, closed in order."""
+
+    def __init__(self, model: Model, device: Device, context: int, kv: DType, ledger: Ledger) -> None:
+        self.engine = Engine(model, device, ledger=ledger)
+        nbytes = Region(self.engine.config, 0, context, self.engine.chunk, kv).nbytes
+        self.memory = LinearMemory(-(-nbytes // PAGE) * PAGE)
+        self.pages = device.share(self.memory.address, self.memory.size)
+        self.session = Session(self.engine, self.memory, self.pages, context=context, kv=kv)
+
+    def close(self) -> None:
+        """Close them all but the model and the device."""
+        self.session.close()
+        self.pages.close()
+        self.memory.close()
+        self.engine.close()
+
+
+def greedy(session: Session, prompt: list[int], count: int) -> list[int]:
+    session.truncate(0)
+    session.append(prompt)
+    found = [int(session.logits.argmax())]
+    while len(found) < count:
+        session.append(found[-1:])
+        found.append(int(session.logits.argmax()))
+    return found
+
+
+def kinds(tape: Tape, multiprocessors: int) -> dict[str, bytes]:
+    """The records of a tape by what they launch: op, kernel and dims."""
+    groups: dict[str, bytes] = defaultdict(bytes)
+    for record in tape.records:
+        launches = plan(record.tobytes(), {}, 0, multiprocessors).launches
+        if launches:
+            op = BY_CODE[int(record["opcode"])]
+            dims = "x".join(str(d) for d in record["dims"][: len(op.dims)])
+            kernels = "+".join(launch.shape.kernel for launch in launches)
+            groups[f"{kernels} {dims}"] += record.tobytes()
+    return groups
+
+
+def kernel_rows(opened: Opened, device: cuda.CudaDevice, rows_at_once: int) -> None:
+    """What each kind of launch of one pass takes, beyond starting and waiting for nothing."""
+    engine, session = opened.engine, opened.session
+    tape = engine.tape(session.region, rows_at_once, logits=True)
+    pages = {Space.GUEST: opened.pages, Space.WEIGHTS: engine.placement.pages, Space.SCRATCH: engine.scratch}
+    sizes = {space: p.nbytes for space, p in pages.items()}
+
+    def taken(records: bytes) -> float:
+        program = device.compile(validate(records, sizes, work_limit=2**62), pages)
+        device.play(program)
+        found = 1e3 * milliseconds(lambda: device.play(program), 20)
+        program.close()
+        return found
+
+    groups = kinds(tape, device.driver.multiprocessors)
+    nothing = taken(next(r for name, r in groups.items() if name.startswith("rmsnorm"))[:256])
+    for name, records in groups.items():
+        count = len(records) // 256
+        row(f"{rows_at_once} rows: {count:3} x {name}", max(taken(records) - nothing, 0.0) / count, "us each")
+    row(f"{rows_at_once} rows: the whole pass", taken(bytes(tape)), "us")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--type", default="bf16", choices=("bf16", "q8_0", "q4_0"))
+    parser.add_argument("--kv", default="f16", choices=("f16", "q8_0"))
+    parser.add_argument("--context", type=int, default=4096)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--prefill", type=int, nargs="*", default=[64, 512])
+    parser.add_argument("--check", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    chosen = parser.parse_args()
+    model = open_model(model_file(GGMLType[chosen.type.upper()]))
+    device = cuda.open_device()
+    ledger, kv = Ledger(), DType[chosen.kv.upper()]
+    start = time.perf_counter()
+    opened = Opened(model, device, chosen.context, kv, ledger)
+    seconds = time.perf_counter() - start
+    row("upload", ledger.uploaded / 1e9 / seconds, "GB/s")
+    session = opened.session
+    prompt = np.random.default_rng(1).integers(0, model.config.vocabulary, 512).tolist()
+    for length in chosen.prefill:
+        session.append(prompt[:length])  # the first compiles
+        session.truncate(0)
+        ms = milliseconds(lambda n=length: (session.truncate(0), session.append(prompt[:n])), 5)
+        row(f"prefill {length}", 1e3 * length / ms, "tokens/s")
+    session.append([1])
+    ms = milliseconds(lambda: session.append([1]), chosen.tokens)
+    row(f"decode after {session.length} tokens, context {session.context}", 1e3 / ms, "tokens/s")
+    row("weights read while decoding", ledger.uploaded / 1e6 / ms, "GB/s")
+    for length in (1, *chosen.prefill):
+        kernel_rows(opened, device, length)
+    if chosen.check:
+        check(opened, model, prompt[:41], chosen.check, chosen.context, kv)
+    opened.close()
+    device.close()
+    if chosen.json:
+        chosen.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def check(opened: Opened, model: Model, prompt: list[int], count: int, context: int, kv: DType) -> None:
+    """Compare greedy tokens with the cpu device's."""
+    found = greedy(opened.session, prompt, count)
+    cpu = open_device("cpu")
+    other = Opened(model, cpu, context, kv, Ledger())
+    wanted = greedy(other.session, prompt, count)
+    other.close()
+    cpu.close()
+    same = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=True)) if a != b), count)
+    row(f"greedy tokens that agree with cpu, of {count}", same, "tokens")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""Generating from inside a guest, beside the same engine from Python: what the sandbox costs a token.
+
+The model is a llama of 15 M parameters with random weights in Q8_0: small, so that what a call costs shows.
+Both sides draw greedily from the same logits, and must draw the same tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from nocopy.bench.result import Row, row
+from nocopy.bench.runner import Progress, silent
+from nocopy.bench.timing import interleaved
+from nocopy.device.protocol import Device
+from nocopy.errors import DeviceError
+from nocopy.interfaces.host import DeviceGuest
+from nocopy.interfaces.loaded import Loaded, keep_loaded
+from nocopy.interfaces.model_imports import GENERATION, Generate, generation_defaults
+from nocopy.memory.dtype import DType
+from nocopy.memory.linear import LinearMemory
+from nocopy.models.ggml import GGMLType
+from nocopy.models.gguf_writer import TensorData, write_gguf
+from nocopy.session.sampler import Sampler, Sampling
+from nocopy.session.session import Session
+
+SECONDS = 8.0  # for each case, both sides together
+TOKENS = 32
+PROMPT = (1, 2, 3, 4, 5, 6, 7, 8)
+LAYERS, WIDTH, HEADS, GROUPS, HEAD, HIDDEN, VOCABULARY, CONTEXT = 4, 512, 8, 4, 64, 1376, 4096, 256
+PAGE = 65536
+NAME, SIZE, OPTIONS, INPUT, OUTPUT = 0, 16, 64, 1024, 4096
+"""Where the guest has its arguments; its session lies from the second page on."""
+
+GUEST = """(module
+  (import "nocopy" "model_open" (func $open (param i32 i32) (result i32)))
+  (import "nocopy" "session_size" (func $size (param i32 i32 i32 i32) (result i32)))
+  (import "nocopy" "session_open" (func $session (param i32 i32 i32 i32 i32) (result i32)))
+  (import "nocopy" "session_truncate" (func $truncate (param i32 i32) (result i32)))
+  (import "nocopy" "session_append" (func $append (param i32 i32 i32) (result i32)))
+  (import "nocopy" "session_generate" (func $generate (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1) (data (i32.const 0) "default")
+  (func (export "open") (result i32) (call $open (i32.const 0) (i32.const 7)))
+  (func (export "size") (param i32 i32 i32) (result i32)
+    (call $size (local.get 0) (local.get 1) (local.get 2) (i32.const 16)))
+  (func (export "session") (param i32 i32 i32 i32) (result i32)
+    (drop (memory.grow (i32.shr_u (local.get 1) (i32.const 16))))
+    (call $session (local.get 0) (i32.const 65536) (local.get 1) (local.get 2) (local.get 3)))
+  (func (export "decode") (param $session i32) (param $prompt i32) (param $count i32) (param $step i32)
+    (result i32) (local $made i32) (local $more i32)
+    (drop (call $truncate (local.get $session) (i32.const 0)))
+    (local.set $more (call $append (local.get $session) (i32.const 1024) (local.get $prompt)))
+    (if (i32.lt_s (local.get $more) (i32.const 0)) (then (return (local.get $more))))
+    (loop $again
+      (local.set $more (call $generate (local.get $session) (i32.const 64)
+        (i32.add (i32.const 4096) (i32.shl (local.get $made) (i32.const 2))) (local.get $step)))
+      (if (i32.le_s (local.get $more) (i32.const 0)) (then (return (local.get $more))))
+      (local.set $made (i32.add (local.get $made) (local.get $more)))
+      (br_if $again (i32.lt_u (local.get $made) (local.get $count))))
+    (local.get $made)))"""
+
+
+def rows(device: Device, *, progress: Progress = silent) -> list[Row]:
+    """Time `TOKENS` tokens after a short prompt; the unit is tokens a second.
+
+    Raises:
+        DeviceError: the two did not draw the same tokens.
+    """
+    found: list[Row] = []
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.gguf"
+        write_gguf(path, metadata(), tensors())
+        with (
+            keep_loaded(path, device) as loaded,
+            closing(Inside(device, path)) as inside,
+            closing(Outside(loaded)) as outside,
+        ):
+            for i, (case, step) in enumerate((("one call", TOKENS), ("a call each", 1))):
+                progress(case, i / 2)
+                times = interleaved(
+                    {"guest": lambda step=step: inside.decode(step), "python": outside.decode},
+                    seconds=SECONDS,
+                )
+                if inside.tokens() != outside.tokens:
+                    raise DeviceError("guest and Python drew other tokens from the same model")
+                ours, peer = (TOKENS / times[name] for name in ("guest", "python"))
+                found.append(row(f"{TOKENS} tokens, {case}", ours, "1/s", "the engine from Python", peer))
+    return found
+
+
+class Inside:
+    """The guest."""
+
+    def __init__(self, device: Device, path: Path) -> None:
+        self.guest = DeviceGuest(GUEST, device=device, models={"default": path})
+        memory = self.guest.memory
+        options = np.zeros((), GENERATION)
+        for name, value in generation_defaults().items():
+            options[name] = value
+        options["temperature"], options["flags"] = 0, Generate.IGNORE_END
+        memory.write(OPTIONS, options.tobytes())
+        memory.write(INPUT, np.array(PROMPT, np.int32).tobytes())
+        model = self._call("open")
+        self._call("size", model, CONTEXT, DType.F16)
+        size = int.from_bytes(memory.read(SIZE, 8), "little")
+        self.session = self._call("session", model, size, CONTEXT, DType.F16)
+
+    def decode(self, step: int) -> None:
+        """Generate, `step` tokens a call."""
+        self._call("decode", self.session, len(PROMPT), TOKENS, step)
+
+    def tokens(self) -> list[int]:
+        """What was drawn last."""
+        found: list[int] = self.guest.memory.view(TOKENS, "i32", OUTPUT).numpy().tolist()
+        return found
+
+    def _call(self, name: str, *args: int) -> int:
+        result: int = self.guest.call(name, *args)
+        if result < 0:
+            raise DeviceError(f"the benchmark's guest called {name}; it failed: {self.guest.last_error}")
+        return result
+
+    def close(self) -> None:
+        """End the guest."""
+        self.guest.close()
+
+
+class Outside:
+    """The same engine from Python."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self._memory = LinearMemory((4 * CONTEXT * LAYERS * GROUPS * HEAD // PAGE + 16) * PAGE)
+        self._pages = loaded.engine.device.share(self._memory.address, self._memory.size)
+        self._session = Session(loaded.engine, self._memory, self._pages, context=CONTEXT)
+        self.tokens: list[int] = []
+        """What was drawn last."""
+
+    def decode(self) -> None:
+        """Generate."""
+        session, sampler = self._session, Sampler(Sampling(temperature=0))
+        session.truncate(0)
+        session.append(PROMPT)
+        self.tokens = []
+        for _ in range(TOKENS):
+            token = sampler.sample(session.logits)
+            self.tokens.append(token)
+            session.append([token])
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self._session.close()
+        self._pages.close()
+        self._memory.close()
+
+
+def metadata() -> dict[str, object]:
+    """The model's shape."""
+    return {
+        "general.architecture": "llama",
+        "llama.context_length": CONTEXT,
+        "llama.block_count": LAYERS,
+        "llama.embedding_length": WIDTH,
+        "llama.feed_forward_length": HIDDEN,
+        "llama.attention.head_count": HEADS,
+        "llama.attention.head_count_kv": GROUPS,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+        "tokenizer.ggml.model": "no_vocab",
+    }
+
+
+def tensors() -> Iterator[TensorData]:
+    """Seeded random weights."""
+    random = np.random.default_rng(0)
+    shapes = {"token_embd": (VOCABULARY, WIDTH), "output_norm": (WIDTH,)}
+    for i in range(LAYERS):
+        shapes |= {
+            f"blk.{i}.attn_norm": (WIDTH,),
+            f"blk.{i}.attn_q": (HEADS * HEAD, WIDTH),
+            f"blk.{i}.attn_k": (GROUPS * HEAD, WIDTH),
+            f"blk.{i}.attn_v": (GROUPS * HEAD, WIDTH),
+            f"blk.{i}.attn_output": (WIDTH, HEADS * HEAD),
+            f"blk.{i}.ffn_norm": (WIDTH,),
+            f"blk.{i}.ffn_gate": (HIDDEN, WIDTH),
+            f"blk.{i}.ffn_up": (HIDDEN, WIDTH),
+            f"blk.{i}.ffn_down": (WIDTH, HIDDEN),
+        }
+    for name, shape in shapes.items():
+        if len(shape) == 1:
+            yield TensorData.of(f"{name}.weight", np.ones(shape, np.float32), GGMLType.F32)
+        else:
+            values = random.normal(0, 0.05, shape).astype(np.float32)
+            yield TensorData.of(f"{name}.weight", values, GGMLType.Q8_0)

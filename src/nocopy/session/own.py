@@ -1,0 +1,49 @@
+"""A session with a memory of its own: for callers that are no guest."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from nocopy.memory.dtype import DType
+from nocopy.memory.ledger import Ledger
+from nocopy.memory.linear import LinearMemory
+from nocopy.session.engine import Engine
+from nocopy.session.region import Region
+from nocopy.session.session import Session
+
+
+class OwnSession(Session):
+    """A session whose region is a memory made for it; `close` frees that too.
+
+    Args:
+        engine: the model on its device; stays open as long as the session.
+        context: tokens that fit.
+        kv: element type of the cache.
+        ledger: counts the bytes of the region as shared.
+
+    Raises:
+        UsageError: the context or the element type does not suit the model.
+        MemoryLimitError: there is not that much memory.
+    """
+
+    def __init__(self, engine: Engine, *, context: int, kv: DType, ledger: Ledger | None = None) -> None:
+        size = Region(engine.config, 0, context, engine.chunk, kv).nbytes
+        memory = LinearMemory(size, reserve=size, guard=0)
+        try:
+            pages = engine.device.share(memory.address, size, ledger=ledger)
+        except BaseException:
+            memory.close()
+            raise
+        super().__init__(engine, memory, pages, context=context, kv=kv)
+
+    def close(self) -> None:
+        """Free the session and its memory. Twice is allowed."""
+        super().close()
+        self.pages.close()
+        self.memory.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,100 @@
+"""Where a session's bytes lie: one region of a linear memory, laid out the same on every device.
+
+    tokens       i32 [chunk]          what one pass reads: token ids,
+    positions    i32 [chunk]          and where they stand in the sequence
+    frequencies  f32 [pairs]          rotary frequencies, global layers
+    local        f32 [pairs]          the same for local layers, if the model has them
+    logits       f32 [vocabulary]     of the last token, after each pass
+    cache        `models/kv.py`       keys and values, token-major, from a 64 KiB boundary of the region
+
+Each part begins on a multiple of 64 bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nocopy.errors import UsageError
+from nocopy.memory.dtype import DType
+from nocopy.models.config import Config, Rope
+from nocopy.models.graph import Batch
+from nocopy.models.kv import Cache
+from nocopy.tape import Space, Tensor
+
+ALIGNMENT = 64
+PAGE = 65536
+"""A WebAssembly page: the cache starts on one, so that a snapshot's pages are cache or not."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """The layout of one session from byte `offset` of the guest space."""
+
+    config: Config
+    offset: int
+    context: int
+    chunk: int
+    kv: DType
+
+    def __post_init__(self) -> None:
+        if self.offset % PAGE:
+            raise UsageError(
+                f"a session at byte {self.offset} was asked for; it must start on a multiple of {PAGE} bytes"
+            )
+        if not 0 < self.context <= self.config.context:
+            raise UsageError(
+                f"a context of {self.context} tokens was asked for; this model has 1 to {self.config.context}"
+            )
+
+    @property
+    def tokens(self) -> Tensor:
+        """i32 [chunk]."""
+        return Tensor(Space.GUEST, self.offset, (self.chunk,), DType.I32)
+
+    @property
+    def positions(self) -> Tensor:
+        """i32 [chunk]."""
+        return self._after(self.tokens, self.chunk, DType.I32)
+
+    @property
+    def frequencies(self) -> dict[Rope, Tensor]:
+        """f32 [pairs] for each rotation that the model has."""
+        found: dict[Rope, Tensor] = {}
+        last = self.positions
+        for rope in (self.config.rope, self.config.local_rope):
+            if rope is not None and rope not in found:
+                last = found[rope] = self._after(last, len(rope.frequencies), DType.F32)
+        return found
+
+    @property
+    def logits(self) -> Tensor:
+        """f32 [vocabulary]."""
+        last = [self.positions, *self.frequencies.values()][-1]
+        return self._after(last, self.config.vocabulary, DType.F32)
+
+    @property
+    def cache(self) -> Cache:
+        """Keys and values of `context` tokens."""
+        return Cache(self.config, Space.GUEST, _up(_end(self.logits), PAGE), self.context, self.kv)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the region: a multiple of 64 KiB."""
+        return _up(self.cache.offset + self.cache.nbytes, PAGE) - self.offset
+
+    def batch(self, rows: int) -> Batch:
+        """A pass over the first `rows` of tokens and positions."""
+        tokens = Tensor(Space.GUEST, self.tokens.offset, (rows,), DType.I32)
+        positions = Tensor(Space.GUEST, self.positions.offset, (rows,), DType.I32)
+        return Batch(tokens, positions, positions, self.frequencies, ((0, rows, self.cache),))
+
+    def _after(self, previous: Tensor, count: int, dtype: DType) -> Tensor:
+        return Tensor(Space.GUEST, _up(_end(previous), ALIGNMENT), (count,), dtype)
+
+
+def _end(tensor: Tensor) -> int:
+    return tensor.offset + tensor.shape[0] * tensor.dtype.itemsize
+
+
+def _up(value: int, step: int) -> int:
+    return -(-value // step) * step

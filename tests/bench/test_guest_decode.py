@@ -1,0 +1,39 @@
+"""Whether the benchmark measures what it says: guest and Python draw the same tokens from one engine."""
+
+import pytest
+
+from nocopy.bench import guest_decode
+from nocopy.device.discovery import open_device
+from nocopy.errors import DeviceError
+
+
+@pytest.fixture
+def device(monkeypatch):
+    monkeypatch.setattr(guest_decode, "SECONDS", 0.05)
+    for name, value in (("LAYERS", 1), ("WIDTH", 64), ("HEADS", 1), ("GROUPS", 1), ("HIDDEN", 96)):
+        monkeypatch.setattr(guest_decode, name, value)
+    monkeypatch.setattr(guest_decode, "VOCABULARY", 128)
+    device = open_device("reference")
+    yield device
+    device.close()
+
+
+def test_both_ways_are_compared(device):
+    rows = guest_decode.rows(device)
+    assert [r["case"] for r in rows] == ["32 tokens, one call", "32 tokens, a call each"]
+    for row in rows:
+        assert row["unit"] == "1/s"
+        assert row["value"] > 0
+        assert row["peer_value"] > 0
+
+
+def test_other_tokens_are_noticed(device, monkeypatch):
+    decode = guest_decode.Outside.decode
+
+    def wrong(self):
+        decode(self)
+        self.tokens[-1] += 1
+
+    monkeypatch.setattr(guest_decode.Outside, "decode", wrong)
+    with pytest.raises(DeviceError, match="other tokens"):
+        guest_decode.rows(device)
