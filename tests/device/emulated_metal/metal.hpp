@@ -21,7 +21,7 @@ static_assert(sizeof(ulong) == 8, "ulong has 64 bits in Metal");
 template <typename T>
 struct pair_of {
     T x, y;
-    pair_of() {}
+    pair_of() = default;
     pair_of(T a, T b) : x(a), y(b) {}
     explicit pair_of(T a) : x(a), y(a) {}
     template <typename U>
