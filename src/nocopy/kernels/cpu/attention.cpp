@@ -86,7 +86,7 @@ void many_dots(const Attention& a, const Work& w, int64_t queries, int64_t count
         const float* lines[NR];
         for (int64_t i = 0; i < NR; i++) lines[i] = c + i < count ? w.tile + (c + i) * a.width() : w.zeros;
         interleave<NR>(w.turned, lines, a.n);
-        outer_rows<NV, Q_PITCH>(queries, a.n, w.q, w.turned, NR, w.p + c, P_PITCH, false);
+        outer_rows<NV, Q_PITCH>(queries, a.n, w.q, w.turned, NR, w.p + c, P_PITCH, false, nullptr);
     }
 }
 
@@ -146,7 +146,7 @@ void gather_values(const Attention& a, const Work& w, int64_t query, int64_t que
     float* to = w.gathered + query * width;
     for (int64_t j = 0; j < width; j += NR) {
         const auto kernel = width - j < NR ? outer_rows<1, P_PITCH> : outer_rows<NV, P_PITCH>;
-        kernel(queries, last - first, p, values + j, width, to + j, width, true);
+        kernel(queries, last - first, p, values + j, width, to + j, width, true, nullptr);
     }
 }
 

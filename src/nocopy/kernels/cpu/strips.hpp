@@ -20,12 +20,28 @@ inline constexpr int64_t STRIP_FLOATS =
     STRIP_ROWS * PITCH + STRIP_ROWS * STRIP_COLUMNS + (int64_t)NR * STRIP_DEPTH;
 static_assert(STRIP_FLOATS < (int64_t)SCRATCH_FLOATS / 2);
 
+// Bytes that will be read next, in rows: fetched line by line while there is something to compute.
+struct Ahead {
+    const uint8_t* at = nullptr;
+    int64_t rows = 0, row_bytes = 0, pitch = 0, done = 0;
+
+    void fetch() {
+        constexpr int64_t LINE = 64;
+        if (rows == 0) return;
+        __builtin_prefetch(at + done, 0, 2);
+        done += LINE;
+        if (done < row_bytes) return;
+        at += pitch, rows--, done = 0;
+    }
+};
+
 // c[i][v] (+)= sum over k of a[i * A_PITCH + k] * b[k * b_pitch + v * W]: ROWS x VECTORS vectors.
 template <int ROWS, int VECTORS, int64_t A_PITCH>
 void outer(int64_t depth, const float* a, const float* b, int64_t b_pitch, float* c, int64_t c_pitch,
-           bool add) {
+           bool add, Ahead* ahead) {
     F sums[ROWS][VECTORS] = {};
     for (int64_t k = 0; k < depth; k++, a++, b += b_pitch) {
+        if (ahead && k % 2 == 0) ahead->fetch();
         F columns[VECTORS];
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; v++) columns[v] = load(b + v * W);
@@ -48,9 +64,9 @@ void outer(int64_t depth, const float* a, const float* b, int64_t b_pitch, float
 // Any number of rows, in steps that have a kernel.
 template <int VECTORS, int64_t A_PITCH>
 void outer_rows(int64_t rows, int64_t depth, const float* a, const float* b, int64_t b_pitch, float* c,
-                int64_t c_pitch, bool add) {
+                int64_t c_pitch, bool add, Ahead* ahead) {
     const auto step = [&](auto kernel, int64_t size) {
-        kernel(depth, a, b, b_pitch, c, c_pitch, add);
+        kernel(depth, a, b, b_pitch, c, c_pitch, add, ahead);
         rows -= size;
         a += size * A_PITCH;
         c += size * c_pitch;
@@ -62,6 +78,14 @@ void outer_rows(int64_t rows, int64_t depth, const float* a, const float* b, int
     if (rows >= 1) step(outer<1, VECTORS, A_PITCH>, 1);
 }
 
+// What is read of W after the elements before k of these rows: their next piece, or the next strip's first.
+NOCOPY_INLINE Ahead after(const Skinny& p, int64_t first, int64_t rows, int64_t k) {
+    if (k >= p.k) first += rows, k = 0;
+    const uint8_t *from = at(p.b, first * p.b_n + k), *next = at(p.b, (first + 1) * p.b_n + k);
+    const uint8_t* to = at(p.b, first * p.b_n + least(k + STRIP_DEPTH, p.k));
+    return {from, least(STRIP_ROWS, p.n - first), to - from, next - from, 0};
+}
+
 // Rows `first` .. first + rows of W times `columns` packed rows of x, which begin at row `start` of a.
 NOCOPY_INLINE void strip(const Skinny& p, int64_t first, int64_t rows, int64_t start, int64_t columns,
                          const float* x, float* scratch) {
@@ -71,10 +95,11 @@ NOCOPY_INLINE void strip(const Skinny& p, int64_t first, int64_t rows, int64_t s
         const int64_t depth = least(STRIP_DEPTH, p.k - k);
         for (int64_t r = 0; r < rows; r++)
             read(w + r * PITCH, p.b.dtype, at(p.b, (first + r) * p.b_n + k), 1, depth);
+        Ahead ahead = after(p, first, rows, k + depth);
         for (int64_t j = 0; j < columns; j += NR) {
             const float* panel = x + j * p.k + k * NR;
             const auto kernel = columns - j <= W ? outer_rows<1, PITCH> : outer_rows<NV, PITCH>;
-            kernel(rows, depth, w, panel, NR, results + j, pitch, k > 0);
+            kernel(rows, depth, w, panel, NR, results + j, pitch, k > 0, &ahead);
         }
     }
     alignas(64) float values[STRIP_ROWS];

@@ -7,31 +7,35 @@
 // Bound: memory bandwidth; per 32 weights about 12 instructions a row of x.
 #pragma once
 
+#include <utility>
+
 #include "skinny.hpp"
 
 #if defined(__AVX512VNNI__)
 
 namespace nocopy::NOCOPY_LEVEL {
 
-inline constexpr int LANES = 8;  // 32-bit sums of four products each: 32 elements
 // Rows of x from which on f32 is faster: there a decoded weight serves them all.
 inline constexpr int64_t MAX_INTEGER = 3;
 // k up to which these rows fit a thread's scratch memory, beside what the f32 way wants.
 inline constexpr int64_t VNNI_DEPTH = 32768;
+// Elements that one step takes: two groups of 32, a group in each half of a vector. A lane sums four.
+inline constexpr int64_t STEP = 64;
 
-// One row of x.
+// One row of x, with zeros up to a multiple of STEP.
 struct Integers {
     int8_t *high, *middle, *low;  // [k]
     float* taken;                 // [k / 4]: -offset * s * sum of four
-    float* scale;                 // [k / 32]
+    float* scale;                 // [k / 4]: s, and less where quants are read without shifting them down
 };
 inline constexpr int64_t integer_floats(int64_t k) {
-    return 4 * (k / 4) + ceil_div(k / 32, 16) * 16;
+    return 5 * (ceil_div(k, STEP) * STEP / 4);
 }
 NOCOPY_INLINE Integers integers(float* memory, int64_t row, int64_t k) {
+    const int64_t padded = ceil_div(k, STEP) * STEP;
     float* start = memory + row * integer_floats(k);
     int8_t* high = reinterpret_cast<int8_t*>(start);
-    return {high, high + k, high + 2 * k, start + 3 * (k / 4), start + k};
+    return {high, high + padded, high + 2 * padded, start + 3 * (padded / 4), start + 4 * (padded / 4)};
 }
 
 // What a type's quants q lie above its values, in steps; Q4_K and Q5_K have a minimum per group instead.
@@ -49,6 +53,13 @@ template <>
 inline constexpr bool HAS_MINIMA<Q4_K> = true;
 template <>
 inline constexpr bool HAS_MINIMA<Q5_K> = true;
+// Lanes of a step whose quants are nibbles that stay in the upper half of their bytes, so 16 times as large.
+template <class Block>
+inline constexpr uint16_t UPPER_LANES = 0;
+template <>
+inline constexpr uint16_t UPPER_LANES<Q4_0> = 0xf0f0;
+template <>
+inline constexpr uint16_t UPPER_LANES<Q4_K> = 0xff00;
 
 // The sum of each four of W bytes, on top of 256 times `before`.
 NOCOPY_INLINE __m128i add_fours(__m128i before, __m128i bytes) {
@@ -56,9 +67,11 @@ NOCOPY_INLINE __m128i add_fours(__m128i before, __m128i bytes) {
 }
 
 // False if x has values that integers cannot hold: NaN, infinity, very large or very small ones.
-NOCOPY_INLINE bool to_integers(const Integers& out, const float* x, int64_t k, float offset) {
+template <class Block>
+bool to_integers(const Integers& out, const float* x, int64_t k) {
     constexpr float LARGEST = 1e30f, SMALLEST = 1e-30f;
     // Bits below the exponent's: |x| < 2^(e + 1) = s 2^21, and four times 255 times that fits 32 bits.
+    static_assert(4LL * 255 << 21 < 1LL << 31);
     constexpr int32_t BITS = 20, EXPONENT = 0x7f800000;
     for (int64_t i = 0; i < k; i += 32) {
         const __m512 a = _mm512_loadu_ps(x + i), b = _mm512_loadu_ps(x + i + 16);
@@ -68,7 +81,10 @@ NOCOPY_INLINE bool to_integers(const Integers& out, const float* x, int64_t k, f
         const int32_t exponent = as<int32_t>(largest) & EXPONENT;
         const float s = largest == 0 ? 0 : as<float>(exponent - (BITS << 23));
         const __m512 inverse = _mm512_set1_ps(largest == 0 ? 0 : as<float>(((254 + BITS) << 23) - exponent));
-        out.scale[i / 32] = s;
+        const uint32_t upper = UPPER_LANES<Block> >> (i / 32 % 2 * 8) & 0xff;
+        const __m256 scales =
+            _mm256_mask_blend_ps((__mmask8)upper, _mm256_set1_ps(s), _mm256_set1_ps(s / 16));
+        _mm256_storeu_ps(out.scale + i / 4, scales);
         for (int half = 0; half < 2; half++) {
             const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(half ? b : a, inverse));
             const __m512i near = _mm512_set1_epi32(128);
@@ -82,8 +98,14 @@ NOCOPY_INLINE bool to_integers(const Integers& out, const float* x, int64_t k, f
             _mm_storeu_si128(reinterpret_cast<__m128i*>(out.middle + at), middle);
             _mm_storeu_si128(reinterpret_cast<__m128i*>(out.low + at), low);
             const __m128i sums = add_fours(add_fours(add_fours(_mm_setzero_si128(), high), middle), low);
-            _mm_storeu_ps(out.taken + at / 4, _mm_mul_ps(_mm_cvtepi32_ps(sums), _mm_set1_ps(-offset * s)));
+            _mm_storeu_ps(out.taken + at / 4,
+                          _mm_mul_ps(_mm_cvtepi32_ps(sums), _mm_set1_ps(-OFFSET<Block> * s)));
         }
+    }
+    if (k % STEP == 32) {  // a last group of zeros
+        for (int8_t* part : {out.high, out.middle, out.low})
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(part + k), _mm256_setzero_si256());
+        for (float* part : {out.taken, out.scale}) _mm256_storeu_ps(part + k / 4, _mm256_setzero_ps());
     }
     return true;
 }
@@ -91,24 +113,40 @@ NOCOPY_INLINE bool to_integers(const Integers& out, const float* x, int64_t k, f
 NOCOPY_INLINE __m256i load32(const void* from) {
     return _mm256_loadu_si256(static_cast<const __m256i*>(from));
 }
-
-// A half in every lane: broadcast first, for that the load does.
-NOCOPY_INLINE __m256 every_lane(uint16_t half) {
-    return _mm256_cvtph_ps(_mm_set1_epi16((int16_t)half));
+NOCOPY_INLINE __m512i load64(const void* from) {
+    return _mm512_loadu_si512(from);
 }
 
-// f(g, quants, step, minimum) for each group g of 32 elements of a block: unsigned quants, and what a lane's
-// sum is multiplied with.
+// `lower` in the first half, `upper` in the second.
+NOCOPY_INLINE __m512i join(__m256i lower, __m256i upper) {
+    return _mm512_inserti64x4(_mm512_castsi256_si512(lower), upper, 1);
+}
+NOCOPY_INLINE __m512 halves(float lower, float upper) {
+    return _mm512_mask_blend_ps(0xff00, _mm512_set1_ps(lower), _mm512_set1_ps(upper));
+}
+// Two f16 as f32, each in its half: broadcast first, for that the load does.
+NOCOPY_INLINE __m512 halves(uint16_t lower, uint16_t upper) {
+    return _mm512_cvtph_ps(_mm256_mask_set1_epi16(_mm256_set1_epi16((int16_t)lower), 0xff00, (int16_t)upper));
+}
+
+// f(quants, step, minimum) for each step of 64 elements from block i on: unsigned quants, and what a lane's
+// sum is multiplied with. Blocks of 32 come in pairs; a last one, whose x is zeros in the second half, comes
+// with itself.
 template <class Function>
-NOCOPY_INLINE void groups(const Q8_0& b, const Function& f) {
-    const __m256i q = _mm256_xor_si256(load32(b.qs), _mm256_set1_epi8(-128));
-    f(0, q, every_lane(b.d), _mm256_setzero_ps());
+NOCOPY_INLINE void steps(const Q8_0* b, bool pair, const Function& f) {
+    const Q8_0& second = b[pair];
+    const __m512i q = _mm512_xor_si512(join(load32(b->qs), load32(second.qs)), _mm512_set1_epi8(-128));
+    f(0, q, halves(b->d, second.d), _mm512_setzero_ps());
 }
 template <class Function>
-NOCOPY_INLINE void groups(const Q4_0& b, const Function& f) {
-    const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(b.qs));
-    const __m256i both = _mm256_srlv_epi64(_mm256_broadcastsi128_si256(raw), _mm256_setr_epi64x(0, 0, 4, 4));
-    f(0, _mm256_and_si256(both, _mm256_set1_epi8(15)), every_lane(b.d), _mm256_setzero_ps());
+NOCOPY_INLINE void steps(const Q4_0* b, bool pair, const Function& f) {
+    const Q4_0& second = b[pair];
+    const __m512i lower = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(b->qs)));
+    const __m512i both = _mm512_mask_broadcast_i32x4(
+        lower, 0xff00, _mm_loadu_si128(reinterpret_cast<const __m128i*>(second.qs)));
+    const __m512i nibbles =
+        _mm512_set4_epi64(-0xf0f0f0f0f0f0f10, -0xf0f0f0f0f0f0f10, 0xf0f0f0f0f0f0f0f, 0xf0f0f0f0f0f0f0f);
+    f(0, _mm512_and_si512(both, nibbles), halves(b->d, second.d), _mm512_setzero_ps());
 }
 
 // Eight bytes times a factor.
@@ -118,99 +156,114 @@ NOCOPY_INLINE void scaled(float* out, const uint8_t* from, float factor) {
                      _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(raw)), _mm256_set1_ps(factor)));
 }
 
+// For Q4_K and Q5_K: a step is 32 bytes, whose lower nibbles are one group and whose upper ones the next.
 template <class Block, class Quants, class Function>
-NOCOPY_INLINE void affine_groups(const Block& b, const Quants& quants_of, const Function& f) {
+NOCOPY_INLINE void affine_steps(const Block& b, const Quants& quants_of, const Function& f) {
     const Affine a = unpack(b.scales);
-    float steps[8], minima[8];
-    scaled(steps, a.scales, scale(b.d));
+    float factors[8], minima[8];
+    scaled(factors, a.scales, scale(b.d));
     scaled(minima, a.minima, scale(b.dmin));
-#pragma GCC unroll 8
-    for (int j = 0; j < 8; j++)
-        f(j, quants_of(j), _mm256_broadcast_ss(steps + j), _mm256_broadcast_ss(minima + j));
-}
-template <class Function>
-NOCOPY_INLINE void groups(const Q4_K& b, const Function& f) {
-    affine_groups(
-        b,
-        [&](int j) {
-            const __m256i raw = load32(b.qs + 32 * (j / 2));
-            return _mm256_and_si256(j % 2 ? _mm256_srli_epi16(raw, 4) : raw, _mm256_set1_epi8(15));
-        },
-        f);
-}
-template <class Function>
-NOCOPY_INLINE void groups(const Q5_K& b, const Function& f) {
-    const __m256i top = load32(b.qh);
-    affine_groups(
-        b,
-        [&](int j) {
-            const __m256i raw = load32(b.qs + 32 * (j / 2));
-            const __m256i low =
-                _mm256_and_si256(j % 2 ? _mm256_srli_epi16(raw, 4) : raw, _mm256_set1_epi8(15));
-            const __m256i moved = j < 4 ? _mm256_slli_epi16(top, 4 - j) : _mm256_srli_epi16(top, j - 4);
-            return _mm256_or_si256(low, _mm256_and_si256(moved, _mm256_set1_epi8(16)));
-        },
-        f);
-}
-template <class Function>
-NOCOPY_INLINE void groups(const Q6_K& b, const Function& f) {
-    const __m512i raw = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(b.scales)));
-    const __m512 steps = _mm512_mul_ps(_mm512_cvtepi32_ps(raw), _mm512_set1_ps(scale(b.d)));
-#pragma GCC unroll 8
-    for (int g = 0; g < 8; g++) {
-        const int half = g / 4, k = g % 4;
-        const __m256i low = load32(b.ql + 64 * half + 32 * (k % 2)), high = load32(b.qh + 32 * half);
-        const __m256i nibbles =
-            _mm256_and_si256(k / 2 ? _mm256_srli_epi16(low, 4) : low, _mm256_set1_epi8(15));
-        const __m256i moved = k < 2 ? _mm256_slli_epi16(high, 4 - 2 * k) : _mm256_srli_epi16(high, 2 * k - 4);
-        const __m256i q = _mm256_or_si256(nibbles, _mm256_and_si256(moved, _mm256_set1_epi8(0x30)));
-        // Lanes 0 to 3 hold the first 16 elements, 4 to 7 the others, which have a scale of their own.
-        const __m512i which = _mm512_castsi256_si512(
-            _mm256_add_epi32(_mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1), _mm256_set1_epi32(2 * g)));
-        f(g, q, _mm512_castps512_ps256(_mm512_permutexvar_ps(which, steps)), _mm256_setzero_ps());
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+        const __m512i raw = _mm512_broadcast_i64x4(load32(b.qs + 32 * j));
+        f(j, quants_of(j, raw), halves(factors[2 * j], factors[2 * j + 1]),
+          halves(minima[2 * j], minima[2 * j + 1]));
     }
+}
+template <class Function>
+NOCOPY_INLINE void steps(const Q4_K* b, bool, const Function& f) {
+    const __m512i nibbles = join(_mm256_set1_epi8(0x0f), _mm256_set1_epi8(-16));
+    affine_steps(*b, [&](int, __m512i raw) { return _mm512_and_si512(raw, nibbles); }, f);
+}
+template <class Function>
+NOCOPY_INLINE void steps(const Q5_K* b, bool, const Function& f) {
+    const __m512i top = _mm512_broadcast_i64x4(load32(b->qh));
+    affine_steps(
+        *b,
+        [&](int j, __m512i raw) {
+            // The second half's nibbles go down; bits 2j and 2j + 1 of each byte go to bit 4.
+            const __m512i down = join(_mm256_setzero_si256(), _mm256_set1_epi16(4));
+            const __m512i low = _mm512_and_si512(_mm512_srlv_epi16(raw, down), _mm512_set1_epi8(15));
+            const auto words = [](int lower, int upper) {
+                return join(_mm256_set1_epi16((int16_t)most(lower, 0)),
+                            _mm256_set1_epi16((int16_t)most(upper, 0)));
+            };
+            const __m512i raised = _mm512_sllv_epi16(top, words(4 - 2 * j, 3 - 2 * j));
+            const __m512i moved = _mm512_srlv_epi16(raised, words(2 * j - 4, 2 * j - 3));
+            return _mm512_or_si512(low, _mm512_and_si512(moved, _mm512_set1_epi8(16)));
+        },
+        f);
+}
+template <class Function>
+NOCOPY_INLINE void steps(const Q6_K* b, bool, const Function& f) {
+    const __m512i raw = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(b->scales)));
+    const __m512 factors = _mm512_mul_ps(_mm512_cvtepi32_ps(raw), _mm512_set1_ps(scale(b->d)));
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+        // A half of the block is 128 elements: two steps, of the lower and of the upper nibbles of 64 bytes.
+        const int half = j / 2, upper = j % 2;
+        const __m512i bytes = _mm512_loadu_si512(b->ql + 64 * half);
+        const __m512i nibbles =
+            _mm512_and_si512(upper ? _mm512_srli_epi16(bytes, 4) : bytes, _mm512_set1_epi8(15));
+        const __m512i high = _mm512_broadcast_i64x4(load32(b->qh + 32 * half));
+        const __m512i right =
+            join(_mm256_set1_epi16((int16_t)(4 * upper)), _mm256_set1_epi16((int16_t)(4 * upper + 2)));
+        const __m512i two = _mm512_and_si512(_mm512_srlv_epi16(high, right), _mm512_set1_epi8(3));
+        // Each 16 elements, four lanes, have a scale of their own.
+        const __m512i which = _mm512_add_epi32(
+            _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3), _mm512_set1_epi32(4 * j));
+        f(j, _mm512_or_si512(nibbles, _mm512_slli_epi16(two, 4)), _mm512_permutexvar_ps(which, factors),
+          _mm512_setzero_ps());
+    }
+}
+
+// f(std::integral_constant<int, 0>{}), then 1, up to N: known before the compiler decides what lies in
+// registers.
+template <int N, class Function>
+NOCOPY_INLINE void unrolled(const Function& f) {
+    [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
+        (f(std::integral_constant<int, I>{}), ...);
+    }(std::make_integer_sequence<int, N>{});
 }
 
 // COLUMNS rows of W times ROWS rows of x. Rows of W are `pitch` bytes apart.
 template <int ROWS, int COLUMNS, class Block>
 void integer_dots(const uint8_t* w, int64_t pitch, const Integers* x, int64_t k, float* sums,
                   int64_t sums_pitch) {
-    __m256 lanes[COLUMNS][ROWS] = {};
+    constexpr int64_t BLOCKS = Block::ELEMENTS < STEP ? STEP / Block::ELEMENTS : 1;
+    constexpr int64_t NBYTES = BLOCKS * (int64_t)sizeof(Block);
+    __m512 lanes[COLUMNS][ROWS] = {};
     const int64_t ahead = least(COLUMNS * pitch, 1 << 16);
-    for (int64_t i = 0; i < k; i += Block::ELEMENTS, w += sizeof(Block)) {
-#pragma GCC unroll 4
-        for (int c = 0; c < COLUMNS; c++) {
+    for (int64_t i = 0; i < k; i += BLOCKS * Block::ELEMENTS, w += NBYTES) {
+        const bool pair = k - i > Block::ELEMENTS;
+        unrolled<COLUMNS>([&](auto c) __attribute__((always_inline)) {
             const uint8_t* from = w + c * pitch;
-            for (size_t line = 0; line < sizeof(Block); line += 64)
-                __builtin_prefetch(from + ahead + line, 0, 2);
-            groups(*reinterpret_cast<const Block*>(from), [&](int g, __m256i q, __m256 step, __m256 minimum) {
-                const int64_t at = i + 32 * g;
-#pragma GCC unroll 8
-                for (int m = 0; m < ROWS; m++) {
-                    __m256i sum = _mm256_dpbusd_epi32(_mm256_setzero_si256(), q, load32(x[m].high + at));
-                    sum = _mm256_dpbusd_epi32(_mm256_slli_epi32(sum, 8), q, load32(x[m].middle + at));
-                    sum = _mm256_dpbusd_epi32(_mm256_slli_epi32(sum, 8), q, load32(x[m].low + at));
-                    const __m256 whole = _mm256_cvtepi32_ps(sum);
-                    const __m256 s = _mm256_broadcast_ss(x[m].scale + at / 32);
-                    const __m256 taken = _mm256_loadu_ps(x[m].taken + at / 4);
-                    __m256& lane = lanes[c][m];
+            for (int64_t line = 0; line < NBYTES; line += 64) __builtin_prefetch(from + ahead + line, 0, 2);
+            const auto step = [&](int j, __m512i q, __m512 factor,
+                                  __m512 minimum) __attribute__((always_inline)) {
+                const int64_t at = i + STEP * j;
+                unrolled<ROWS>([&](auto m) __attribute__((always_inline)) {
+                    const Integers& row = x[m];
+                    __m512i sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), q, load64(row.high + at));
+                    sum = _mm512_dpbusd_epi32(_mm512_slli_epi32(sum, 8), q, load64(row.middle + at));
+                    sum = _mm512_dpbusd_epi32(_mm512_slli_epi32(sum, 8), q, load64(row.low + at));
+                    const __m512 whole = _mm512_cvtepi32_ps(sum);
+                    const __m512 s = _mm512_loadu_ps(row.scale + at / 4);
+                    const __m512 taken = _mm512_loadu_ps(row.taken + at / 4);
+                    __m512& lane = lanes[c][m];
                     if constexpr (HAS_MINIMA<Block>) {
-                        lane = _mm256_fmadd_ps(step, _mm256_mul_ps(s, whole), lane);
-                        lane = _mm256_fmadd_ps(minimum, taken, lane);
+                        lane = _mm512_fmadd_ps(factor, _mm512_mul_ps(s, whole), lane);
+                        lane = _mm512_fmadd_ps(minimum, taken, lane);
                     } else {
-                        lane = _mm256_fmadd_ps(step, _mm256_fmadd_ps(s, whole, taken), lane);
+                        lane = _mm512_fmadd_ps(factor, _mm512_fmadd_ps(s, whole, taken), lane);
                     }
-                }
-            });
-        }
+                });
+            };
+            steps(reinterpret_cast<const Block*>(from), pair, step);
+        });
     }
     for (int c = 0; c < COLUMNS; c++)
-        for (int m = 0; m < ROWS; m++) {
-            const __m128 four =
-                _mm_add_ps(_mm256_castps256_ps128(lanes[c][m]), _mm256_extractf128_ps(lanes[c][m], 1));
-            const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-            sums[m * sums_pitch + c] = _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
-        }
+        for (int m = 0; m < ROWS; m++) sums[m * sums_pitch + c] = _mm512_reduce_add_ps(lanes[c][m]);
 }
 
 // A chunk of rows of W. Where weights or sums are not finite, the f32 way says what comes out.
@@ -252,7 +305,7 @@ NOCOPY_INLINE bool integer_product(const Skinny& p, Team& team, bool alone, floa
         using Block = std::remove_pointer_t<decltype(type)>;
         for (int64_t m = 0; m < p.m && fits; m++) {
             const float* values = view(row, p.a.dtype, at(p.a, m * p.a_m), p.a_k, p.k);
-            fits = to_integers(integers(memory, m, p.k), values, p.k, OFFSET<Block>);
+            fits = to_integers<Block>(integers(memory, m, p.k), values, p.k);
         }
         if (!fits) return;
         const auto columns = p.m == 1   ? integer_columns<1, Block>
