@@ -5,14 +5,18 @@ import pytest
 from nocopy.bench import guest_decode
 from nocopy.device.discovery import open_device
 from nocopy.errors import DeviceError
+from nocopy.models.gguf_writer import write_gguf
 
 
 @pytest.fixture
-def device(monkeypatch):
+def device(monkeypatch, tmp_path):
     monkeypatch.setattr(guest_decode, "SECONDS", 0.05)
     for name, value in (("LAYERS", 1), ("WIDTH", 64), ("HEADS", 1), ("GROUPS", 1), ("HIDDEN", 96)):
         monkeypatch.setattr(guest_decode, name, value)
     monkeypatch.setattr(guest_decode, "VOCABULARY", 128)
+    large = tmp_path / "large.gguf"
+    write_gguf(large, guest_decode.metadata(), guest_decode.tensors())
+    monkeypatch.setattr(guest_decode, "model_file", lambda kind: large)
     device = open_device("reference")
     yield device
     device.close()
@@ -20,7 +24,10 @@ def device(monkeypatch):
 
 def test_both_ways_are_compared(device):
     rows = guest_decode.rows(device)
-    assert [r["case"] for r in rows] == ["32 tokens, one call", "32 tokens, a call each"]
+    cases = [
+        f"{size}, 32 tokens, {case}" for size in ("15 M", "1.24 B") for case in ("one call", "a call each")
+    ]
+    assert [r["case"] for r in rows] == cases
     for row in rows:
         assert row["unit"] == "1/s"
         assert row["value"] > 0

@@ -1,7 +1,7 @@
 """Generating from inside a guest, beside the same engine from Python: what the sandbox costs a token.
 
-The model is a llama of 15 M parameters with random weights in Q8_0: small, so that what a call costs shows.
-Both sides draw greedily from the same logits, and must draw the same tokens.
+Two llamas with random weights in Q8_0: one of 15 M parameters, so that what a call costs shows, and one of
+1.24 B. Both sides draw greedily from the same logits, and must draw the same tokens.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from nocopy.bench.llama import model_file
 from nocopy.bench.result import Row, row
 from nocopy.bench.runner import Progress, silent
 from nocopy.bench.timing import interleaved
@@ -22,17 +23,15 @@ from nocopy.interfaces.host import DeviceGuest
 from nocopy.interfaces.loaded import Loaded, keep_loaded
 from nocopy.interfaces.model_imports import GENERATION, Generate, generation_defaults
 from nocopy.memory.dtype import DType
-from nocopy.memory.linear import LinearMemory
 from nocopy.models.ggml import GGMLType
 from nocopy.models.gguf_writer import TensorData, write_gguf
+from nocopy.session.own import OwnSession
 from nocopy.session.sampler import Sampler, Sampling
-from nocopy.session.session import Session
 
 SECONDS = 8.0  # for each case, both sides together
 TOKENS = 32
 PROMPT = (1, 2, 3, 4, 5, 6, 7, 8)
 LAYERS, WIDTH, HEADS, GROUPS, HEAD, HIDDEN, VOCABULARY, CONTEXT = 4, 512, 8, 4, 64, 1376, 4096, 256
-PAGE = 65536
 NAME, SIZE, OPTIONS, INPUT, OUTPUT = 0, 16, 64, 1024, 4096
 """Where the guest has its arguments; its session lies from the second page on."""
 
@@ -72,24 +71,29 @@ def rows(device: Device, *, progress: Progress = silent) -> list[Row]:
     """
     found: list[Row] = []
     with TemporaryDirectory() as folder:
-        path = Path(folder) / "model.gguf"
-        write_gguf(path, metadata(), tensors())
-        with (
-            keep_loaded(path, device) as loaded,
-            closing(Inside(device, path)) as inside,
-            closing(Outside(loaded)) as outside,
-        ):
-            for i, (case, step) in enumerate((("one call", TOKENS), ("a call each", 1))):
-                progress(case, i / 2)
-                times = interleaved(
-                    {"guest": lambda step=step: inside.decode(step), "python": outside.decode},
-                    seconds=SECONDS,
-                )
-                if inside.tokens() != outside.tokens:
-                    raise DeviceError("guest and Python drew other tokens from the same model")
-                ours, peer = (TOKENS / times[name] for name in ("guest", "python"))
-                found.append(row(f"{TOKENS} tokens, {case}", ours, "1/s", "the engine from Python", peer))
+        small = Path(folder) / "model.gguf"
+        write_gguf(small, metadata(), tensors())
+        for i, (size, path) in enumerate((("15 M", small), ("1.24 B", model_file(GGMLType.Q8_0)))):
+            progress(f"{size} parameters", i / 2)
+            found += beside(device, path, size)
     return found
+
+
+def beside(device: Device, path: Path, size: str) -> Iterator[Row]:
+    """A row for each number of tokens that the guest asks for at once."""
+    with (
+        keep_loaded(path, device) as loaded,
+        closing(Inside(device, path)) as inside,
+        closing(Outside(loaded)) as outside,
+    ):
+        for case, step in (("one call", TOKENS), ("a call each", 1)):
+            times = interleaved(
+                {"guest": lambda step=step: inside.decode(step), "python": outside.decode}, seconds=SECONDS
+            )
+            if inside.tokens() != outside.tokens:
+                raise DeviceError("guest and Python drew other tokens from the same model")
+            ours, peer = (TOKENS / times[name] for name in ("guest", "python"))
+            yield row(f"{size}, {TOKENS} tokens, {case}", ours, "1/s", "the engine from Python", peer)
 
 
 class Inside:
@@ -133,9 +137,7 @@ class Outside:
     """The same engine from Python."""
 
     def __init__(self, loaded: Loaded) -> None:
-        self._memory = LinearMemory((4 * CONTEXT * LAYERS * GROUPS * HEAD // PAGE + 16) * PAGE)
-        self._pages = loaded.engine.device.share(self._memory.address, self._memory.size)
-        self._session = Session(loaded.engine, self._memory, self._pages, context=CONTEXT)
+        self._session = OwnSession(loaded.engine, context=CONTEXT, kv=DType.F16)
         self.tokens: list[int] = []
         """What was drawn last."""
 
@@ -153,8 +155,6 @@ class Outside:
     def close(self) -> None:
         """Let go of everything."""
         self._session.close()
-        self._pages.close()
-        self._memory.close()
 
 
 def metadata() -> dict[str, object]:
