@@ -24,8 +24,8 @@ U = 2.0**-24
 TINY = 2.0**-126
 ROUNDINGS = 8
 HUGE = 2.0**126
-HELD = 2.0**-22
-"""Beside weights in blocks a player may hold each 32 values of `a` as integers of 22 bits with one scale."""
+HELD = 2.0**-16
+"""Beside weights in blocks a player may hold each 32 values of `a` as integers of 16 bits with one scale."""
 
 EXACT = {"neg", "abs", "sign", "relu", "floor", "ceil", "round", "min", "max", "eq", "lt", "le"}
 ONCE = {"add", "sub", "mul", "square"}

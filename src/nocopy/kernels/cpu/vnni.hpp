@@ -1,10 +1,10 @@
 // One to three rows times weights in blocks, by integer dot products (AVX-512 VNNI).
 //
-// Each block of 32 of x becomes integers of 22 bits and a power of two: x = s (65536 high + 256 middle +
-// low), which keeps about as much of x as f32 sums do. Weights stay as they are stored, as unsigned bytes q
-// with w = step (q - offset), and three `vpdpbusd` give the sum of q (65536 high + 256 middle + low) exactly.
-// What offset takes away was added up beforehand, for each group of four elements: that is what a lane holds.
-// Bound: memory bandwidth; per 32 weights about 12 instructions a row of x.
+// Each block of 32 of x becomes integers of 16 bits and a scale: x = s (256 high + low). That rounds x to
+// 2^-16 of the block's largest element, 256 times finer than 8 bits would. Weights stay as they are stored,
+// as unsigned bytes q with w = step (q - offset), and two `vpdpbusd` give the sum of q (256 high + low)
+// exactly. What offset takes away was added up beforehand, for each group of four elements: that is what a
+// lane holds. Bound: memory bandwidth; per 32 weights about 12 instructions a row of x.
 #pragma once
 
 #include <utility>
@@ -24,18 +24,18 @@ inline constexpr int64_t STEP = 64;
 
 // One row of x, with zeros up to a multiple of STEP.
 struct Integers {
-    int8_t *high, *middle, *low;  // [k]
-    float* taken;                 // [k / 4]: -offset * s * sum of four
-    float* scale;                 // [k / 4]: s, and less where quants are read without shifting them down
+    int8_t *high, *low;  // [k]
+    float* taken;        // [k / 4]: -offset * s * sum of four
+    float* scale;        // [k / 4]: s, and less where quants are read without shifting them down
 };
 inline constexpr int64_t integer_floats(int64_t k) {
-    return 5 * (ceil_div(k, STEP) * STEP / 4);
+    return ceil_div(k, STEP) * STEP;
 }
 NOCOPY_INLINE Integers integers(float* memory, int64_t row, int64_t k) {
     const int64_t padded = ceil_div(k, STEP) * STEP;
     float* start = memory + row * integer_floats(k);
     int8_t* high = reinterpret_cast<int8_t*>(start);
-    return {high, high + padded, high + 2 * padded, start + 3 * (padded / 4), start + 4 * (padded / 4)};
+    return {high, high + padded, start + 2 * (padded / 4), start + 3 * (padded / 4)};
 }
 
 // What a type's quants q lie above its values, in steps; Q4_K and Q5_K have a minimum per group instead.
@@ -70,40 +70,33 @@ NOCOPY_INLINE __m128i add_fours(__m128i before, __m128i bytes) {
 template <class Block>
 bool to_integers(const Integers& out, const float* x, int64_t k) {
     constexpr float LARGEST = 1e30f, SMALLEST = 1e-30f;
-    // Bits below the exponent's: |x| < 2^(e + 1) = s 2^21, and four times 255 times that fits 32 bits.
-    static_assert(4LL * 255 << 21 < 1LL << 31);
-    constexpr int32_t BITS = 20, EXPONENT = 0x7f800000;
+    constexpr float MOST = 127 * 256;  // high is a signed byte, low too
     for (int64_t i = 0; i < k; i += 32) {
         const __m512 a = _mm512_loadu_ps(x + i), b = _mm512_loadu_ps(x + i + 16);
         const float largest = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
         const bool ordered = _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q) == 0;
         if (!ordered || largest > LARGEST || (largest != 0 && largest < SMALLEST)) return false;
-        const int32_t exponent = as<int32_t>(largest) & EXPONENT;
-        const float s = largest == 0 ? 0 : as<float>(exponent - (BITS << 23));
-        const __m512 inverse = _mm512_set1_ps(largest == 0 ? 0 : as<float>(((254 + BITS) << 23) - exponent));
+        const float s = largest / MOST;
+        const __m512 inverse = _mm512_set1_ps(largest == 0 ? 0 : MOST / largest);
         const uint32_t upper = UPPER_LANES<Block> >> (i / 32 % 2 * 8) & 0xff;
         const __m256 scales =
             _mm256_mask_blend_ps((__mmask8)upper, _mm256_set1_ps(s), _mm256_set1_ps(s / 16));
         _mm256_storeu_ps(out.scale + i / 4, scales);
         for (int half = 0; half < 2; half++) {
             const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(half ? b : a, inverse));
-            const __m512i near = _mm512_set1_epi32(128);
-            const __m512i upper = _mm512_srai_epi32(_mm512_add_epi32(whole, near), 8);
-            const __m512i top = _mm512_srai_epi32(_mm512_add_epi32(upper, near), 8);
-            const __m128i low = _mm512_cvtepi32_epi8(_mm512_sub_epi32(whole, _mm512_slli_epi32(upper, 8)));
-            const __m128i middle = _mm512_cvtepi32_epi8(_mm512_sub_epi32(upper, _mm512_slli_epi32(top, 8)));
+            const __m512i top = _mm512_srai_epi32(_mm512_add_epi32(whole, _mm512_set1_epi32(128)), 8);
+            const __m128i low = _mm512_cvtepi32_epi8(_mm512_sub_epi32(whole, _mm512_slli_epi32(top, 8)));
             const __m128i high = _mm512_cvtepi32_epi8(top);
             const int64_t at = i + 16 * half;
             _mm_storeu_si128(reinterpret_cast<__m128i*>(out.high + at), high);
-            _mm_storeu_si128(reinterpret_cast<__m128i*>(out.middle + at), middle);
             _mm_storeu_si128(reinterpret_cast<__m128i*>(out.low + at), low);
-            const __m128i sums = add_fours(add_fours(add_fours(_mm_setzero_si128(), high), middle), low);
+            const __m128i sums = add_fours(add_fours(_mm_setzero_si128(), high), low);
             _mm_storeu_ps(out.taken + at / 4,
                           _mm_mul_ps(_mm_cvtepi32_ps(sums), _mm_set1_ps(-OFFSET<Block> * s)));
         }
     }
     if (k % STEP == 32) {  // a last group of zeros
-        for (int8_t* part : {out.high, out.middle, out.low})
+        for (int8_t* part : {out.high, out.low})
             _mm256_storeu_si256(reinterpret_cast<__m256i*>(part + k), _mm256_setzero_si256());
         for (float* part : {out.taken, out.scale}) _mm256_storeu_ps(part + k / 4, _mm256_setzero_ps());
     }
@@ -245,7 +238,6 @@ void integer_dots(const uint8_t* w, int64_t pitch, const Integers* x, int64_t k,
                 unrolled<ROWS>([&](auto m) __attribute__((always_inline)) {
                     const Integers& row = x[m];
                     __m512i sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), q, load64(row.high + at));
-                    sum = _mm512_dpbusd_epi32(_mm512_slli_epi32(sum, 8), q, load64(row.middle + at));
                     sum = _mm512_dpbusd_epi32(_mm512_slli_epi32(sum, 8), q, load64(row.low + at));
                     const __m512 whole = _mm512_cvtepi32_ps(sum);
                     const __m512 s = _mm512_loadu_ps(row.scale + at / 4);
