@@ -1,0 +1,115 @@
+"""Puts the pages of a snapshot file where a memory is to be.
+
+An uncompressed file is mapped copy-on-write: its pages are read when the guest first touches them, and
+shared with every other guest that was thawed from it until one of them writes. A compressed file is read.
+Pages that the file leaves out stay what they are in a fresh range: zero.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import zstandard
+
+from nocopy.errors import SnapshotFileError
+from nocopy.memory.pages import map_file
+from nocopy.snapshot.check import Entries
+from nocopy.snapshot.fill import fill
+from nocopy.snapshot.format import CHUNK, LIMITS, PAGE, PAGES_PER_CHUNK
+from nocopy.snapshot.write import segments
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Neighbouring pages: where they begin in the memory and in the file, and their bytes."""
+
+    offset: int
+    position: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Bytes of a memory that were mapped, and bytes that were read."""
+
+    mapped: int
+    read: int
+
+
+def page_runs(entries: Entries) -> tuple[Run, ...]:
+    """The runs of one memory's chunks in an uncompressed file, in order."""
+    if not len(entries):
+        return ()
+    bits = (entries["pages"][:, None] >> np.arange(PAGES_PER_CHUNK, dtype=np.uint32)) & 1
+    chunk, page = np.nonzero(bits)
+    pages = entries["offset"][chunk].astype(np.int64) // PAGE + page
+    starts = np.append(0, np.flatnonzero(np.diff(pages) != 1) + 1)
+    counts = np.diff(starts, append=len(pages))
+    first = int(entries["position"][0])
+    return tuple(
+        Run(offset * PAGE, first + rank * PAGE, count * PAGE)
+        for offset, rank, count in zip(pages[starts].tolist(), starts.tolist(), counts.tolist(), strict=True)
+    )
+
+
+def place_plain(path: str, file: int, runs: Sequence[Run], address: int) -> Placed:
+    """Map the runs over a fresh range at `address`.
+
+    A process has some 65,000 mappings for all of its guests. Where a memory has more than a thousand runs,
+    the smallest are read instead.
+
+    Raises:
+        SnapshotFileError: the file has become shorter.
+        MemoryLimitError: the system refuses.
+    """
+    by_size = sorted(runs, key=lambda run: run.nbytes, reverse=True)
+    mapped, read = by_size[: LIMITS["runs"][0]], by_size[LIMITS["runs"][0] :]
+    for run in mapped:
+        map_file(file, run.position, address + run.offset, run.nbytes)
+    for run in read:
+        target = memoryview((ctypes.c_ubyte * run.nbytes).from_address(address + run.offset)).cast("B")
+        fill(path, file, target, run.position)
+    return Placed(sum(run.nbytes for run in mapped), sum(run.nbytes for run in read))
+
+
+def place_compressed(path: str, file: int, entries: Entries, address: int) -> Placed:
+    """Decompress the chunks into a fresh range at `address`.
+
+    Raises:
+        SnapshotFileError: a chunk does not decompress to its pages, or the file has become shorter.
+    """
+    decompressor, buffer, total = zstandard.ZstdDecompressor(), memoryview(bytearray(CHUNK)), 0
+    for entry in entries:
+        offset, pages, stored = int(entry["offset"]), segments(int(entry["pages"])), int(entry["stored"])
+        nbytes = sum(end - first for first, end in pages)
+        data = buffer[:stored]
+        fill(path, file, data, int(entry["position"]))
+        raw = data if stored == nbytes else memoryview(decompress(path, decompressor, data, nbytes, offset))
+        at = 0
+        for first, end in pages:
+            ctypes.memmove(address + offset + first, bytes(raw[at : at + end - first]), end - first)
+            at += end - first
+        total += nbytes
+    return Placed(0, total)
+
+
+def decompress(
+    path: str, decompressor: zstandard.ZstdDecompressor, data: memoryview, nbytes: int, offset: int
+) -> bytes:
+    """One zstd frame that says its size.
+
+    Raises:
+        SnapshotFileError: it is something else, or not of `nbytes` bytes.
+    """
+    try:
+        said = zstandard.frame_content_size(data)
+        if said == nbytes:  # checked first: the decompressor allocates what the frame says
+            return decompressor.decompress(data, read_across_frames=False, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        said = str(error)
+    raise SnapshotFileError(
+        path, "compression", f"the chunk at {offset:#x} must decompress to {nbytes} bytes; found: {said}"
+    )
