@@ -4,7 +4,7 @@ import re
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -41,7 +41,7 @@ def named(kind) -> str:
         return "`, `".join(quoted[:-1]) + f"` or `{quoted[-1]}"
     if origin is tuple:
         return f"{named(arguments[0])}[]"
-    if origin is UnionType:
+    if origin in (UnionType, Union):
         return f"{named(arguments[0])}?"
     return {str: "text"}.get(kind, kind.__name__)
 

@@ -13,7 +13,9 @@ import errno
 import fcntl
 import os
 import secrets
+from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Final, Self
 
 from nocopy.errors import SnapshotWriteError
@@ -46,28 +48,26 @@ class Publication:
         self.nbytes = 0
         self._file = -1
         try:
+            if "\0" in os.fspath(path):
+                raise ValueError("embedded null byte")
             if self.path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            if "\0" in os.fspath(self.path):
-                raise ValueError("embedded null byte")
             self._create()
         except (OSError, ValueError) as error:
-            raise self._failure(error) from error
+            failure = self._failure(error)
+            self._discard(failure)
+            raise failure from error
 
     def _create(self) -> None:
         while True:
             self.temporary = self.path.parent / f"{PREFIX}{secrets.token_hex(8)}{SUFFIX}"
-            file = os.open(self.temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                if os.fstat(file).st_nlink:  # not removed by a cleaner before it was locked
-                    self._file = file
-                    return
-            except BaseException:
-                os.close(file)
-                self.temporary.unlink(missing_ok=True)
-                raise
-            os.close(file)
+            self._file = os.open(self.temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+            if os.fstat(self._file).st_nlink:
+                return
+            # A cleaner found it before it was locked, and removed it.
+            os.close(self._file)
+            self._file = -1
 
     def write(self, at: int, data: Buffer) -> None:
         """Write all of `data` at byte `at` of the file."""
@@ -92,20 +92,25 @@ class Publication:
             os.fsync(self._file)
             os.rename(self.temporary, self.path)
             sync_folder(self.path.parent)
+            file, self._file = self._file, -1
+            os.close(file)
         except OSError as error:
             raise self._failure(error) from error
-        finally:
-            self._discard()
 
-    def _discard(self) -> None:
-        """Close the file, and remove it unless it has been renamed."""
+    def _discard(self, error: BaseException | None) -> None:
+        """Remove the temporary file, unless it was published; `error` is why, and hears of what fails here."""
         file, self._file = self._file, -1
         if file < 0:
             return
-        try:
-            self.temporary.unlink(missing_ok=True)
-        finally:
-            os.close(file)
+        for step in (partial(self.temporary.unlink, missing_ok=True), partial(os.close, file)):
+            try:
+                step()
+            except OSError as second:
+                if error is None:
+                    raise self._failure(second) from second
+                error.add_note(
+                    f"Removing {self.temporary}: {second.strerror}. `nocopy snapshots gc` tries it again."
+                )
 
     def _failure(self, error: OSError | ValueError) -> SnapshotWriteError:
         reason = error.strerror if isinstance(error, OSError) else str(error)
@@ -121,8 +126,10 @@ class Publication:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._discard()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._discard(error)
 
 
 def sync_folder(folder: Path) -> None:
