@@ -1,6 +1,6 @@
 """Breaks the writer of snapshots at every system call, and prints what was left each time as JSON.
 
-A process of its own with one thread, because it forks. Arguments: one of WAYS or `calls`, and an empty folder.
+A process of its own with one thread, because it forks. Arguments: one of WAYS, or `calls`; an empty folder.
 """
 
 import errno
@@ -17,8 +17,8 @@ from tests.snapshot.made import manifest_of, memory_with
 
 REFUSED = 3
 ERRORS = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO, "EINTR": errno.EINTR, "EACCES": errno.EACCES}
-LOSSLESS = {"getrandom"}
-"""Calls whose failure is none of the disk's: Python falls back on others."""
+SPARED = {"getrandom", "exit", "exit_group"}
+"""Calls that have names, and no disk to fail them."""
 
 
 class Scene:
@@ -58,6 +58,7 @@ class Scene:
             "status": outcome.status,
             "hit": None if outcome.hit is None else f"{outcome.hit.name} {outcome.hit.nth}",
             "found": {None: "nothing", self.old: "old", self.new: "new"}.get(found, "garbage"),
+            "renamed": any(c.name == "rename" for c in outcome.calls if c is not outcome.hit),
             "leftovers": len(temporary),
             "strangers": len(strangers),
         }
@@ -82,7 +83,7 @@ def fail(scene: Scene) -> Iterator[dict]:
     named = sorted({(c.name, c.nth) for c in scene.calls() if not c.name.isdigit()})
     for name, code in ERRORS.items():
         for call in named:
-            if call[0] in LOSSLESS:
+            if call[0] in SPARED:
                 continue
             plan = tracer.Plan(lambda c, call=call: (c.name, c.nth) == call, fail=code)
             yield scene.play(plan, old=True) | {"error": name}
@@ -90,9 +91,7 @@ def fail(scene: Scene) -> Iterator[dict]:
 
 def shorten(scene: Scene) -> Iterator[dict]:
     for nth in range(1, 1 + sum(call.name == "pwrite64" for call in scene.calls())):
-        plan = tracer.Plan(
-            lambda c, nth=nth: c.name == "pwrite64" and c.nth == nth and c.size > 1, shorten=True
-        )
+        plan = tracer.Plan(lambda c, nth=nth: c.name == "pwrite64" and c.nth == nth, shorten=True)
         yield scene.play(plan, old=True)
 
 

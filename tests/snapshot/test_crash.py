@@ -46,11 +46,11 @@ def test_killed_at_every_system_call(tmp_path):
     for old, before in ((False, "nothing"), (True, "old")):
         runs = [r for r in results if r["old"] == old]
         assert len(runs) > 40
-        assert {r["status"] for r in runs[:-1]} == {-signal.SIGKILL}
+        # A thread may be killed as it ends, when its process has ended already.
+        assert all(r["status"] == -signal.SIGKILL or r["hit"].startswith("exit ") for r in runs[:-1])
         assert runs[-1]["status"] == 0  # the run in which there was no such call any more
-        found = [r["found"] for r in runs]
-        assert set(found) == {before, "new"}
-        assert found == sorted(found, key=lambda f: f == "new")  # once new, always new
+        assert {r["found"] for r in runs} == {before, "new"}
+        assert all(r["found"] == ("new" if r["renamed"] else before) for r in runs)
         assert all(r["leftovers"] == 0 for r in runs if r["found"] == "new")
     assert all(r["strangers"] == 0 for r in results)
     assert any(r["leftovers"] == 1 for r in results)

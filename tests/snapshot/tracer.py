@@ -1,8 +1,8 @@
-"""Stops, breaks or falsifies the n-th system call of a function, in a process of its own (ptrace, Linux, x86-64).
+"""Kills, fails or shortens the n-th system call of a function, in its own process (ptrace; Linux, x86-64).
 
-A debugger's view of a program: the child stops before and after each system call of each of its threads. Before one,
-it can be killed, which is what a crash at that point is; the call can be replaced by an error; its arguments
-can be changed.
+A debugger's view of a program: the child stops before and after each system call of each of its threads.
+Before one, it can be killed, which is what a crash at that point is; the call can be replaced by an error;
+its arguments can be changed.
 """
 
 import ctypes
@@ -24,9 +24,9 @@ REGISTERS = 27
 RAX, RDX, ORIG_RAX = 10, 12, 15
 NAMES = {
     0: "read", 3: "close", 5: "fstat", 17: "pread64", 18: "pwrite64", 73: "flock", 74: "fsync", 82: "rename",
-    87: "unlink", 4: "stat", 257: "openat", 262: "newfstatat", 277: "sync_file_range", 318: "getrandom",
+    87: "unlink", 4: "stat", 257: "openat", 262: "newfstatat", 277: "sync_file_range", 318: "getrandom", 60: "exit", 231: "exit_group",
 }  # fmt: skip
-"""Calls that touch files, by their number on x86-64."""
+"""Calls that are asked for by name, by their number on x86-64."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
@@ -51,7 +51,10 @@ def set_registers(pid: int, values: list[int]) -> None:
 
 @dataclass
 class Call:
-    """A system call that is about to happen. `number` counts all of them from 1, `nth` those of the same name."""
+    """A system call that is about to happen.
+
+    `number` counts all of them from 1, `nth` those of the same name.
+    """
 
     number: int
     name: str
@@ -72,7 +75,11 @@ class Plan:
 
 @dataclass
 class Outcome:
-    """`status` as the function's process ended: its exit status, or minus the signal. `hit` is the call changed."""
+    """What became of a run.
+
+    `status` is the exit status of the function's process, or minus the signal; `hit` the call that was
+    changed, if there was one.
+    """
 
     status: int
     hit: Call | None

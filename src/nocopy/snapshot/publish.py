@@ -98,7 +98,10 @@ class Publication:
             raise self._failure(error) from error
 
     def _discard(self, error: BaseException | None) -> None:
-        """Remove the temporary file, unless it was published; `error` is why, and hears of what fails here."""
+        """Remove the temporary file, unless it was published.
+
+        `error` is why, if anything is wrong; what fails here is noted on it.
+        """
         file, self._file = self._file, -1
         if file < 0:
             return
