@@ -24,7 +24,8 @@ REGISTERS = 27
 RAX, RDX, ORIG_RAX = 10, 12, 15
 NAMES = {
     0: "read", 3: "close", 5: "fstat", 17: "pread64", 18: "pwrite64", 73: "flock", 74: "fsync", 82: "rename",
-    87: "unlink", 4: "stat", 257: "openat", 262: "newfstatat", 277: "sync_file_range", 318: "getrandom", 60: "exit", 231: "exit_group",
+    87: "unlink", 4: "stat", 257: "openat", 262: "newfstatat", 277: "sync_file_range", 318: "getrandom",
+    60: "exit", 231: "exit_group",
 }  # fmt: skip
 """Calls that are asked for by name, by their number on x86-64."""
 
