@@ -8,7 +8,6 @@ import pytest
 
 from nocopy.snapshot import SharedSecret, open_snapshot, write_snapshot
 from tests.cli.run_cli import nocopy_cli
-from tests.snapshot.conftest import s3  # noqa: F401
 from tests.snapshot.made import PAGE, full_manifest, manifest_of, memory_with
 
 SECRET = b"sixteen bytes at least"
