@@ -26,7 +26,7 @@ from nocopy.snapshot.read import open_snapshot
 from nocopy.snapshot.write import write_snapshot
 
 SIZES = (1 << 24, 1 << 27, 1 << 30)
-SECONDS = 12.0  # for writing one size; disks are uneven
+SECONDS = 40.0  # for writing one size: disks are uneven, and a median of few writes says little
 STEP = 8 << 20
 """Bytes of one plain write or read."""
 
