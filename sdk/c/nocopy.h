@@ -157,6 +157,13 @@ enum {
     NOCOPY_ERROR_TOKENIZER = -21, /* A text, a token id or a vocabulary cannot be used */
     NOCOPY_ERROR_TEMPLATE = -22, /* A chat template is wrong, refuses the conversation, or exceeds its limits */
     NOCOPY_ERROR_HUB = -23, /* The hub cannot be reached, refuses, sends something else than it announced, or has no such model */
+    NOCOPY_ERROR_SNAPSHOT = -30, /* Something about a snapshot */
+    NOCOPY_ERROR_SNAPSHOT_FILE = -31, /* A snapshot breaks its format */
+    NOCOPY_ERROR_SNAPSHOT_DAMAGED = -32, /* A digest does not match: the bytes are not those that were written */
+    NOCOPY_ERROR_SNAPSHOT_SIGNATURE = -33, /* The snapshot is not signed, or not by the key that was given */
+    NOCOPY_ERROR_SNAPSHOT_MISMATCH = -34, /* A sound snapshot of another module, model or shape than it is to be thawed with */
+    NOCOPY_ERROR_SNAPSHOT_WRITE = -35, /* The snapshot could not be written */
+    NOCOPY_ERROR_STORE = -36, /* The store cannot be reached, refuses, or has no such snapshot */
 };
 
 /* ---- records: the bytes that the host reads; docs/tape.md has every field ----------------------------- */

@@ -17,6 +17,13 @@ Error:
     |   |-- TokenizerError            a text, an id or a vocabulary that cannot be used
     |   |-- TemplateError             a chat template that is wrong or exceeds its limits
     |   `-- HubError                  the hub is out of reach, refuses, or has no such model
+    |-- SnapshotError           something about a snapshot
+    |   |-- SnapshotFileError         a file that breaks the format; carries the kind of defect
+    |   |-- SnapshotDamagedError      bytes that are not those that were written: a digest does not match
+    |   |-- SnapshotSignatureError    not signed, or not by the key that was given
+    |   |-- SnapshotMismatchError     a sound snapshot of another module, model or shape
+    |   |-- SnapshotWriteError        it could not be written; what was there before still is
+    |   `-- StoreError                the store is out of reach, refuses, or has no such snapshot
     `-- GuestError            something about a guest
         |-- InvalidModuleError        not WebAssembly, or no memory, or an unknown import
         |-- TrapError                 the guest trapped; carries the Wasm backtrace
@@ -188,3 +195,55 @@ class HubError(ModelError):
     """The hub cannot be reached, refuses, sends something else than it announced, or has no such model."""
 
     code = -23
+
+
+class SnapshotError(Error):
+    """Something about a snapshot."""
+
+    code = -30
+
+
+class SnapshotFileError(SnapshotError):
+    """A snapshot breaks its format. `kind` names the defect as docs/snapshot.md does; `path` is the file."""
+
+    code = -31
+
+    def __init__(self, path: str, kind: str, message: str) -> None:
+        super().__init__(f"cannot read the snapshot '{path}': {message} [{kind}]")
+        self.path, self.kind = path, kind
+
+
+class SnapshotDamagedError(SnapshotError):
+    """A digest does not match: the bytes are not those that were written."""
+
+    code = -32
+
+    def __init__(self, path: str, part: str) -> None:
+        super().__init__(
+            f"the snapshot '{path}' is damaged: the digest of {part} does not match. Fetch it again"
+        )
+        self.path, self.part = path, part
+
+
+class SnapshotSignatureError(SnapshotError):
+    """The snapshot is not signed, or not by the key that was given."""
+
+    code = -33
+
+
+class SnapshotMismatchError(SnapshotError):
+    """A sound snapshot of another module, model or shape than it is to be thawed with."""
+
+    code = -34
+
+
+class SnapshotWriteError(SnapshotError):
+    """The snapshot could not be written. What was there before is untouched."""
+
+    code = -35
+
+
+class StoreError(SnapshotError):
+    """The store cannot be reached, refuses, or has no such snapshot."""
+
+    code = -36

@@ -23,6 +23,7 @@ PROT_NONE: Final = 0
 PROT_READ_WRITE: Final = mmap.PROT_READ | mmap.PROT_WRITE
 # A reservation must not count against the commit limit: 4 GiB for every guest would exhaust it at once.
 MAP_NORESERVE: Final = 0x40 if sys.platform == "darwin" else 0x4000  # Python names it since 3.13 only
+MAP_FIXED: Final = 0x10  # on Linux and macOS alike; Python does not name it
 MAP_FLAGS: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
 MAP_FAILED: Final = ctypes.c_void_p(-1).value
 
@@ -100,3 +101,27 @@ class Pages:
                 f"{end - start} bytes were to be made accessible or inaccessible ({verb}); the system says: "
                 f"{reason}. Free memory, or ask for less."
             )
+
+
+def map_file(file: int, position: int, address: int, size: int) -> None:
+    """Replace committed pages by a file's bytes, copy-on-write: what is written there stays here.
+
+    Pages are read from the file when they are first touched. The file may be closed afterwards.
+
+    Args:
+        file: descriptor, readable.
+        position: first byte of the file, a multiple of `PAGE`.
+        address: first byte of the pages, a multiple of `PAGE`; no device holds them.
+        size: bytes, a multiple of `PAGE`, all inside the file.
+
+    Raises:
+        MemoryLimitError: the system refuses.
+    """
+    flags = mmap.MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE
+    found = _mmap(address, size, PROT_READ_WRITE, flags, file, position)
+    if found is None or found == MAP_FAILED:
+        reason = os.strerror(ctypes.get_errno())
+        raise MemoryLimitError(
+            f"{size} bytes of a file were to be mapped at {address:#x}; the system says: {reason}. "
+            "Free memory, or close other guests."
+        )

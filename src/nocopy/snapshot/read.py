@@ -1,0 +1,256 @@
+"""Opens a snapshot file: checked from its first byte to its last before anything of it is used.
+
+Opening reads the header, the manifest and the table, never the pages, so that it costs the same whatever the
+memory's size. Nothing is allocated for what a number in the file merely claims. The pages are verified as
+`verify` says:
+
+    eager    all of them, before `open_snapshot` returns
+    lazy     in the background from then on; `check()` raises once damage was found
+    off      never, unless `verify()` is called
+
+The digest over header, manifest and table, and the signature if a key is given, are checked in each case.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from typing import Literal, Self
+
+import numpy as np
+from blake3 import blake3
+
+from nocopy.errors import ClosedError, SnapshotDamagedError, SnapshotError, UsageError
+from nocopy.snapshot.check import Checked, OpenFile, check_file
+from nocopy.snapshot.digests import check_digests
+from nocopy.snapshot.format import HEADER, Signature
+from nocopy.snapshot.manifest import Manifest
+from nocopy.snapshot.place import Placed, Run, page_runs, place_compressed, place_plain
+from nocopy.snapshot.sign import Verifier
+from nocopy.snapshot.table import Entries
+
+Verify = Literal["eager", "lazy", "off"]
+
+
+def open_snapshot(
+    path: str | os.PathLike[str], *, verify: Verify = "eager", key: Verifier | None = None
+) -> Snapshot:
+    """Open a snapshot file.
+
+    Args:
+        path: the file.
+        verify: when the pages are checked, as above. A file from elsewhere wants "eager".
+        key: the snapshot must be signed by it; None does not look at the signature.
+
+    Raises:
+        UsageError: there is no such file, or it is not a regular one.
+        SnapshotFileError: it breaks the format.
+        SnapshotDamagedError: a digest does not match.
+        SnapshotSignatureError: it is not signed by `key`.
+    """
+    if verify not in ("eager", "lazy", "off"):
+        raise UsageError(f"verify={verify!r} was asked for; it is 'eager', 'lazy' or 'off'")
+    file = _open(path)
+    try:
+        snapshot = Snapshot(os.fspath(path), file, check_file(OpenFile(os.fspath(path), file), key))
+        if verify == "eager":
+            snapshot.verify()
+        elif verify == "lazy":
+            snapshot.verify_in_background()
+    except BaseException:
+        os.close(file)
+        raise
+    return snapshot
+
+
+def _open(path: str | os.PathLike[str]) -> int:
+    try:
+        # Without O_NONBLOCK, opening a FIFO waits for a writer.
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"the snapshot {os.fspath(path)!r} was asked for; {reason}") from error
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise UsageError(f"the snapshot {os.fspath(path)!r} was asked for; it is not a regular file")
+    return file
+
+
+class Snapshot:
+    """An open snapshot file. Memories that were made from it live on when it is closed.
+
+    Snapshot files are replaced by renaming, never changed: a file that another program shortens while it is
+    mapped ends the process (SIGBUS), and one that it overwrites changes pages that were not yet touched.
+    """
+
+    def __init__(self, path: str, file: int, checked: Checked) -> None:
+        self.path = path
+        self.manifest: Manifest = checked.manifest
+        self.checked = checked
+        """What was read of the file: header, manifest, table."""
+        self._file = file
+        self._runs: dict[int, tuple[Run, ...]] = {}
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._damage: SnapshotError | None = None
+        self.verified = False
+        """Whether every page was found to be what was written."""
+
+    @property
+    def digest(self) -> bytes:
+        """The content digest: BLAKE3 over header, manifest and table, 32 bytes. It names the snapshot."""
+        return self.checked.content
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the file."""
+        return self.checked.header.nbytes
+
+    @property
+    def compressed(self) -> bool:
+        """Whether thawing reads the pages; otherwise it maps them."""
+        return self.checked.header.compressed
+
+    @property
+    def signature(self) -> Signature:
+        """How it is signed."""
+        return self.checked.header.signature
+
+    def chunks(self, index: int) -> Entries:
+        """The table's entries of one memory: `format.ENTRY` [chunks]."""
+        if not 0 <= index < len(self.manifest.memories):
+            raise UsageError(
+                f"memory {index} of the snapshot '{self.path}' was asked for;"
+                f" it has {len(self.manifest.memories)}"
+            )
+        entries = self.checked.entries
+        first, end = np.searchsorted(entries["memory"], [index, index + 1])
+        return entries[first:end]
+
+    def memory(self, index: int) -> tuple[Run, ...]:
+        """Where the pages of a memory lie, as runs of neighbours in order; the rest of it is zero.
+
+        Raises:
+            UsageError: there is no such memory, or the file is compressed, so that no page lies in it.
+        """
+        if self.compressed:
+            raise UsageError(
+                f"the pages of '{self.path}' were asked for; the file is compressed. Map it into memory"
+            )
+        if index not in self._runs:
+            self._runs[index] = page_runs(self.chunks(index))
+        return self._runs[index]
+
+    def map_into(self, index: int, address: int) -> Placed:
+        """Make a fresh range hold a memory: mapped copy-on-write, or read if the file is compressed.
+
+        Args:
+            index: which memory.
+            address: a multiple of the host's page size; `manifest.memories[index].size` committed bytes from
+                here are zero, and no device holds them.
+
+        Raises:
+            ClosedError: the snapshot was closed.
+            SnapshotFileError: the file changed since it was opened, or a chunk does not decompress.
+            MemoryLimitError: the system refuses. The range is then partly filled: give it up.
+        """
+        if self.compressed:
+            return place_compressed(self.path, self._open_file(), self.chunks(index), address)
+        return place_plain(self.path, self._open_file(), self.memory(index), address)
+
+    def skeleton(self) -> bytes:
+        """The file without its padding and chunks: header, manifest, table, signature, digest.
+
+        Raises:
+            ClosedError: the snapshot was closed.
+            SnapshotFileError: the file changed since it was opened.
+        """
+        source, header = OpenFile(self.path, self._open_file()), self.checked.header
+        head = source.read(0, HEADER.size + header.manifest_nbytes)
+        return head + source.read(header.table, header.nbytes - header.table)
+
+    def stored_chunks(self) -> dict[bytes, tuple[int, int]]:
+        """Where the chunks lie: (position, bytes) in the file by their digest, each once."""
+        entries = self.checked.entries
+        positions: list[int] = entries["position"].tolist()
+        lengths: list[int] = entries["stored"].tolist()
+        digests = (digest.tobytes() for digest in entries["digest"])
+        return dict(zip(digests, zip(positions, lengths, strict=True), strict=True))
+
+    def stored_bytes(self, position: int, nbytes: int, digest: bytes) -> bytes:
+        """A chunk as it lies in the file, checked.
+
+        Raises:
+            ClosedError: the snapshot was closed.
+            SnapshotDamagedError: it is not what was written.
+            SnapshotFileError: the file cannot be read.
+        """
+        data = OpenFile(self.path, self._open_file()).read(position, nbytes)
+        if blake3(data).digest() != digest:
+            raise SnapshotDamagedError(self.path, f"the chunk at byte {position} of the file")
+        return data
+
+    def verify(self) -> None:
+        """Check every page now, or wait for the background to have done so.
+
+        Raises:
+            ClosedError: the snapshot was closed.
+            SnapshotDamagedError: a page is not what was written.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self.check()
+        if not self.verified:
+            check_digests(self.path, self._open_file(), self.checked)
+            self.verified = True
+
+    def verify_in_background(self) -> None:
+        """Start checking every page. `check` says whether damage was found so far."""
+        file = os.dup(self._open_file())  # `close` may come first
+
+        def work() -> None:
+            try:
+                check_digests(self.path, file, self.checked, threads=1, stop=self._stop)
+                self.verified = not self._stop.is_set()
+            except SnapshotError as error:
+                self._damage = error
+            finally:
+                os.close(file)
+
+        self._thread = threading.Thread(target=work, name="snapshot", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise what the background has found so far; costs nothing. Whoever runs a guest on pages that are
+        verified lazily calls this before each answer of the guest is used.
+
+        Raises:
+            SnapshotDamagedError: a page is not what was written.
+        """
+        if self._damage is not None:
+            raise self._damage
+
+    def close(self) -> None:
+        """Close the file and end the verification in the background. Twice is allowed."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        file, self._file = self._file, -1
+        if file >= 0:
+            os.close(file)
+
+    def _open_file(self) -> int:
+        if self._file < 0:
+            raise ClosedError(f"the snapshot '{self.path}' was used after it was closed; open it again")
+        return self._file
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Snapshot '{self.path}', {self.nbytes} bytes, {len(self.manifest.memories)} memories>"
