@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from nocopy.errors import Error
     from nocopy.interfaces.attachment import ComputeLimits
     from nocopy.interfaces.host import DeviceGuest as Guest
+    from nocopy.interfaces.host import thaw
     from nocopy.memory import Ledger, LinearMemory, TensorView
     from nocopy.models.find import find_model
     from nocopy.models.load import open_model
@@ -52,6 +53,7 @@ _PLACES = {
     "find_model": ("models.find", "find_model"),
     "open_device": ("device.discovery", "open_device"),
     "open_model": ("models.load", "open_model"),
+    "thaw": ("interfaces.host", "thaw"),
 }
 """Public name: the module under `nocopy`, and what it is called there."""
 
@@ -76,6 +78,7 @@ __all__ = [
     "find_model",
     "open_device",
     "open_model",
+    "thaw",
 ]
 
 

@@ -45,7 +45,7 @@ class Constraint:
     state.
     """
 
-    def __init__(self, vocabulary: Vocabulary, matcher: LLMatcher, kind: Kind, source: str) -> None:
+    def __init__(self, vocabulary: Vocabulary, matcher: LLMatcher, kind: str, source: str) -> None:
         self._vocabulary, self._matcher = vocabulary, matcher
         self.kind, self.source, self.tokens = kind, source, list[int]()
         self._mask = np.zeros(-(-vocabulary.size // 32), np.uint32)
