@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -37,8 +37,6 @@ from nocopy.snapshot.sign import Verifier, check_signature
 from nocopy.snapshot.typed_json import Defect, load
 
 Entries = npt.NDArray[np.void]
-COUNTS: Final = np.array([bin(bits).count("1") for bits in range(1 << PAGES_PER_CHUNK)], np.uint8)
-"""Pages that a chunk stores, by its bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +89,7 @@ class _Reader:
         header = self.header(raw)
         manifest = self.read(HEADER.size, header.manifest_nbytes, "the manifest")
         gap = HEADER.size + header.manifest_nbytes
-        if any(self.read(gap, header.data - gap, "the padding")):
+        if self.read(gap, header.data - gap, "the padding") != bytes(header.data - gap):
             self.fail("header", "the bytes between manifest and pages must be zero")
         table = self.read(header.table, header.trailer - header.table, "the table")
         trailer = self.read(header.trailer, header.nbytes - header.trailer, "the trailer")
@@ -164,7 +162,7 @@ class _Reader:
         later = (memory[1:] > memory[:-1]) | ((memory[1:] == memory[:-1]) & (offset[1:] > offset[:-1]))
         self.all(np.append(True, later), "table", "does not come after the one before it")
         stored = entries["stored"].astype(np.uint64)
-        full = COUNTS[entries["pages"]].astype(np.uint64) * PAGE
+        full = np.bitwise_count(entries["pages"]).astype(np.uint64) * PAGE
         fits = (stored > 0) & (stored <= full) if header.compressed else stored == full
         self.all(fits, "table", "has a number of bytes that its pages cannot have")
         ends = header.data + np.cumsum(stored, dtype=np.uint64)

@@ -23,13 +23,16 @@ GROUP: Final = 16
 """Chunks that a thread takes at a time."""
 
 
-def check_digests(path: str, file: int, checked: Checked, stop: threading.Event | None = None) -> None:
+def check_digests(
+    path: str, file: int, checked: Checked, *, threads: int = THREADS, stop: threading.Event | None = None
+) -> None:
     """Read every chunk and compare its digest.
 
     Args:
         path: for messages.
         file: the file's descriptor.
         checked: what was read of it.
+        threads: how many read and hash.
         stop: ends it early when set.
 
     Raises:
@@ -38,7 +41,7 @@ def check_digests(path: str, file: int, checked: Checked, stop: threading.Event 
     """
     entries = checked.entries
     groups: list[Entries] = [entries[i : i + GROUP] for i in range(0, len(entries), GROUP)]
-    with ThreadPoolExecutor(THREADS, "snapshot") as pool:
+    with ThreadPoolExecutor(threads, "snapshot") as pool:
         damaged = list(pool.map(partial(_first_damaged, path, file, stop), groups))
     for group, index in zip(groups, damaged, strict=True):
         if index is not None:

@@ -8,21 +8,30 @@ whoever cleans up can tell what a crash has left from what is still being writte
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
 import secrets
+from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Final, Self
 
 from nocopy.errors import SnapshotWriteError
 
 PREFIX: Final = ".nocopy-"
 SUFFIX: Final = ".tmp"
-WRITE_BYTES: Final = 16 << 20
+WRITE_BYTES: Final = 8 << 20
 """Bytes that one system call is asked to write: large enough to cost little, and progress shows."""
 
+START_WRITING: Final = 2
+"""Linux: SYNC_FILE_RANGE_WRITE."""
+
 Buffer = bytes | memoryview
+_sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)
+if _sync_file_range is not None:
+    _sync_file_range.argtypes = [ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong, ctypes.c_uint]
 
 
 class Publication:
@@ -39,26 +48,26 @@ class Publication:
         self.nbytes = 0
         self._file = -1
         try:
+            if "\0" in os.fspath(path):
+                raise ValueError("embedded null byte")
             if self.path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             self._create()
-        except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
-            raise self._failure(error) from error
+        except (OSError, ValueError) as error:
+            failure = self._failure(error)
+            self._discard(failure)
+            raise failure from error
 
     def _create(self) -> None:
         while True:
             self.temporary = self.path.parent / f"{PREFIX}{secrets.token_hex(8)}{SUFFIX}"
-            file = os.open(self.temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                if os.fstat(file).st_nlink:  # not removed by a cleaner before it was locked
-                    self._file = file
-                    return
-            except BaseException:
-                os.close(file)
-                self.temporary.unlink(missing_ok=True)
-                raise
-            os.close(file)
+            self._file = os.open(self.temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+            if os.fstat(self._file).st_nlink:
+                return
+            # A cleaner found it before it was locked, and removed it.
+            os.close(self._file)
+            self._file = -1
 
     def write(self, at: int, data: Buffer) -> None:
         """Write all of `data` at byte `at` of the file."""
@@ -68,6 +77,10 @@ class Publication:
                 done = os.pwrite(self._file, left[:WRITE_BYTES], at)
                 if done == 0:
                     raise OSError(errno.EIO, "the system wrote nothing")
+                if _sync_file_range is not None:
+                    # The disk begins at once instead of at the fsync: for 1 GiB a third of the time less. It
+                    # is a hint without a result to look at: what goes wrong on the disk is fsync's to report.
+                    _sync_file_range(self._file, at, done, START_WRITING)
                 left, at = left[done:], at + done
         except OSError as error:
             raise self._failure(error) from error
@@ -79,20 +92,28 @@ class Publication:
             os.fsync(self._file)
             os.rename(self.temporary, self.path)
             sync_folder(self.path.parent)
+            file, self._file = self._file, -1
+            os.close(file)
         except OSError as error:
             raise self._failure(error) from error
-        finally:
-            self._discard()
 
-    def _discard(self) -> None:
-        """Close the file, and remove it unless it has been renamed."""
+    def _discard(self, error: BaseException | None) -> None:
+        """Remove the temporary file, unless it was published.
+
+        `error` is why, if anything is wrong; what fails here is noted on it.
+        """
         file, self._file = self._file, -1
         if file < 0:
             return
-        try:
-            self.temporary.unlink(missing_ok=True)
-        finally:
-            os.close(file)
+        for step in (partial(self.temporary.unlink, missing_ok=True), partial(os.close, file)):
+            try:
+                step()
+            except OSError as second:
+                if error is None:
+                    raise self._failure(second) from second
+                error.add_note(
+                    f"Removing {self.temporary}: {second.strerror}. `nocopy snapshots gc` tries it again."
+                )
 
     def _failure(self, error: OSError | ValueError) -> SnapshotWriteError:
         reason = error.strerror if isinstance(error, OSError) else str(error)
@@ -108,8 +129,10 @@ class Publication:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._discard()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._discard(error)
 
 
 def sync_folder(folder: Path) -> None:

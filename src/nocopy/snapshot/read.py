@@ -175,7 +175,7 @@ class Snapshot:
 
         def work() -> None:
             try:
-                check_digests(self.path, file, self._checked, self._stop)
+                check_digests(self.path, file, self._checked, threads=1, stop=self._stop)
                 self.verified = not self._stop.is_set()
             except SnapshotError as error:
                 self._damage = error

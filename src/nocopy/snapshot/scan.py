@@ -24,6 +24,8 @@ SAMPLES: Final = slice(0, None, WORDS // 16)
 """Words looked at first: 16 of a page, one in each 4 KiB."""
 BLOCK: Final = 1024
 """Pages that are reduced at a time, so that what the samples read stays small."""
+MAPS: Final = "/proc/self/maps"
+PAGEMAP: Final = "/proc/self/pagemap"
 IN_USE: Final = np.uint64(0b11 << 62)
 """Bits of a pagemap entry: the page is in memory (63) or swapped out (62)."""
 
@@ -69,21 +71,24 @@ def touched(address: int, size: int) -> Mask:
     page holds what its file holds.
     """
     count = size // PAGE
-    if not sys.platform.startswith("linux") or not count:
-        return np.ones(count, np.bool_)
     found = np.ones(count, np.bool_)
-    for start, end in anonymous_ranges(address, address + size):
-        first, last = -(-(start - address) // PAGE), (end - address) // PAGE
-        if first < last:
-            found[first:last] = _resident(address + first * PAGE, last - first)
+    if not sys.platform.startswith("linux"):
+        return found
+    try:
+        for start, end in anonymous_ranges(address, address + size):
+            first, last = -(-(start - address) // PAGE), (end - address) // PAGE
+            if first < last:
+                found[first:last] = _in_use(address + first * PAGE, last - first)
+    except OSError:  # /proc is hidden in some containers
+        found[:] = True
     return found
 
 
-def _resident(address: int, count: int) -> Mask:
+def _in_use(address: int, count: int) -> Mask:
     """Read the kernel's page map for so many 64 KiB pages: true where any of its host pages is in use."""
     small = PAGE // mmap.PAGESIZE
-    with open("/proc/self/pagemap", "rb", buffering=0) as file:
-        wanted = count * small * 8
+    wanted = count * small * 8
+    with open(PAGEMAP, "rb", buffering=0) as file:
         raw = os.pread(file.fileno(), wanted, address // mmap.PAGESIZE * 8)
     if len(raw) != wanted:
         return np.ones(count, np.bool_)
@@ -92,22 +97,20 @@ def _resident(address: int, count: int) -> Mask:
 
 
 def anonymous_ranges(start: int, end: int) -> list[tuple[int, int]]:
-    """The private mappings without a file that lie within [start, end), clipped to it."""
+    """The private mappings without a file that lie within [start, end), clipped to it.
+
+    Raises:
+        OSError: the system does not say.
+    """
     found: list[tuple[int, int]] = []
-    with open("/proc/self/maps", "rb") as file:
+    with open(MAPS, "rb") as file:
         for line in file:
             # start-end rwxp offset device inode [name]
             ends, protection, _, device, inode, *name = line.split(None, 5)
             low, high = (int(n, 16) for n in ends.split(b"-"))
             if low >= end:
                 break
-            named = bool(name) and not name[0].startswith(b"[anon:")
-            if (
-                high > start
-                and protection.endswith(b"p")
-                and device == b"00:00"
-                and inode == b"0"
-                and not named
-            ):
+            private = protection.endswith(b"p") and (device, inode) == (b"00:00", b"0")
+            if high > start and private and (not name or name[0].startswith(b"[anon:")):
                 found.append((max(low, start), min(high, end)))
     return found

@@ -1,0 +1,257 @@
+"""What is written is what another reader finds, and what comes back."""
+
+import os
+import stat
+import struct
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nocopy.errors import ClosedError, SnapshotWriteError, UsageError
+from nocopy.memory import LinearMemory
+from nocopy.snapshot import Manifest, MemoryState, SharedSecret, open_snapshot, write_snapshot
+from nocopy.snapshot.format import ENTRY
+from tests.snapshot import independent_reader
+from tests.snapshot.made import (
+    PAGE,
+    contents,
+    full_manifest,
+    manifest_of,
+    memory_with,
+    stored_file,
+    thawed,
+)
+
+patterns = st.lists(
+    st.integers(0, 40).flatmap(
+        lambda pages: st.tuples(st.just(pages), st.sets(st.integers(0, max(pages - 1, 0)), max_size=pages))
+    ),
+    min_size=0,
+    max_size=3,
+)
+
+
+@given(patterns, st.booleans(), st.booleans())
+def test_memories_come_back_as_they_were(tmp_path, shapes, compress, signed):
+    memories = [memory_with(pages, filled, i) for i, (pages, filled) in enumerate(shapes)]
+    path, key = tmp_path / "a.snapshot", SharedSecret(b"a secret of 16 b") if signed else None
+    manifest = manifest_of(*memories, generation=5)
+    written = write_snapshot(path, manifest, memories, compress=compress, signer=key)
+
+    found = independent_reader.read(path, secret=key.secret if key else None)
+    assert found.memories == [contents(memory) for memory in memories]
+    assert found.content_digest == written.digest
+    assert written.nbytes == path.stat().st_size
+    assert written.stored == PAGE * sum(len(filled) for _, filled in shapes)
+    for verify in ("eager", "lazy", "off"):
+        with open_snapshot(path, verify=verify, key=key) as snapshot:
+            assert snapshot.manifest == manifest
+            assert snapshot.digest == written.digest
+            for index, memory in enumerate(memories):
+                copy = thawed(snapshot, index)
+                assert copy.read(0, copy.size) == memory.read(0, memory.size)
+            snapshot.verify()
+            assert snapshot.verified
+
+
+@given(st.sets(st.integers(0, 60)))
+def test_neighbours_in_memory_are_neighbours_in_the_file(tmp_path, filled):
+    memory = memory_with(61, filled)
+    path = tmp_path / "a.snapshot"
+    write_snapshot(path, manifest_of(memory), [memory])
+    positions = independent_reader.read(path).positions[0]
+    assert all(position % PAGE == 0 for position in positions.values())
+    assert all(positions[p + 1] == positions[p] + PAGE for p in positions if p + 1 in positions)
+    with open_snapshot(path) as snapshot:
+        runs = snapshot.memory(0)
+    found = {
+        run.offset // PAGE + i: run.position + i * PAGE for run in runs for i in range(run.nbytes // PAGE)
+    }
+    assert found == positions
+    assert all(a.offset + a.nbytes < b.offset for a, b in pairwise(runs))
+
+
+def test_every_field_of_the_manifest_comes_back(tmp_path):
+    memories = [memory_with(3, [1]), memory_with(20, [0, 19])]
+    manifest = full_manifest(*memories)
+    write_snapshot(tmp_path / "a", manifest, memories)
+    with open_snapshot(tmp_path / "a") as snapshot:
+        assert snapshot.manifest == manifest
+    assert independent_reader.read(tmp_path / "a").manifest["label"] == manifest.label
+
+
+def test_the_same_memory_makes_the_same_file(tmp_path):
+    memory = memory_with(40, [1, 2, 30])
+    first = write_snapshot(tmp_path / "a", manifest_of(memory), [memory])
+    second = write_snapshot(tmp_path / "b", manifest_of(memory), [memory])
+    assert first == second
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_zero_pages_take_no_room(tmp_path):
+    memory = memory_with(65536, [7, 65535])  # 4 GiB
+    written = write_snapshot(tmp_path / "a", manifest_of(memory), [memory])
+    assert written.stored == 2 * PAGE
+    assert written.nbytes == 3 * PAGE + 2 * ENTRY.itemsize + 32
+
+
+def test_a_page_that_became_zero_again_is_left_out(tmp_path):
+    memory = memory_with(4, [0, 1, 2, 3])
+    memory.write(PAGE, bytes(PAGE))
+    memory.write(2 * PAGE, bytes(PAGE - 1) + b"\1")
+    assert write_snapshot(tmp_path / "a", manifest_of(memory), [memory]).stored == 3 * PAGE
+
+
+def test_thawed_memory_is_private(tmp_path):
+    memory = memory_with(2, [0, 1])
+    path = tmp_path / "a"
+    write_snapshot(path, manifest_of(memory), [memory])
+    before = path.read_bytes()
+    with open_snapshot(path) as snapshot:
+        one, other = thawed(snapshot, 0), thawed(snapshot, 0)
+    one.write(0, b"changed")
+    assert other.read(0, 2 * PAGE) == memory.read(0, 2 * PAGE)
+    assert path.read_bytes() == before
+
+
+def test_a_thawed_memory_can_be_frozen_again_untouched(tmp_path):
+    """Pages that were mapped but never touched are not zero, whatever the page tables say."""
+    memory = memory_with(40, [3, 4, 39])
+    write_snapshot(tmp_path / "a", manifest_of(memory), [memory])
+    with open_snapshot(tmp_path / "a") as snapshot:
+        copy = thawed(snapshot, 0)
+    write_snapshot(tmp_path / "b", manifest_of(memory), [copy])
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_memory_outlives_its_file(tmp_path):
+    memory = memory_with(2, [1])
+    write_snapshot(tmp_path / "a", manifest_of(memory), [memory])
+    with open_snapshot(tmp_path / "a") as snapshot:
+        copy = thawed(snapshot, 0)
+    (tmp_path / "a").unlink()
+    assert copy.read(0, copy.size) == memory.read(0, memory.size)
+
+
+def test_a_memory_in_crumbs_does_not_use_up_the_process_mappings(tmp_path):
+    memory = memory_with(2300, range(0, 2300, 2))
+    write_snapshot(tmp_path / "a", manifest_of(memory), [memory])
+    with open_snapshot(tmp_path / "a", verify="off") as snapshot:
+        copy = LinearMemory(memory.size)
+        placed = snapshot.map_into(0, copy.address)
+    assert (placed.mapped, placed.read) == (1024 * PAGE, 126 * PAGE)
+    assert np.array_equal(np.frombuffer(copy.buffer(), np.uint8), np.frombuffer(memory.buffer(), np.uint8))
+
+
+def test_compression_makes_text_small_and_noise_no_larger(tmp_path):
+    memory = memory_with(32, range(16))
+    memory.write(16 * PAGE, b"Once upon a time. " * (16 * PAGE // 18))
+    plain = write_snapshot(tmp_path / "a", manifest_of(memory), [memory])
+    packed = write_snapshot(tmp_path / "b", manifest_of(memory), [memory], compress=True)
+    assert packed.stored == plain.stored
+    assert packed.nbytes < plain.nbytes - 15 * PAGE
+    assert packed.nbytes > 16 * PAGE
+
+
+def test_only_the_owner_may_read_a_snapshot(tmp_path):
+    write_snapshot(tmp_path / "a", manifest_of(), [])
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o600
+
+
+def test_progress_ends_at_everything(tmp_path):
+    memory = memory_with(40, range(30))
+    for compress in (False, True):
+        seen = []
+        write_snapshot(
+            tmp_path / "a",
+            manifest_of(memory),
+            [memory],
+            compress=compress,
+            progress=lambda *n, seen=seen: seen.append(n),
+        )
+        assert seen[-1] == (30 * PAGE, 30 * PAGE)
+        assert seen == sorted(seen)
+
+
+def test_a_file_that_stands_in_the_way_is_replaced(tmp_path):
+    (tmp_path / "a").write_bytes(b"old")
+    write_snapshot(tmp_path / "a", manifest_of(), [])
+    open_snapshot(tmp_path / "a").close()
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_the_header_says_what_docs_say(tmp_path):
+    memory = memory_with(20, [0, 19])
+    write_snapshot(tmp_path / "a", manifest_of(memory), [memory])
+    header = stored_file(tmp_path / "a")
+    assert header["data"] == PAGE
+    assert header["table"] == 3 * PAGE
+    assert header["entries"] == 2
+    assert struct.unpack_from("<I", (tmp_path / "a").read_bytes(), 64) == (PAGE,)
+
+
+# What cannot be done
+
+
+def test_memories_must_be_those_of_the_manifest(tmp_path):
+    with pytest.raises(UsageError, match="manifest says"):
+        write_snapshot(tmp_path / "a", Manifest("guest", (MemoryState(PAGE),)), [memory_with(2, [])])
+    with pytest.raises(UsageError, match=r"sessions|kind"):
+        write_snapshot(tmp_path / "a", Manifest("animal", ()), [])
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("missing/a", "No such file"), (".", "directory"), ("a\0b", "null")]
+)
+def test_a_place_that_cannot_be_written(tmp_path, name, why):
+    with pytest.raises(SnapshotWriteError, match=why):
+        write_snapshot(f"{tmp_path}/{name}", manifest_of(), [])
+    assert not os.listdir(tmp_path)
+
+
+def test_an_interrupted_writer_leaves_nothing(tmp_path):
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    memory = memory_with(4, [0])
+    for compress in (False, True):
+        with pytest.raises(KeyboardInterrupt):
+            write_snapshot(
+                tmp_path / "a", manifest_of(memory), [memory], compress=compress, progress=interrupt
+            )
+    assert not os.listdir(tmp_path)
+
+
+def test_files_that_are_none(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("missing", "fifo", ".", "a\0b"):
+        with pytest.raises(UsageError, match="was asked for"):
+            open_snapshot(f"{tmp_path}/{name}")
+    with pytest.raises(UsageError, match="verify"):
+        open_snapshot(tmp_path / "missing", verify="perhaps")  # type: ignore[arg-type]
+
+
+def test_a_closed_snapshot_refuses(tmp_path):
+    memory = memory_with(1, [0])
+    write_snapshot(tmp_path / "a", manifest_of(memory), [memory])
+    snapshot = open_snapshot(tmp_path / "a")
+    snapshot.close()
+    snapshot.close()
+    with pytest.raises(ClosedError):
+        snapshot.map_into(0, memory.address)
+
+
+def test_a_memory_that_is_not_there(tmp_path):
+    memory = memory_with(1, [0])
+    write_snapshot(tmp_path / "a", manifest_of(memory), [memory])
+    write_snapshot(tmp_path / "b", manifest_of(memory), [memory], compress=True)
+    with open_snapshot(tmp_path / "a") as plain, open_snapshot(tmp_path / "b") as packed:
+        for index in (-1, 1):
+            with pytest.raises(UsageError, match="it has 1"):
+                plain.map_into(index, memory.address)
+        with pytest.raises(UsageError, match="compressed"):
+            packed.memory(0)
