@@ -297,13 +297,13 @@ NOCOPY_IMPORT_(last_error) int32_t nocopy_last_error(char *text, uint32_t len);
 /* Hand a line of UTF-8 to the host's log. `level` is one of NOCOPY_LOG_*. */
 NOCOPY_IMPORT_(log) int32_t nocopy_log(int32_t level, const char *text, uint32_t len);
 
-/* Ask to be frozen, or simply to go on, from here: as soon as the host's present call has returned, it
- * may freeze the guest, and calls your export `nocopy_resume`, here or wherever the guest is thawed.
- * So return from what you are doing, down to the host. `nocopy_label` gives the label then. */
+/* Ask to be frozen, or simply to go on, from here: once the host's present call has returned, it may
+ * freeze the guest, and calls your export `nocopy_resume`, here or wherever the guest is thawed. So
+ * return from what you are doing, down to the host. `nocopy_label` gives the label then. */
 NOCOPY_IMPORT_(checkpoint) int32_t nocopy_checkpoint(const char *label, uint32_t len);
 
-/* Write the label of the last checkpoint: at most `len` bytes of UTF-8, the last of them a NUL. Returns
- * the bytes of the whole label without its NUL; 0 if there was none. */
+/* Write the label of the last checkpoint: at most `len` bytes of UTF-8, the last of them a NUL.
+ * Returns the bytes of the whole label without its NUL; 0 if there was none. */
 NOCOPY_IMPORT_(label) int32_t nocopy_label(char *text, uint32_t len);
 
 /* Write which copy of itself this guest is: at most `len` bytes of a nocopy_clone_info. Returns the

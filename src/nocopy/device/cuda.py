@@ -101,6 +101,7 @@ class CudaDevice:
                 "driver": f"CUDA {version_name(driver.version)}",
                 "compiler": "NVRTC {}.{}".format(*compiler.version),
             },
+            pins=True,
         )
 
     @property

@@ -94,7 +94,7 @@ class MetalDevice:
         unified = bool(self._device.hasUnifiedMemory())
         memory = 0 if unified else int(self._device.recommendedMaxWorkingSetSize())
         details = {"memory": "unified" if unified else "own", "page": f"{page} bytes"}
-        self._info = DeviceInfo("metal", product, mode, memory, details)
+        self._info = DeviceInfo("metal", product, mode, memory, details, pins=True)
         self._threads = metal.MTLSizeMake(launches.THREADS, 1, 1)
 
     @property

@@ -32,7 +32,8 @@ class DeviceInfo:
 
     `name` is what `--device` takes. `product` is the hardware's own name. `mode` is how it reaches host
     pages. `memory_bytes` is its own memory; 0 if it has none. `details` are facts worth printing (driver,
-    instruction set, threads). `software` is true for a GPU interface that runs on the CPU.
+    instruction set, threads). `software` is true for a GPU interface that runs on the CPU. `pins` is true if
+    imported pages are locked in memory, which ends their being shared copy-on-write.
     """
 
     name: str
@@ -41,6 +42,7 @@ class DeviceInfo:
     memory_bytes: int
     details: Mapping[str, str]
     software: bool = False
+    pins: bool = False
 
 
 class Pages(Protocol):

@@ -93,7 +93,9 @@ class VulkanDevice:
             raise
         memory = self._api.device_bytes
         software = self._api.type == TYPE_CPU
-        self._info = DeviceInfo("vulkan", self._api.product, mode, memory, self._api.details, software)
+        self._info = DeviceInfo(
+            "vulkan", self._api.product, mode, memory, self._api.details, software, pins=not software
+        )
 
     @property
     def info(self) -> DeviceInfo:

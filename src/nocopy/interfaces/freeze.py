@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
-from importlib.metadata import version
 from os import fspath
-from typing import TYPE_CHECKING, Final
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from nocopy.errors import UsageError
 from nocopy.interfaces.compute import Compute
@@ -27,13 +24,12 @@ from nocopy.snapshot.manifest import (
     TableState,
     WasiState,
 )
+from nocopy.snapshot.session import CREATOR, token_bytes
 from nocopy.wasm import Dir, Guest, Wasi
 
 if TYPE_CHECKING:
     from nocopy.interfaces.sessions import GuestSession, Sessions
     from nocopy.session.constraint import Constraint
-
-CREATOR: Final = f"nocopy {version('nocopy')}"
 
 
 def describe(
@@ -77,9 +73,7 @@ def describe(
         label=compute.checkpoint_label if compute.asked else None,
         created_by=CREATOR,
         device=compute.device.info.name,
-        module=ModuleState(
-            guest.module.digest, guest.module.name[:4096], held, len(binary) if with_module else 0
-        ),
+        module=ModuleState(guest.module.digest, guest.module.name, held, len(binary) if with_module else 0),
         globals=tuple(GlobalState(g.index, g.type, g.value) for g in state.globals),  # pyright: ignore
         tables=tuple(TableState(t.index, t.elements) for t in state.tables),
         wasi=WasiState(
@@ -105,8 +99,8 @@ def _memories(guest: Guest) -> list[MemoryState]:
     for exposed, memory in zip(guest.module.exposed.memories, guest.memories, strict=True):
         if memory.size % PAGE:
             raise UsageError(
-                f"freezing was asked for; memory {exposed.index} has {memory.size} bytes, and only whole pages of"
-                f" {PAGE} bytes can be kept. Build the guest with pages of that size."
+                f"freezing was asked for; memory {exposed.index} has {memory.size} bytes, and only whole"
+                f" pages of {PAGE} bytes can be kept. Build the guest with pages of that size."
             )
         low, high, wide = exposed.limits
         most = None if high is None or high * PAGE > LIMITS["memory"][0] else high * PAGE
@@ -149,11 +143,6 @@ def _sessions(sessions: Sessions, memory: int) -> list[SessionState]:
         )
 
     return [one(handle, found) for handle, found in sessions.open_ones]
-
-
-def token_bytes(tokens: Sequence[int]) -> bytes:
-    """Tokens as a manifest has them: u32, little endian."""
-    return np.asarray(tokens, "<u4").tobytes()
 
 
 def constraint_state(constraint: Constraint | None) -> ConstraintState | None:

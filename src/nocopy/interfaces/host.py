@@ -17,11 +17,12 @@ from nocopy.interfaces.compute import Compute, Log, declared, log_line
 from nocopy.interfaces.freeze import Progress, describe
 from nocopy.interfaces.imports import MODULE, RESUME
 from nocopy.interfaces.native import native_submit
-from nocopy.interfaces.thaw import FileOrigin, Restore, find_module, granted_dirs
+from nocopy.interfaces.thaw import Restore, find_module, granted_dirs
 from nocopy.memory.ledger import Ledger
 from nocopy.memory.linear import LinearMemory
 from nocopy.snapshot.image import Image
 from nocopy.snapshot.manifest import WasiState
+from nocopy.snapshot.origin import FileOrigin
 from nocopy.snapshot.read import Snapshot, Verify, open_snapshot
 from nocopy.snapshot.sign import Signer, Verifier
 from nocopy.snapshot.write import Written, write_snapshot
@@ -251,7 +252,7 @@ class DeviceGuest(Guest):
             raise ExitError(status)
 
     def call(self, name: str, *args: float) -> Any:
-        """See `Guest.call`. Raises SnapshotDamagedError if pages that it was thawed from were found damaged."""
+        """See `Guest.call`. Raises SnapshotDamagedError if pages it was thawed from were found damaged."""
         result = super().call(name, *args)
         self.check_pages()
         return result
@@ -288,8 +289,8 @@ class DeviceGuest(Guest):
     ) -> Written:
         """Write all that the guest is to a file; it goes on here as if nothing had happened.
 
-        The file has its memories, its mutable globals, its tables, its arguments and environment, its sessions
-        and what it has in the device's memory. It has no open files, no captured output and no limits.
+        The file has its memories, its mutable globals, its tables, its arguments and environment, its
+        sessions and what it has in the device's memory. It has no open files, no captured output, no limits.
 
         Args:
             path: replaced when all of the file is on the disk.
@@ -428,7 +429,7 @@ def thaw(
         models: at least those that it has open, by the names that it knows; compared by their digests.
         log: likewise.
         allow_copy: likewise.
-        verify: "eager" checks every page first, "lazy" while the guest runs, "off" none: for files of your own.
+        verify: "eager" checks every page first, "lazy" while the guest runs, "off" none: for your own files.
         key: the file must be signed by it.
 
     Raises:

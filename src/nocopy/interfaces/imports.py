@@ -50,15 +50,15 @@ IMPORTS: tuple[Import, ...] = (
     Import(
         "checkpoint",
         (Param("label", "ptr", "const char *"), Param("len", "i32", "uint32_t")),
-        "Ask to be frozen, or simply to go on, from here: as soon as the host's present call has returned, it\n"
-        "may freeze the guest, and calls your export `nocopy_resume`, here or wherever the guest is thawed.\n"
-        "So return from what you are doing, down to the host. `nocopy_label` gives the label then.",
+        "Ask to be frozen, or simply to go on, from here: once the host's present call has returned, it may\n"
+        "freeze the guest, and calls your export `nocopy_resume`, here or wherever the guest is thawed. So\n"
+        "return from what you are doing, down to the host. `nocopy_label` gives the label then.",
     ),
     Import(
         "label",
         (Param("text", "ptr", "char *"), Param("len", "i32", "uint32_t")),
-        "Write the label of the last checkpoint: at most `len` bytes of UTF-8, the last of them a NUL. Returns\n"
-        "the bytes of the whole label without its NUL; 0 if there was none.",
+        "Write the label of the last checkpoint: at most `len` bytes of UTF-8, the last of them a NUL.\n"
+        "Returns the bytes of the whole label without its NUL; 0 if there was none.",
     ),
     Import(
         "clone",

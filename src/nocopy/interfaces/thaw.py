@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Protocol, cast
-
-import numpy as np
+from typing import TYPE_CHECKING, cast
 
 from nocopy.errors import SnapshotFileError, SnapshotMismatchError, UsageError
 from nocopy.interfaces.clone import Clone
 from nocopy.interfaces.compute import Compute
 from nocopy.interfaces.freeze import preopen_name
-from nocopy.memory.dtype import DType
 from nocopy.memory.linear import LinearMemory
-from nocopy.snapshot.manifest import ConstraintState, Manifest, MemoryState, SessionState
+from nocopy.snapshot.manifest import ConstraintState, Manifest, MemoryState
+from nocopy.snapshot.origin import Origin
 from nocopy.snapshot.read import Snapshot
+from nocopy.snapshot.session import check_chunk, check_model, kv_type, mismatch, tokens_of
 from nocopy.wasm import Dir, Engine, Guest, Module
 from nocopy.wasm.memory_creator import GUEST
 from nocopy.wasm.state import GlobalValue, State, TableValue
@@ -24,37 +23,6 @@ if TYPE_CHECKING:
     from nocopy.interfaces.loaded import Loaded
     from nocopy.interfaces.sessions import GuestSession
     from nocopy.session.constraint import Constraint, Kind, Vocabulary
-
-Ranges = list[tuple[int, int]]
-
-
-class Origin(Protocol):
-    """Where the bytes of a frozen guest's memories are."""
-
-    def place(self, index: int, address: int) -> object:
-        """Put a memory's pages or bytes into a fresh range."""
-        ...
-
-    def borrowed(self, index: int) -> Ranges:
-        """The ranges [start, end) of a memory that `place` maps from a file."""
-        ...
-
-
-class FileOrigin:
-    """The memories of a snapshot file."""
-
-    def __init__(self, snapshot: Snapshot) -> None:
-        self._snapshot = snapshot
-
-    def place(self, index: int, address: int) -> object:
-        """See `Origin`."""
-        return self._snapshot.map_into(index, address)
-
-    def borrowed(self, index: int) -> Ranges:
-        """See `Origin`."""
-        if self._snapshot.compressed:
-            return []
-        return [(run.offset, run.offset + run.nbytes) for run in self._snapshot.memory(index)]
 
 
 class Restore:
@@ -80,7 +48,7 @@ class Restore:
         manifest = self.manifest
         own = len(guest.memories)
         if len(manifest.memories) < own:
-            raise _mismatch(f"{len(manifest.memories)} memories", f"the module has {own}")
+            raise mismatch(f"{len(manifest.memories)} memories", f"the module has {own}")
         for i, memory in enumerate(guest.memories):
             wanted = manifest.memories[i]
             self._check_memory(i, wanted, guest)
@@ -101,7 +69,7 @@ class Restore:
         exposed = guest.module.exposed.memories[index]
         size, most = guest.memories[index].size, guest.memories[index].maximum
         if wanted.name != exposed.named or not size <= wanted.size <= most:
-            raise _mismatch(
+            raise mismatch(
                 f"memory {index}, {wanted.name!r}, of {wanted.size} bytes",
                 f"the module's is {exposed.named!r} and may have {size} to {most}",
             )
@@ -169,7 +137,7 @@ class Restore:
         names = {handle: model.name or "" for handle, model in models.items()}
         missing = [name for name in names.values() if name not in compute.grants]
         if missing:
-            raise _mismatch(
+            raise mismatch(
                 f"the models {', '.join(map(repr, dict.fromkeys(missing)))}",
                 f"granted are {', '.join(map(repr, compute.grants)) or 'none'}; grant them under these names",
             )
@@ -180,57 +148,6 @@ class Restore:
             raise SnapshotMismatchError(f"the sessions of the snapshot cannot go on: {error}") from error
 
 
-def _mismatch(had: str, found: str) -> SnapshotMismatchError:
-    return SnapshotMismatchError(f"thawing was asked for; the snapshot has {had}; {found}")
-
-
-def check_model(wanted: bytes, found: bytes, where: str) -> None:
-    """Refuse another model than the one that a session was frozen with.
-
-    Raises:
-        SnapshotMismatchError: it is another.
-    """
-    if wanted != found:
-        raise _mismatch(
-            f"sessions of the model {wanted.hex()[:16]}…",
-            f"the one {where} is {found.hex()[:16]}…, another one",
-        )
-
-
-def check_chunk(state: SessionState, chunk: int) -> None:
-    """Refuse a session whose region is laid out for another number of tokens in a pass.
-
-    Raises:
-        SnapshotMismatchError: it is.
-    """
-    if state.chunk != chunk:
-        raise _mismatch(f"a session that takes {state.chunk} tokens in a pass", f"this engine takes {chunk}")
-
-
-def kv_type(state: SessionState) -> DType:
-    """The element type of a session's cache.
-
-    Raises:
-        SnapshotMismatchError: there is none of that name.
-    """
-    name = state.kv.upper()
-    if name not in DType.__members__:
-        raise _mismatch(f"a session with a KV cache of {state.kv!r}", "there is no such type")
-    return DType[name]
-
-
-def tokens_of(raw: bytes) -> list[int]:
-    """Tokens of a manifest.
-
-    Raises:
-        SnapshotMismatchError: they are no whole numbers of four bytes.
-    """
-    if len(raw) % 4:
-        raise _mismatch(f"{len(raw)} bytes of tokens", "each takes 4")
-    found: list[int] = np.frombuffer(raw, "<u4").tolist()
-    return found
-
-
 def constraint_of(state: ConstraintState, vocabulary: Vocabulary) -> Constraint:
     """A constraint that has followed the tokens of a manifest."""
     from nocopy.interfaces.constraint_limits import check_constraint
@@ -239,7 +156,7 @@ def constraint_of(state: ConstraintState, vocabulary: Vocabulary) -> Constraint:
 
     kinds = {kind.name.lower(): kind for kind in ConstraintKind if kind}
     if state.kind not in kinds:
-        raise _mismatch(f"a constraint of kind {state.kind!r}", f"there are {', '.join(kinds)}")
+        raise mismatch(f"a constraint of kind {state.kind!r}", f"there are {', '.join(kinds)}")
     check_constraint(kinds[state.kind], state.source)
     constraint = Constraint.make(vocabulary, cast("Kind", state.kind), state.source)
     for token in tokens_of(state.tokens):
@@ -275,7 +192,7 @@ def find_module(
     else:
         module = given if isinstance(given, Module) else Module(given, engine)
     if module.digest != wanted.digest:
-        raise _mismatch(
+        raise mismatch(
             f"a guest of the module {name}, digest {wanted.digest.hex()[:16]}…",
             f"{module.name} has {module.digest.hex()[:16]}…",
         )
@@ -300,8 +217,8 @@ def granted_dirs(names: Sequence[str], dirs: Sequence[str | PathLike[str] | Dir]
     """
     given = {preopen_name(d): d for d in (d if isinstance(d, Dir) else Dir(d) for d in dirs)}
     if set(given) != set(names):
-        raise _mismatch(
+        raise mismatch(
             f"the directories {', '.join(map(repr, names)) or 'none'}",
-            f"granted are {', '.join(map(repr, given)) or 'none'}. Grant the same, by the names that it sees.",
+            f"granted are {', '.join(map(repr, given)) or 'none'}. Grant the same, by the names it sees.",
         )
     return [given[name] for name in names]

@@ -124,8 +124,8 @@ class LinearMemory:
         self._holds: list[Hold] = []
         self._hooks: list[GrowthHook] = []
         self.borrowed: list[tuple[int, int]] = []
-        """Ranges [start, end) of bytes that are a file's pages until they are written, shared with whoever has
-        mapped the file too."""
+        """Ranges [start, end) of bytes that are a file's pages until they are written, shared with whoever
+        has mapped the file too."""
         self._pages: Pages | None = None
         self.grow_through: Callable[[int], None] | None = None
         """Set by whoever keeps its own record of the size (a Wasm engine): `grow` asks it instead."""

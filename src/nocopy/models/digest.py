@@ -1,14 +1,14 @@
 """What tells one model from another: a digest that costs milliseconds, whatever the model's size.
 
-BLAKE3, in this order, over: the number of files; for each file its size and all that is not tensors (the
-header: metadata, names, shapes, types, offsets); for a Hugging Face folder also its other files of up to 64 MiB
-that shape what the model does; then, for each tensor in order, its bytes if they are few or the whole model is
-small, else three pieces of 4 KiB: the first, the middle and the last.
+BLAKE3, in this order, over: the number of files; for each file its size and all before its first tensor
+(metadata, names, shapes, types, offsets); for a Hugging Face folder also the files of `SHAPING`; then, for
+each tensor in order, its bytes if they are few or the whole model is small, else three pieces of 4 KiB: the
+first, the middle and the last.
 
-So two files of one model have one digest, and a model that was trained, merged or quantised otherwise has
-another one, since that changes all of a tensor. It is no proof that every byte is the same: someone who
-changes single bytes of a large tensor on purpose is not noticed. The models that sessions are thawed with come
-from the host, who can compare whole files by other means.
+Copies of a model have one digest. A model that was trained, merged or quantised otherwise has another one,
+since that changes all of a tensor. It is no proof that every byte is the same: someone who changes single
+bytes of a large tensor on purpose is not noticed. The models that sessions are thawed with are the host's,
+who can compare whole files by other means.
 """
 
 from __future__ import annotations

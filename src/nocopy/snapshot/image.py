@@ -50,12 +50,9 @@ class Image:
         try:
             os.ftruncate(file, memory.size)
             for start, end in ranges:
-                view = memoryview((ctypes.c_ubyte * (end - start)).from_address(memory.address + start)).cast(
-                    "B"
-                )
-                while view:
-                    done = os.pwrite(file, view, start)
-                    view, start = view[done:], start + done
+                at, data = start, (ctypes.c_ubyte * (end - start)).from_address(memory.address + start)
+                while at < end:
+                    at += os.pwrite(file, memoryview(data)[at - start :], at)
         except OSError as error:
             raise MemoryLimitError(
                 f"{memory.size} bytes of a memory were to be shared; the system says: {error.strerror}"
@@ -91,7 +88,7 @@ def _nameless_file() -> int:
 
 
 def _joined(ranges: Ranges) -> Ranges:
-    """The same bytes in few enough ranges to map: the smallest gaps, which are zero in the file too, go in."""
+    """The same bytes in few enough ranges to map; the smallest gaps go in: the file is zero there too."""
     if len(ranges) <= MOST:
         return ranges
     gaps = sorted(range(1, len(ranges)), key=lambda i: ranges[i][0] - ranges[i - 1][1])

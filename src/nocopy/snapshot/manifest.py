@@ -115,7 +115,7 @@ class LogitBias:
 
 @dataclass(frozen=True, slots=True)
 class SamplerState:
-    """A sampler: its options, its seed, how many draws it made, and the recent tokens (u32, little endian)."""
+    """A sampler: its options, its seed, how many draws it made, recent tokens (u32, little endian)."""
 
     temperature: float
     top_k: U32
@@ -134,7 +134,7 @@ class SamplerState:
 
 @dataclass(frozen=True, slots=True)
 class ConstraintState:
-    """What may be generated: the kind, its source, and the tokens that it has followed (u32, little endian)."""
+    """What may be generated: the kind, its source, and the tokens that it followed (u32, little endian)."""
 
     kind: Name
     source: Annotated[str, Length(0, 2**20)]
