@@ -201,7 +201,7 @@ def check_model(wanted: bytes, found: bytes, where: str) -> None:
     if wanted != found:
         raise mismatch(
             f"sessions of the model {wanted.hex()[:16]}…",
-            f"the one {where} is {found.hex()[:16]}…, another one",
+            f"the one {where} is another, {found.hex()[:16]}…",
         )
 
 
