@@ -36,7 +36,7 @@ $(VENV)/installed: pyproject.toml CMakeLists.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/developed: pyproject.toml CMakeLists.txt $(wildcard src/nocopy/kernels/cpu/*) | $(VENV)/bin/python
-	tools/setup.sh compiler vulkan
+	tools/setup.sh compiler vulkan objects
 	$(BIN)/pip install --quiet 'scikit-build-core>=0.11' 'cmake>=3.25' ninja 'pip>=25.1'
 	$(BIN)/pip install --quiet --no-build-isolation --group dev -e '.[plot]' -Ccmake.define.NOCOPY_WERROR=ON
 	touch $@ $(VENV)/installed

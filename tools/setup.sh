@@ -4,6 +4,7 @@
 #   venv PYTHON DIR   a virtual environment, installing Debian's python3-venv where it is missing
 #   compiler          a C++ compiler, if one can be had; without it the package runs on `reference`
 #   vulkan            Mesa's llvmpipe and the validation layers, for the Vulkan tests (Linux)
+#   objects           OpenStack Swift, an object store that speaks S3, for the tests of snapshot stores (Debian)
 #   devices           prints the devices whose absence must fail the tests
 set -eu
 
@@ -40,6 +41,12 @@ vulkan() {
         apt libvulkan1 mesa-vulkan-drivers vulkan-validationlayers ||
             echo "no Vulkan driver: the Vulkan tests will be skipped" >&2
     fi
+}
+
+objects() {
+    command -v apt-get >/dev/null || return 0
+    /usr/bin/python3 -c 'import swift' 2>/dev/null || apt --no-install-recommends python3-swift ||
+        echo "no object server: the tests of remote snapshot stores will be skipped" >&2
 }
 
 devices() {

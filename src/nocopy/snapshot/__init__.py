@@ -4,9 +4,12 @@ Interfaces, serve and the command line import this package; it imports session a
 The invariant: nothing of a snapshot is used before it was checked, and a snapshot is never seen half written.
 """
 
+from nocopy.snapshot.collect import collect
+from nocopy.snapshot.location import open_store
 from nocopy.snapshot.manifest import Manifest, MemoryState
 from nocopy.snapshot.read import Snapshot, open_snapshot
 from nocopy.snapshot.sign import PrivateKey, PublicKey, SharedSecret
+from nocopy.snapshot.store import Store
 from nocopy.snapshot.write import Written, write_snapshot
 
 __all__ = [
@@ -16,7 +19,10 @@ __all__ = [
     "PublicKey",
     "SharedSecret",
     "Snapshot",
+    "Store",
     "Written",
+    "collect",
     "open_snapshot",
+    "open_store",
     "write_snapshot",
 ]

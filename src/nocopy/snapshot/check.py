@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -52,12 +52,38 @@ class Checked:
     content: bytes
 
 
-def check_file(path: str, file: int, key: Verifier | None) -> Checked:
-    """Read and check everything but the pages.
+class Source(Protocol):
+    """Where the bytes of a snapshot file come from."""
+
+    path: str
+    """What it is called in messages."""
+    nbytes: int
+    """The file's size."""
+
+    def read(self, at: int, nbytes: int) -> bytes:
+        """So many bytes of the file; fewer where it ends."""
+        ...
+
+
+class OpenFile:
+    """A snapshot file itself, by its descriptor."""
+
+    def __init__(self, path: str, file: int) -> None:
+        self.path, self.file = path, file
+        self.nbytes = os.fstat(file).st_size
+
+    def read(self, at: int, nbytes: int) -> bytes:
+        """See `Source`."""
+        data = bytearray(min(nbytes, max(0, self.nbytes - at)))
+        fill(self.path, self.file, memoryview(data), at)
+        return bytes(data)
+
+
+def check_file(source: Source, key: Verifier | None) -> Checked:
+    """Read and check everything but the chunks.
 
     Args:
-        path: for messages.
-        file: an open descriptor.
+        source: the file.
         key: who must have signed it; None asks for nothing.
 
     Raises:
@@ -65,24 +91,22 @@ def check_file(path: str, file: int, key: Verifier | None) -> Checked:
         SnapshotDamagedError: the digest does not match.
         SnapshotSignatureError: `key` did not sign it.
     """
-    return _Reader(path, file).check(key)
+    return _Reader(source).check(key)
 
 
 class _Reader:
-    def __init__(self, path: str, file: int) -> None:
-        self.path, self.file = path, file
-        self.nbytes = os.fstat(file).st_size
+    def __init__(self, source: Source) -> None:
+        self.source, self.path, self.nbytes = source, source.path, source.nbytes
 
     def fail(self, kind: str, message: str) -> NoReturn:
         raise SnapshotFileError(self.path, kind, message)
 
     def read(self, at: int, nbytes: int, what: str) -> bytes:
-        """So many bytes, which the header has placed inside the file."""
-        if nbytes > self.nbytes - at:
+        """So many bytes, all of them. Nothing is allocated for a number that leads out of the file."""
+        data = self.source.read(at, nbytes)
+        if len(data) != nbytes:
             self.fail("truncated", f"{what} needs bytes {at} to {at + nbytes}; the file has {self.nbytes}")
-        data = bytearray(nbytes)
-        fill(self.path, self.file, memoryview(data), at)
-        return bytes(data)
+        return data
 
     def check(self, key: Verifier | None) -> Checked:
         raw = self.read(0, HEADER.size, "the header")

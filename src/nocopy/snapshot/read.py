@@ -19,11 +19,12 @@ import threading
 from typing import Literal, Self
 
 import numpy as np
+from blake3 import blake3
 
-from nocopy.errors import ClosedError, SnapshotError, UsageError
-from nocopy.snapshot.check import Checked, Entries, check_file
+from nocopy.errors import ClosedError, SnapshotDamagedError, SnapshotError, UsageError
+from nocopy.snapshot.check import Checked, Entries, OpenFile, check_file
 from nocopy.snapshot.digests import check_digests
-from nocopy.snapshot.format import Signature
+from nocopy.snapshot.format import HEADER, Signature
 from nocopy.snapshot.manifest import Manifest
 from nocopy.snapshot.place import Placed, Run, page_runs, place_compressed, place_plain
 from nocopy.snapshot.sign import Verifier
@@ -51,7 +52,7 @@ def open_snapshot(
         raise UsageError(f"verify={verify!r} was asked for; it is 'eager', 'lazy' or 'off'")
     file = _open(path)
     try:
-        snapshot = Snapshot(os.fspath(path), file, check_file(os.fspath(path), file, key))
+        snapshot = Snapshot(os.fspath(path), file, check_file(OpenFile(os.fspath(path), file), key))
         if verify == "eager":
             snapshot.verify()
         elif verify == "lazy":
@@ -154,6 +155,38 @@ class Snapshot:
         if self.compressed:
             return place_compressed(self.path, self._open_file(), self.chunks(index), address)
         return place_plain(self.path, self._open_file(), self.memory(index), address)
+
+    def skeleton(self) -> bytes:
+        """The file without its padding and chunks: header, manifest, table, signature, digest.
+
+        Raises:
+            ClosedError: the snapshot was closed.
+            SnapshotFileError: the file changed since it was opened.
+        """
+        source, header = OpenFile(self.path, self._open_file()), self._checked.header
+        head = source.read(0, HEADER.size + header.manifest_nbytes)
+        return head + source.read(header.table, header.nbytes - header.table)
+
+    def stored_chunks(self) -> dict[bytes, tuple[int, int]]:
+        """Where the chunks lie: (position, bytes) in the file by their digest, each once."""
+        entries = self._checked.entries
+        positions: list[int] = entries["position"].tolist()
+        lengths: list[int] = entries["stored"].tolist()
+        digests = (digest.tobytes() for digest in entries["digest"])
+        return dict(zip(digests, zip(positions, lengths, strict=True), strict=True))
+
+    def stored_bytes(self, position: int, nbytes: int, digest: bytes) -> bytes:
+        """A chunk as it lies in the file, checked.
+
+        Raises:
+            ClosedError: the snapshot was closed.
+            SnapshotDamagedError: it is not what was written.
+            SnapshotFileError: the file cannot be read.
+        """
+        data = OpenFile(self.path, self._open_file()).read(position, nbytes)
+        if blake3(data).digest() != digest:
+            raise SnapshotDamagedError(self.path, f"the chunk at byte {position} of the file")
+        return data
 
     def verify(self) -> None:
         """Check every page now, or wait for the background to have done so.

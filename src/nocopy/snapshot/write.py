@@ -9,12 +9,10 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from itertools import islice
 from typing import Final, Protocol
 
 import numpy as np
@@ -35,6 +33,7 @@ from nocopy.snapshot.format import (
     Signature,
     data_offset,
 )
+from nocopy.snapshot.in_order import in_order
 from nocopy.snapshot.manifest import Manifest
 from nocopy.snapshot.publish import Publication
 from nocopy.snapshot.scan import Mask, nonzero_pages, runs
@@ -236,11 +235,11 @@ def _digest(view: memoryview, offset: int, pages: int) -> bytes:
 _local = threading.local()
 
 
-def _compress(view: memoryview, offset: int, pages: int) -> tuple[bytes, bytes]:
+def _compress(row: tuple[memoryview, int, int]) -> tuple[bytes, bytes]:
     """The bytes to store for a chunk, as they are if zstd does not make them fewer; and their digest."""
     if not hasattr(_local, "compressor"):
         _local.compressor = zstandard.ZstdCompressor(level=LEVEL, write_content_size=True)
-    raw = b"".join(_pieces(view, offset, pages))
+    raw = b"".join(_pieces(*row))
     packed: bytes = _local.compressor.compress(raw)
     stored = packed if len(packed) < len(raw) else raw
     return stored, blake3(stored).digest()
@@ -255,12 +254,9 @@ def _write_compressed(
     report: _Report,
 ) -> int:
     """As `_write_plain`; a few chunks are compressed ahead of the one that is written."""
-    work = (pool.submit(_compress, *row) for row in _rows(entries, views))
-    ahead: deque[Future[tuple[bytes, bytes]]] = deque(islice(work, 4 * THREADS))
     at = start
-    for index in range(len(entries)):
-        stored, digest = ahead.popleft().result()
-        ahead.extend(islice(work, 1))
+    work = in_order(pool, _compress, _rows(entries, views), 4 * THREADS)
+    for index, (stored, digest) in enumerate(work):
         file.write(at, stored)
         report.add(int(entries["stored"][index]))
         entry = entries[index]
