@@ -288,6 +288,7 @@ class LanguageModel:
         """Make texts that are given no session in this one from now on; the one before is closed."""
         before: OwnSession | None = self.__dict__.get("own_session")
         self.__dict__["own_session"] = session
+        self.context = session.context
         if before is not None and before is not session:
             before.close()
 
