@@ -48,6 +48,11 @@ BENCHMARKS = {
     ),
     "matmul": Benchmark("nocopy.bench.matmul", "matrix products, beside NumPy's on the same pages"),
     "decode": Benchmark("nocopy.bench.decode", "a language model token by token, beside llama.cpp"),
+    "snapshot_file": Benchmark(
+        "nocopy.bench.snapshot_file",
+        "writing, verifying and thawing snapshot files, beside the disk itself",
+        needs_device=False,
+    ),
     "prefill": Benchmark("nocopy.bench.prefill", "a language model reading a prompt, beside llama.cpp"),
 }
 

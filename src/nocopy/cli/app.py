@@ -13,8 +13,9 @@ from nocopy.cli.status import MEANING
 
 GUESTS = Group("Guests", sort_key=1)
 LANGUAGE = Group("Language models", sort_key=2)
-MACHINE = Group("This machine", sort_key=3)
-SHELL = Group("Shell", sort_key=4)
+MACHINE = Group("This machine", sort_key=4)
+SNAPSHOTS = Group("Snapshots", sort_key=3)
+SHELL = Group("Shell", sort_key=5)
 EVERYWHERE = Group("Everywhere", sort_key=9)
 
 
@@ -155,6 +156,35 @@ HF_ENDPOINT and HF_HUB_OFFLINE mean what they mean there.""",
             "show": "Say what a model is.",
             "pull": "Fetch a model from the Hugging Face hub, or its newest version.",
             "rm": "Delete a model from the Hugging Face cache, or all of a repository.",
+        },
+    ),
+    "snapshots": Verb(
+        SNAPSHOTS,
+        """List, show, verify, move and clean up snapshots.
+
+A snapshot is a file, or STORE#NAME. A store is a folder, or an object store by URL: s3://, gs:// or az://,
+with the credentials that the provider's own tools find in the environment. Snapshots of one agent share there
+what did not change.""",
+        (
+            ("nocopy snapshots ls", "the snapshot files of this folder"),
+            ("nocopy snapshots ls s3://bucket/agents", "those of a store"),
+            ("nocopy snapshots show agent.snapshot", "its memories, sessions, digests"),
+            ("nocopy snapshots show s3://bucket/agents#alice", "the same of one in a store"),
+            ("nocopy snapshots verify agent.snapshot --key public.pem", "read all of it, check who signed"),
+            ("nocopy snapshots verify s3://bucket/agents", "all of a store"),
+            ("nocopy snapshots gc s3://bucket/agents", "free what no snapshot needs"),
+            ("nocopy snapshots push agent.snapshot s3://bucket/agents#alice", "into a store"),
+            ("nocopy snapshots pull s3://bucket/agents#alice", "back into a file"),
+            ("nocopy snapshots rm s3://bucket/agents#alice", "forget it; gc frees the room"),
+        ),
+        verbs={
+            "ls": "List the snapshots of a folder or a store.",
+            "show": "Say what a snapshot is, without reading its pages.",
+            "verify": "Read every byte and compare digests; the exit status is 1 if anything is damaged.",
+            "gc": "Remove what no snapshot needs: chunks of a store, and what crashed writers have left.",
+            "push": "Put a snapshot file into a store, which keeps what it has already.",
+            "pull": "Make a file of a snapshot in a store: the bytes that were pushed, all of them verified.",
+            "rm": "Forget a snapshot of a store.",
         },
     ),
     "prove": Verb(

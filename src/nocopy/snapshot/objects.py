@@ -129,18 +129,28 @@ class FolderObjects:
 
     def clean(self) -> int:
         """See `Objects`."""
-        freed = 0
-        for folder, _, _ in os.walk(self.root):
-            for path in leftovers(Path(folder)):
-                try:
-                    freed += path.stat().st_size
-                    path.unlink()
-                except OSError as error:
-                    raise self._failure(f"deleting {path}", error) from error
-        return freed
+        return sum(remove_leftovers(Path(folder))[1] for folder, _, _ in os.walk(self.root))
 
     def _failure(self, what: str, error: OSError) -> StoreError:
         return StoreError(f"the store {self.url}: {what} was asked for; the system says: {error.strerror}")
+
+
+def remove_leftovers(folder: Path) -> tuple[int, int]:
+    """Remove the temporary files that crashed writers have left in a folder; returns files and bytes.
+
+    Raises:
+        StoreError: one cannot be removed.
+    """
+    count = freed = 0
+    try:
+        for path in leftovers(folder):
+            nbytes = path.stat().st_size
+            path.unlink()
+            count, freed = count + 1, freed + nbytes
+    except OSError as error:
+        what = f"removing what crashed writers have left in '{folder}'"
+        raise StoreError(f"{what} was asked for; the system says: {error.strerror}") from error
+    return count, freed
 
 
 def refuse_large(url: str, key: str, nbytes: int, limit: int) -> None:

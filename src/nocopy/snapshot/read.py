@@ -86,7 +86,9 @@ class Snapshot:
     def __init__(self, path: str, file: int, checked: Checked) -> None:
         self.path = path
         self.manifest: Manifest = checked.manifest
-        self._file, self._checked = file, checked
+        self.checked = checked
+        """What was read of the file: header, manifest, table."""
+        self._file = file
         self._runs: dict[int, tuple[Run, ...]] = {}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -97,22 +99,22 @@ class Snapshot:
     @property
     def digest(self) -> bytes:
         """The content digest: BLAKE3 over header, manifest and table, 32 bytes. It names the snapshot."""
-        return self._checked.content
+        return self.checked.content
 
     @property
     def nbytes(self) -> int:
         """Bytes of the file."""
-        return self._checked.header.nbytes
+        return self.checked.header.nbytes
 
     @property
     def compressed(self) -> bool:
         """Whether thawing reads the pages; otherwise it maps them."""
-        return self._checked.header.compressed
+        return self.checked.header.compressed
 
     @property
     def signature(self) -> Signature:
         """How it is signed."""
-        return self._checked.header.signature
+        return self.checked.header.signature
 
     def chunks(self, index: int) -> Entries:
         """The table's entries of one memory: `format.ENTRY` [chunks]."""
@@ -121,7 +123,7 @@ class Snapshot:
                 f"memory {index} of the snapshot '{self.path}' was asked for;"
                 f" it has {len(self.manifest.memories)}"
             )
-        entries = self._checked.entries
+        entries = self.checked.entries
         first, end = np.searchsorted(entries["memory"], [index, index + 1])
         return entries[first:end]
 
@@ -163,13 +165,13 @@ class Snapshot:
             ClosedError: the snapshot was closed.
             SnapshotFileError: the file changed since it was opened.
         """
-        source, header = OpenFile(self.path, self._open_file()), self._checked.header
+        source, header = OpenFile(self.path, self._open_file()), self.checked.header
         head = source.read(0, HEADER.size + header.manifest_nbytes)
         return head + source.read(header.table, header.nbytes - header.table)
 
     def stored_chunks(self) -> dict[bytes, tuple[int, int]]:
         """Where the chunks lie: (position, bytes) in the file by their digest, each once."""
-        entries = self._checked.entries
+        entries = self.checked.entries
         positions: list[int] = entries["position"].tolist()
         lengths: list[int] = entries["stored"].tolist()
         digests = (digest.tobytes() for digest in entries["digest"])
@@ -199,7 +201,7 @@ class Snapshot:
             self._thread.join()
             self.check()
         if not self.verified:
-            check_digests(self.path, self._open_file(), self._checked)
+            check_digests(self.path, self._open_file(), self.checked)
             self.verified = True
 
     def verify_in_background(self) -> None:
@@ -208,7 +210,7 @@ class Snapshot:
 
         def work() -> None:
             try:
-                check_digests(self.path, file, self._checked, threads=1, stop=self._stop)
+                check_digests(self.path, file, self.checked, threads=1, stop=self._stop)
                 self.verified = not self._stop.is_set()
             except SnapshotError as error:
                 self._damage = error
