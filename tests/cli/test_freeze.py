@@ -66,6 +66,16 @@ def test_clones_tell_which_they_are_and_are_written_on_request(counting, tmp_pat
     assert nocopy_cli("fork", "a.nocopy", "0", cwd=tmp_path).status == 2
 
 
+def test_a_signed_file_is_thawed_with_its_key_alone(counting, tmp_path):
+    (tmp_path / "mine").write_text("a secret of more than 16 bytes\n")
+    (tmp_path / "other").write_text("another secret of some length\n")
+    freeze = ("freeze", "--device", "cpu", "-o", "a", "--key", "mine", counting, "20")
+    assert nocopy_cli(*freeze, cwd=tmp_path).status == 0
+    thaw = ("thaw", "--device", "cpu", "--key")
+    assert nocopy_cli(*thaw, "mine", "a", cwd=tmp_path).status == 0
+    assert nocopy_cli(*thaw, "other", "a", cwd=tmp_path).status == 1
+
+
 def test_a_guest_that_ended_is_frozen_and_its_functions_are_called_later(tmp_path):
     (tmp_path / "next.wat").write_text(NEXT)
     run = ("run", "--device", "cpu", "--freeze-on-exit", "n.nocopy", "--invoke", "next", "next.wat", "4")

@@ -9,6 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from nocopy.cli.guest_options import GuestOptions
+from nocopy.cli.snapshots import Key
 from nocopy.cli.thaw import Invoke, ModuleFile, Verification, play, thawing
 
 
@@ -28,6 +29,7 @@ def fork(
     invoke: Invoke = None,
     module: ModuleFile = None,
     verify: Verification = "eager",
+    key: Key = None,
     options: GuestOptions | None = None,
 ) -> int:
     """See `app.VERBS`."""
@@ -43,7 +45,7 @@ def fork(
     if output is not None and not output.is_dir():
         raise UsageError(f"-o {output} was given; there is no such folder")
     status = 0
-    with thaw(file, **thawing(options, module, verify)) as guest:
+    with thaw(file, **thawing(options, module, verify, key)) as guest:
         clones = guest.fork(n, stdout="inherit", stderr="inherit")
         try:
             for clone in clones:

@@ -11,6 +11,7 @@ from nocopy.cli.guest_options import GuestOptions
 
 if TYPE_CHECKING:
     from nocopy.interfaces.host import DeviceGuest
+    from nocopy.snapshot.sign import Signer
 
 
 def freeze(
@@ -25,14 +26,20 @@ def freeze(
     compress: Annotated[
         bool, Parameter(help="Write a smaller file, which is read when it is thawed, not mapped.")
     ] = False,
+    key: Annotated[
+        Path | None,
+        Parameter(metavar="FILE", help="Sign it: an Ed25519 private key (PEM), or a file with a secret."),
+    ] = None,
     options: GuestOptions | None = None,
 ) -> int:
     """See `app.VERBS`."""
     from nocopy.cli.guests import find_guest
     from nocopy.errors import UsageError
     from nocopy.interfaces.host import DeviceGuest
+    from nocopy.snapshot.keys import load_signer
 
     given = (options or GuestOptions()).arguments()
+    signer = None if key is None else load_signer(key)
     path = find_guest(guest)
     with DeviceGuest(
         path, args=[path.name, *args], stdin="inherit", stdout="inherit", stderr="inherit", **given
@@ -46,11 +53,11 @@ def freeze(
         if at is not None and running.checkpoint != at:
             labels = ", ".join(repr(label) for label in seen if label is not None) or "none"
             raise UsageError(f"--at {at} was asked for; the guest ended, and its checkpoints were {labels}")
-        write(running, output, compress=compress)
+        write(running, output, compress=compress, signer=signer)
     return 0
 
 
-def write(guest: DeviceGuest, path: Path, *, compress: bool = False) -> None:
+def write(guest: DeviceGuest, path: Path, *, compress: bool = False, signer: Signer | None = None) -> None:
     """Freeze a guest, with a bar, and say what was written, on stderr."""
     from rich.markup import escape
 
@@ -59,7 +66,10 @@ def write(guest: DeviceGuest, path: Path, *, compress: bool = False) -> None:
 
     with byte_bar("freezing") as progress:
         done = guest.freeze(
-            path, compress=compress, progress=lambda written, of: progress("pages", written, of)
+            path,
+            compress=compress,
+            signer=signer,
+            progress=lambda written, of: progress("pages", written, of),
         )
     label = guest.checkpoint
     where = "at its end" if label is None else f"at the checkpoint {label!r}"

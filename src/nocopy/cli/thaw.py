@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from nocopy.cli.guest_options import GuestOptions, go_on
+from nocopy.cli.snapshots import Key, verifier
 
 if TYPE_CHECKING:
     from nocopy.interfaces.host import DeviceGuest
@@ -35,6 +36,7 @@ def thaw(
     invoke: Invoke = None,
     module: ModuleFile = None,
     verify: Verification = "eager",
+    key: Key = None,
     freeze_on_exit: Annotated[
         Path | None,
         Parameter(metavar="FILE", help="When it has ended well, write what it is then."),
@@ -45,7 +47,7 @@ def thaw(
     from nocopy.cli.freeze import write
     from nocopy.interfaces.host import thaw as thaw_guest
 
-    given = thawing(options, module, verify)
+    given = thawing(options, module, verify, key)
     with thaw_guest(file, stdin="inherit", stdout="inherit", stderr="inherit", **given) as guest:
         play(guest, invoke, args)
         if freeze_on_exit is not None:
@@ -53,9 +55,16 @@ def thaw(
     return 0
 
 
-def thawing(options: GuestOptions | None, module: Path | None, verify: str) -> dict[str, Any]:
-    """What `thaw` takes."""
-    return (options or GuestOptions()).arguments() | {"module": module, "verify": verify}
+def thawing(
+    options: GuestOptions | None, module: Path | None, verify: str, key: Path | None
+) -> dict[str, Any]:
+    """What `thaw` takes.
+
+    Raises:
+        UsageError: a value is wrong, or the key cannot be read.
+    """
+    given = (options or GuestOptions()).arguments()
+    return given | {"module": module, "verify": verify, "key": verifier(key)}
 
 
 def play(guest: DeviceGuest, invoke: str | None, args: tuple[str, ...]) -> None:
