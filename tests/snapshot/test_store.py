@@ -257,6 +257,8 @@ def test_nothing_is_removed_when_a_snapshot_cannot_be_read(folder_store, tmp_pat
 
 def test_what_is_not_ours_stays(folder_store, tmp_path):
     folder_store.push(snapshot_file(tmp_path / "a"), "a")
+    (Path(folder_store.url) / SNAPSHOTS / "an odd one.snapshot").write_text("no snapshot")
+    assert [stored.name for stored in folder_store.names()] == ["a"]
     stranger = Path(folder_store.url) / CHUNKS / "readme.txt"
     stranger.write_text("not a chunk")
     collect(folder_store, grace=0)

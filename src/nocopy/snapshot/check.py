@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import NoReturn, Protocol
 
 import numpy as np
-import numpy.typing as npt
 from blake3 import blake3
 
 from nocopy.errors import SnapshotDamagedError, SnapshotFileError
@@ -25,7 +24,6 @@ from nocopy.snapshot.format import (
     LIMITS,
     MAGIC,
     PAGE,
-    PAGES_PER_CHUNK,
     SIGNATURE_BYTES,
     VERSION,
     Header,
@@ -34,9 +32,8 @@ from nocopy.snapshot.format import (
 )
 from nocopy.snapshot.manifest import Manifest
 from nocopy.snapshot.sign import Verifier, check_signature
+from nocopy.snapshot.table import Entries, check_table
 from nocopy.snapshot.typed_json import Defect, load
-
-Entries = npt.NDArray[np.void]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +108,13 @@ class _Reader:
     def check(self, key: Verifier | None) -> Checked:
         raw = self.read(0, HEADER.size, "the header")
         header = self.header(raw)
-        manifest = self.read(HEADER.size, header.manifest_nbytes, "the manifest")
-        gap = HEADER.size + header.manifest_nbytes
-        if self.read(gap, header.data - gap, "the padding") != bytes(header.data - gap):
+        head = self.read(HEADER.size, header.data - HEADER.size, "the manifest")
+        manifest, padding = head[: header.manifest_nbytes], head[header.manifest_nbytes :]
+        if padding != bytes(len(padding)):
             self.fail("header", "the bytes between manifest and pages must be zero")
-        table = self.read(header.table, header.trailer - header.table, "the table")
-        trailer = self.read(header.trailer, header.nbytes - header.trailer, "the trailer")
-        signature, digest = trailer[:-DIGEST], trailer[-DIGEST:]
+        tail = self.read(header.table, header.nbytes - header.table, "the table")
+        nbytes = header.trailer - header.table
+        table, signature, digest = tail[:nbytes], tail[nbytes:-DIGEST], tail[-DIGEST:]
         root = blake3(raw).update(manifest).update(table)
         content = root.digest()
         if root.update(signature).digest() != digest:
@@ -128,7 +125,7 @@ class _Reader:
         except Defect as error:
             self.fail("manifest", str(error))
         entries = np.frombuffer(table, ENTRY)
-        self.table(header, said, entries)
+        check_table(self.path, header, said, entries)
         return Checked(header, said, entries, content)
 
     def header(self, raw: bytes) -> Header:
@@ -142,7 +139,7 @@ class _Reader:
                 self.fail("version", f"the {what} is {found[what]}; this reader knows {known}")
         if flags & ~COMPRESSED:
             self.fail("version", f"the flags are {flags:#x}; this reader knows {COMPRESSED:#x}")
-        if signature not in list(Signature):
+        if signature > max(Signature):
             self.fail(
                 "version", f"the signature is of kind {signature}; this reader knows 0 to {max(Signature)}"
             )
@@ -165,37 +162,3 @@ class _Reader:
                 f" make {nbytes} bytes",
             )
         return Header(compressed, nbytes, manifest, data, table, entries, trailer, Signature(signature))
-
-    def table(self, header: Header, manifest: Manifest, entries: Entries) -> None:
-        """Refuse chunks that are out of order, outside their memory or the file, overlap, or leave a hole."""
-        memory, offset, position = entries["memory"], entries["offset"], entries["position"]
-        sizes = np.array([m.size for m in manifest.memories], np.uint64)
-        self.all(entries["zero"] == 0, "table", "has a byte that must be zero and is not")
-        self.all(memory < len(sizes), "table", f"names a memory; there are {len(sizes)}")
-        self.all(offset % CHUNK == 0, "table", f"starts at an offset that is no multiple of {CHUNK}")
-        room = sizes[memory.astype(np.intp)]
-        self.all(offset < room, "table", "lies outside its memory")
-        self.all(
-            (entries["pages"] > 0) & (entries["pages"] < 1 << PAGES_PER_CHUNK),
-            "table",
-            "has no or unknown pages",
-        )
-        # Sizes are at most 2^48 and multiples of 64 KiB, so nothing below can wrap.
-        left = np.minimum((room - offset) // PAGE, PAGES_PER_CHUNK)
-        self.all(entries["pages"] >> left == 0, "table", "has a page outside its memory")
-        later = (memory[1:] > memory[:-1]) | ((memory[1:] == memory[:-1]) & (offset[1:] > offset[:-1]))
-        self.all(np.append(True, later), "table", "does not come after the one before it")
-        stored = entries["stored"].astype(np.uint64)
-        full = np.bitwise_count(entries["pages"]).astype(np.uint64) * PAGE
-        fits = (stored > 0) & (stored <= full) if header.compressed else stored == full
-        self.all(fits, "table", "has a number of bytes that its pages cannot have")
-        ends = header.data + np.cumsum(stored, dtype=np.uint64)
-        self.all(position == ends - stored, "table", "does not follow the one before it in the file")
-        end = int(ends[-1]) if len(ends) else header.data
-        if end != header.table:
-            self.fail("table", f"the chunks end at byte {end}; the table begins at {header.table}")
-
-    def all(self, fits: Any, kind: str, message: str) -> None:
-        """Refuse the first chunk that does not fit."""
-        if not fits.all():
-            self.fail(kind, f"chunk {int(np.argmin(fits))} {message}")

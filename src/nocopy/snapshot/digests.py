@@ -14,9 +14,10 @@ from typing import Final
 from blake3 import blake3
 
 from nocopy.errors import SnapshotDamagedError
-from nocopy.snapshot.check import Checked, Entries
+from nocopy.snapshot.check import Checked
 from nocopy.snapshot.fill import fill
 from nocopy.snapshot.format import CHUNK
+from nocopy.snapshot.table import Entries
 
 THREADS: Final = min(os.cpu_count() or 1, 8)
 GROUP: Final = 16

@@ -17,9 +17,9 @@ import zstandard
 
 from nocopy.errors import SnapshotFileError
 from nocopy.memory.pages import map_file
-from nocopy.snapshot.check import Entries
 from nocopy.snapshot.fill import fill
 from nocopy.snapshot.format import CHUNK, LIMITS, PAGE, PAGES_PER_CHUNK
+from nocopy.snapshot.table import Entries
 from nocopy.snapshot.write import segments
 
 

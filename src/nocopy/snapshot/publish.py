@@ -13,6 +13,7 @@ import errno
 import fcntl
 import os
 import secrets
+import sys
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -89,7 +90,7 @@ class Publication:
     def commit(self) -> None:
         """Publish what was written."""
         try:
-            os.fsync(self._file)
+            sync(self._file)
             os.rename(self.temporary, self.path)
             sync_folder(self.path.parent)
             file, self._file = self._file, -1
@@ -135,11 +136,23 @@ class Publication:
         self._discard(error)
 
 
+def sync(file: int) -> None:
+    """Bring what was written to the disk.
+
+    Raises:
+        OSError: the system cannot.
+    """
+    if sys.platform == "darwin":  # there fsync leaves it in the disk's own memory
+        fcntl.fcntl(file, fcntl.F_FULLFSYNC)
+    else:
+        os.fsync(file)
+
+
 def sync_folder(folder: Path) -> None:
     """Bring the names in a folder to the disk."""
     file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(file)
+        sync(file)
     finally:
         os.close(file)
 

@@ -22,12 +22,13 @@ import numpy as np
 from blake3 import blake3
 
 from nocopy.errors import ClosedError, SnapshotDamagedError, SnapshotError, UsageError
-from nocopy.snapshot.check import Checked, Entries, OpenFile, check_file
+from nocopy.snapshot.check import Checked, OpenFile, check_file
 from nocopy.snapshot.digests import check_digests
 from nocopy.snapshot.format import HEADER, Signature
 from nocopy.snapshot.manifest import Manifest
 from nocopy.snapshot.place import Placed, Run, page_runs, place_compressed, place_plain
 from nocopy.snapshot.sign import Verifier
+from nocopy.snapshot.table import Entries
 
 Verify = Literal["eager", "lazy", "off"]
 

@@ -40,6 +40,6 @@ class Skeleton:
         if at >= self.table:
             start = self.head + at - self.table
             return self.data[start : start + nbytes]
-        if at < self.head:
-            return self.data[at : min(at + nbytes, self.head)]
-        return bytes(nbytes if at + nbytes <= self.chunks else 0)
+        end = min(at + nbytes, self.chunks)
+        stored = self.data[at : min(end, self.head)]
+        return stored + bytes(max(0, end - max(at, self.head)))

@@ -92,7 +92,7 @@ class Store:
         return mark is not None
 
     def names(self) -> list[Stored]:
-        """The snapshots, by name.
+        """The snapshots, by name. Objects that no push can have written are not among them.
 
         Raises:
             StoreError: there is no store, or it cannot be reached.
@@ -103,7 +103,7 @@ class Store:
             for stat in self.objects.list(SNAPSHOTS)
             if stat.key.endswith(SUFFIX)
         ]
-        return sorted(found, key=lambda stored: stored.name)
+        return sorted((s for s in found if _is_name(s.name)), key=lambda stored: stored.name)
 
     def read(self, name: str, *, key: Verifier | None = None) -> Checked:
         """Everything of a snapshot but its chunks.
@@ -289,9 +289,13 @@ class Store:
                 pool.shutdown(cancel_futures=True)
 
 
+def _is_name(text: str) -> bool:
+    short = len(text) <= NAME_LENGTH and NAME.fullmatch(text) is not None
+    return short and not any(part.endswith(SUFFIX) for part in text.split("/"))
+
+
 def _key(name: str) -> str:
-    parts = name.split("/")
-    if not NAME.fullmatch(name) or len(name) > NAME_LENGTH or any(part.endswith(SUFFIX) for part in parts):
+    if not _is_name(name):
         raise UsageError(
             f"a snapshot named {name!r} was asked for; a name has at most {NAME_LENGTH} letters, digits,"
             " dots, dashes and underscores, in parts between slashes that begin with a letter or digit and do"

@@ -18,7 +18,6 @@ Equal values have equal bytes. Types of fields and what they become:
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import reprlib
 import types
@@ -28,6 +27,7 @@ from functools import cache
 from typing import (
     Annotated,
     Any,
+    Final,
     Literal,
     NoReturn,
     TypeVar,
@@ -64,17 +64,22 @@ ANY_LENGTH = Length(0, 2**31)
 class Defect(ValueError):
     """A value that does not fit its type. `place` is the path to it, such as memories[0].size."""
 
-    def __init__(self, place: str, message: str) -> None:
+    def __init__(self, message: str, place: str = "") -> None:
         super().__init__(f"{place or 'the manifest'}: {message}")
         self.place, self.message = place, message
+
+    def within(self, step: str) -> Defect:
+        """The same, seen from the object or array around it: `step` is .name or [index]."""
+        inner = self.place if not self.place or self.place.startswith("[") else f".{self.place}"
+        return Defect(self.message, (step + inner).removeprefix("."))
 
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """Turns values of one type into JSON values and back; the string is the place, for messages."""
+    """Turns values of one type into JSON values and back. Both raise `Defect`."""
 
-    encode: Callable[[Any, str], Any]
-    decode: Callable[[Any, str], Any]
+    encode: Callable[[Any], Any]
+    decode: Callable[[Any], Any]
 
 
 def dump(value: Any) -> bytes:
@@ -84,11 +89,11 @@ def dump(value: Any) -> bytes:
         Defect: a field holds something else than its type says.
     """
     kind = cast(Any, type(value))
-    encoded = codec(kind).encode(value, "")
+    encoded = codec(kind).encode(value)
     try:
         return canonical(encoded)
     except UnicodeEncodeError as error:
-        raise Defect("", f"a string is not Unicode text: {error.reason}") from error
+        raise Defect(f"a string is not Unicode text: {error.reason}") from error
 
 
 def load(kind: type[T], data: bytes) -> T:
@@ -98,19 +103,28 @@ def load(kind: type[T], data: bytes) -> T:
         Defect: it is not JSON, not canonical, or does not fit the type.
     """
     try:
-        parsed = json.loads(data.decode(), parse_float=_no_float, parse_constant=_no_float)
+        parsed = DECODER.decode(data.decode())
         same = canonical(parsed) == data
     except (ValueError, RecursionError) as error:
-        raise Defect("", f"it is not the JSON that a manifest is made of: {error}") from error
+        raise Defect(f"it is not the JSON that a manifest is made of: {error}") from error
     if not same:
-        raise Defect("", "it is not canonical: sorted keys, each once, no white space, no escapes to spare")
-    return codec(kind).decode(parsed, "")
+        raise Defect("it is not canonical: sorted keys, each once, no white space, no escapes to spare")
+    return codec(kind).decode(parsed)
+
+
+def _no_float(text: str) -> NoReturn:
+    raise ValueError(f"the number {text:.40} is not an integer")
+
+
+DECODER: Final = json.JSONDecoder(parse_float=_no_float, parse_constant=_no_float)
+ENCODER: Final = json.JSONEncoder(
+    ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False, check_circular=False
+)
 
 
 def canonical(value: Any) -> bytes:
     """JSON values as canonical text."""
-    text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return text.encode()
+    return ENCODER.encode(value).encode()
 
 
 @cache
@@ -146,18 +160,14 @@ def codec(kind: Any, length: Length = ANY_LENGTH, bounds: Range = ANY_INTEGER) -
     return plain[kind]
 
 
-def _fail(place: str, value: Any, wanted: str) -> NoReturn:
-    raise Defect(place, f"{reprlib.repr(value)} was found; it must be {wanted}")
-
-
-def _no_float(text: str) -> NoReturn:
-    raise ValueError(f"the number {text:.40} is not an integer")
+def _refuse(value: Any, wanted: str) -> NoReturn:
+    raise Defect(f"{reprlib.repr(value)} was found; it must be {wanted}")
 
 
 def _same(fits: Callable[[Any], bool], wanted: str) -> Codec:
-    def check(value: Any, place: str) -> Any:
+    def check(value: Any) -> Any:
         if not fits(value):
-            _fail(place, value, wanted)
+            _refuse(value, wanted)
         return value
 
     return Codec(check, check)
@@ -179,48 +189,44 @@ def _string(length: Length) -> Codec:
 
 def _optional(inner: Codec) -> Codec:
     return Codec(
-        lambda value, place: None if value is None else inner.encode(value, place),
-        lambda value, place: None if value is None else inner.decode(value, place),
+        lambda value: None if value is None else inner.encode(value),
+        lambda value: None if value is None else inner.decode(value),
     )
 
 
-def _encode_float(value: Any, place: str) -> str:
+def _encode_float(value: Any) -> str:
     if type(value) not in (float, int):
-        _fail(place, value, "a number")
+        _refuse(value, "a number")
     return float(value).hex()
 
 
-def _decode_float(value: Any, place: str) -> float:
+def _decode_float(value: Any) -> float:
     try:
         number = float.fromhex(value)
     except (TypeError, ValueError, OverflowError):
         number = None
     if number is None or number.hex() != value:
-        _fail(place, value, "a number as C99 writes it in base 16, such as 0x1.8000000000000p+1")
+        _refuse(value, "a number as C99 writes it in base 16, such as 0x1.8000000000000p+1")
     return number
 
 
 def _bytes(length: Length) -> Codec:
     wanted = f"base64 of {length.low} to {length.high} bytes"
 
-    def encode(value: Any, place: str) -> str:
+    def encode(value: Any) -> str:
         if not isinstance(value, bytes) or not length.low <= len(value) <= length.high:
-            _fail(place, value, f"{length.low} to {length.high} bytes")
+            _refuse(value, f"{length.low} to {length.high} bytes")
         return base64.b64encode(value).decode()
 
-    def decode(value: Any, place: str) -> bytes:
+    def decode(value: Any) -> bytes:
         try:
             data = base64.b64decode(value, validate=True)
-        except (TypeError, ValueError, binascii.Error):
-            data = None
-        # Decoders ignore the bits that padding leaves over; two texts for the same bytes are one too many.
-        if (
-            data is None
-            or not length.low <= len(data) <= length.high
-            or base64.b64encode(data).decode() != value
-        ):
-            _fail(place, value, wanted)
-        return data
+            # Decoders ignore the bits that padding leaves over; one text for the same bytes is enough.
+            if length.low <= len(data) <= length.high and base64.b64encode(data).decode() == value:
+                return data
+        except (TypeError, ValueError):
+            pass
+        _refuse(value, wanted)
 
     return Codec(encode, decode)
 
@@ -228,48 +234,57 @@ def _bytes(length: Length) -> Codec:
 def _array(element: Codec, length: Length) -> Codec:
     wanted = f"an array of {length.low} to {length.high} elements"
 
-    def encode(value: Any, place: str) -> list[Any]:
-        if not isinstance(value, tuple) or not length.low <= len(cast(tuple[Any, ...], value)) <= length.high:
-            _fail(place, value, wanted)
-        return [element.encode(v, f"{place}[{i}]") for i, v in enumerate(cast(tuple[Any, ...], value))]
+    def convert(value: Any, kind: type[Any], each: Callable[[Any], Any]) -> list[Any]:
+        if not isinstance(value, kind) or not length.low <= len(value) <= length.high:
+            _refuse(value, wanted)
+        made: list[Any] = []
+        try:
+            for item in value:
+                made.append(each(item))  # noqa: PERF401 (its length is the place of a defect)
+        except Defect as defect:
+            raise defect.within(f"[{len(made)}]") from None
+        return made
 
-    def decode(value: Any, place: str) -> tuple[Any, ...]:
-        if not isinstance(value, list) or not length.low <= len(cast(list[Any], value)) <= length.high:
-            _fail(place, value, wanted)
-        return tuple([element.decode(v, f"{place}[{i}]") for i, v in enumerate(cast(list[Any], value))])
-
-    return Codec(encode, decode)
+    return Codec(
+        lambda value: convert(value, tuple, element.encode),
+        lambda value: tuple(convert(value, list, element.decode)),
+    )
 
 
 def _object(kind: type[Any]) -> Codec:
     hints = get_type_hints(kind, include_extras=True)
     parts = {field.name: codec(hints[field.name]) for field in fields(kind)}
 
-    def encode(value: Any, place: str) -> dict[str, Any]:
+    def encode(value: Any) -> dict[str, Any]:
         if type(value) is not kind:
-            _fail(place, value, f"a {kind.__name__}")
-        return {name: part.encode(getattr(value, name), _join(place, name)) for name, part in parts.items()}
+            _refuse(value, f"a {kind.__name__}")
+        made: dict[str, Any] = {}
+        for name, part in parts.items():
+            try:
+                made[name] = part.encode(getattr(value, name))
+            except Defect as defect:
+                raise defect.within(f".{name}") from None
+        return made
 
-    def decode(value: Any, place: str) -> Any:
+    def decode(value: Any) -> Any:
         if not isinstance(value, dict):
-            _fail(place, value, "an object")
+            _refuse(value, "an object")
         found = cast(dict[str, Any], value)
         if found.keys() != parts.keys():
             unknown, missing = sorted(found.keys() - parts), sorted(parts.keys() - found)
             what = [f"the field {n!r:.40} is unknown" for n in unknown[:3]] + [
                 f"{n} is missing" for n in missing
             ]
-            raise Defect(place, "; ".join(what))
-        values = {name: part.decode(found[name], _join(place, name)) for name, part in parts.items()}
+            raise Defect("; ".join(what))
+        made: dict[str, Any] = {}
+        for name, part in parts.items():
+            try:
+                made[name] = part.decode(found[name])
+            except Defect as defect:
+                raise defect.within(f".{name}") from None
         try:
-            return kind(**values)
-        except Defect:
-            raise
+            return kind(**made)
         except ValueError as error:
-            raise Defect(place, str(error)) from error
+            raise Defect(str(error)) from error
 
     return Codec(encode, decode)
-
-
-def _join(place: str, name: str) -> str:
-    return f"{place}.{name}" if place else name
