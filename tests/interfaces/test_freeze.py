@@ -6,7 +6,8 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,19 @@ from nocopy.device.protocol import Device
 from nocopy.errors import (
     ClosedError,
     ExitError,
+    InvalidModuleError,
     MemoryLimitError,
     SnapshotDamagedError,
+    SnapshotError,
     SnapshotMismatchError,
     UsageError,
 )
 from nocopy.interfaces.host import DeviceGuest
 from nocopy.memory.dtype import DType
+from nocopy.memory.linear import LinearMemory
 from nocopy.models.load import open_model
-from nocopy.snapshot import open_snapshot
+from nocopy.snapshot import Manifest, open_snapshot, write_snapshot
+from nocopy.snapshot.manifest import ConstraintState, GlobalState, HandleState, TableState
 from nocopy.tape import Space, TapeBuilder, Tensor
 from nocopy.wasm import Dir, HostFunction, Limits
 from tests.device.cuda_emulation import EmulatedDriver, emulated, library  # noqa: F401
@@ -396,6 +401,75 @@ def test_memory_that_only_the_device_has_comes_back(
         discrete = device.info.memory_bytes > 0
         assert (moved, thawed.ledger.uploaded) == ((1 << 20, 1 << 20) if discrete else (0, 0))
     device.close()
+
+
+def twice(manifest: Manifest) -> Manifest:
+    return replace(manifest, sessions=manifest.sessions * 2)
+
+
+def session(**changes: Any) -> Callable[[Manifest], Manifest]:
+    return lambda m: replace(m, sessions=(replace(m.sessions[0], **changes),))
+
+
+def model(**changes: Any) -> Callable[[Manifest], Manifest]:
+    return lambda m: replace(m, models=(replace(m.models[0], **changes),))
+
+
+WRONG: dict[str, Callable[[Manifest], Manifest]] = {
+    "a session twice": twice,
+    "a model twice": lambda m: replace(m, models=m.models * 2),
+    "no handle": model(handle=None),
+    "one handle for both": lambda m: session(handle=m.models[0].handle)(m),
+    "a handle that was never used": session(handle=3),
+    "another model": model(digest=bytes(32)),
+    "a model that was not granted": model(name="other"),
+    "a place that is no multiple of 64 KiB": session(offset=16),
+    "fewer bytes than it takes": session(nbytes=64),
+    "more context than the model has": session(context=1 << 20),
+    "no context": session(context=0),
+    "another pass": session(chunk=7),
+    "another type": session(kv="q9"),
+    "no type": session(kv="none"),
+    "a type that caches are not of": session(kv="i32"),
+    "half a token": session(tokens=b"abcde"),
+    "a token that is none": session(tokens=bytes((255, 255, 0, 0))),
+    "more tokens than fit": session(tokens=bytes(4 * 300)),
+    "an unknown constraint": session(constraint=ConstraintState("magic", "x")),
+    "a constraint that is none": session(constraint=ConstraintState("regex", "(")),
+    "a constraint that followed too much": session(constraint=ConstraintState("json", "", bytes(4000))),
+    "a constraint that its tokens break": session(constraint=ConstraintState("regex", "a", bytes(8))),
+    "handles from 0": lambda m: replace(m, handles=HandleState(0, 2**31)),
+    "handles backwards": lambda m: replace(m, handles=HandleState(9, 3)),
+    "a global too few": lambda m: replace(m, globals=m.globals[1:]),
+    "a global of another type": lambda m: replace(m, globals=(GlobalState(0, "i64", bytes(8)),)),
+    "a table that is not there": lambda m: replace(m, tables=(TableState(9, (1,)),)),
+    "a memory of another name": lambda m: replace(
+        m, memories=(replace(m.memories[0], name="x"), *m.memories[1:])
+    ),
+    "another module": lambda m: replace(m, module=replace(m.module, digest=bytes(32))),
+    "a module cut short": lambda m: replace(m, module=replace(m.module, nbytes=20)),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_sound_file_that_says_what_cannot_be_is_refused_by_name(
+    cpu: Device, tiny_gguf: Path, tmp_path: Path, what: str
+) -> None:
+    """The digests are right: somebody wrote the file on purpose."""
+    source = f"{passthrough.text(pages=40)[:-1]} (global (mut i32) (i32.const 1)))"
+    with DeviceGuest(source, device=cpu, models={"default": tiny_gguf}) as guest:
+        like = ModelGuest.__new__(ModelGuest)
+        like.guest, like.memory, like.next = guest, guest.memory, 65536
+        like.append(like.session(like.open(), 200), [1, 2, 3])
+        guest.freeze(tmp_path / "g")
+    with open_snapshot(tmp_path / "g") as snapshot, ExitStack() as stack:
+        memories: list[LinearMemory] = []
+        for i, state in enumerate(snapshot.manifest.memories):
+            memories.append(stack.enter_context(LinearMemory(state.size)))
+            snapshot.map_into(i, memories[-1].address)
+        write_snapshot(tmp_path / "w", WRONG[what](snapshot.manifest), memories)
+    with pytest.raises((SnapshotError, MemoryLimitError, InvalidModuleError)):
+        thaw(tmp_path / "w", cpu, models={"default": tiny_gguf})
 
 
 # Clones

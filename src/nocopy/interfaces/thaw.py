@@ -37,6 +37,7 @@ class Restore:
 
     def __init__(self, manifest: Manifest, origin: Origin, clone: Clone, parent: bytes | None) -> None:
         self.manifest, self._origin, self._clone, self._parent = manifest, origin, clone, parent
+        self._main = 0
 
     def fill(self, guest: Guest) -> None:
         """Give it its memories, globals and tables.
@@ -46,6 +47,7 @@ class Restore:
             MemoryLimitError: they are larger than the guest's limits allow.
         """
         manifest = self.manifest
+        self._main = next(i for i, memory in enumerate(guest.memories) if memory is guest.memory)
         own = len(guest.memories)
         if len(manifest.memories) < own:
             raise mismatch(f"{len(manifest.memories)} memories", f"the module has {own}")
@@ -94,6 +96,16 @@ class Restore:
         if manifest.handles is not None:
             self._bind_sessions(compute)
 
+    def _check_handles(self) -> None:
+        """Refuse handles that are missing or come twice, and sessions outside the guest's own memory."""
+        models, sessions = self.manifest.models, self.manifest.sessions
+        handles = [*(model.handle for model in models), *(session.handle for session in sessions)]
+        if not all(handles) or len(set(handles)) != len(handles):
+            raise mismatch(f"the handles {handles}", "each must be there, once")
+        outside = [session.memory for session in sessions if session.memory != self._main]
+        if outside:
+            raise mismatch(f"a session in memory {outside[0]}", f"sessions lie in memory {self._main}")
+
     def memory(self, index: int) -> LinearMemory:
         """A memory that is no guest's, made for the caller to close."""
         size = self.manifest.memories[index].size
@@ -108,6 +120,7 @@ class Restore:
     def _bind_sessions(self, compute: Compute) -> None:
         manifest = self.manifest
         assert manifest.handles is not None
+        self._check_handles()
         models = {model.handle or 0: model for model in manifest.models}
         handles = list(models)
 
@@ -130,6 +143,8 @@ class Restore:
                 )
                 found.fresh = state.fresh
                 if state.constraint is not None:
+                    if len(state.constraint.tokens) > 4 * state.context:
+                        raise mismatch("a constraint that followed more tokens than fit", "that cannot be")
                     found.constraint = constraint_of(state.constraint, found.lease.loaded.vocabulary)
                 made[state.handle] = found
             return made
