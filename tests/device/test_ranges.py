@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,12 @@ from nocopy.device import cuda
 from nocopy.device.chunks import Chunk
 from nocopy.device.protocol import Mode, OnDemand
 from nocopy.device.ranges import BLOCK, RangedPages, blocks
+from nocopy.device.vulkan import VulkanDevice
 from nocopy.errors import DeviceError
 from nocopy.interfaces.host import DeviceGuest
 from nocopy.memory import Ledger, LinearMemory
 from nocopy.tape import TapeBuilder
+from tests.device.conftest import open_or_skip
 from tests.device.cuda_emulation import EmulatedDriver, device, driver, library  # noqa: F401
 from tests.interfaces import passthrough
 
@@ -122,7 +125,52 @@ def test_a_thawed_guest_on_cuda_has_only_the_ranges_pinned_that_its_tapes_touch(
         assert thawed.memory.view(16, "f32", 5 * BLOCK + 64).numpy().tolist() == [3.0] * 16
         assert thawed.memory.read(5 * BLOCK, 64) == b"\1" * 64
         assert thawed.memory.read(4 * BLOCK, 3 * BLOCK).count(1) == 3 * BLOCK - 64
+        assert thawed.call("grow", 2) == 64
+        tape = TapeBuilder()
+        tape.copy(thawed.memory.view(16, "f32", 65 * BLOCK), thawed.memory.view(16, "f32", 5 * BLOCK + 64))
+        thawed.play(tape)
+        assert thawed.memory.view(16, "f32", 65 * BLOCK).numpy().tolist() == [3.0] * 16
+        assert sum(driver.registered.values()) == 2 * BLOCK
     assert driver.registered == {}
+
+
+def test_a_gpu_that_pins_plays_over_imports_that_join_and_grow(tmp_path: Path) -> None:
+    """The Vulkan device of this machine, told that it pins: its imports are real ones."""
+    vulkan = open_or_skip("vulkan")
+    assert isinstance(vulkan, VulkanDevice)
+    vulkan._info = replace(vulkan.info, pins=True)  # pyright: ignore[reportPrivateUsage]
+    with DeviceGuest(passthrough.text(pages=16), device=vulkan) as guest:
+        guest.memory.view(16 * BLOCK // 4, "f32").numpy()[:] = 1.0
+        guest.freeze(tmp_path / "g")
+    with nocopy.thaw(tmp_path / "g", device=vulkan) as thawed:
+        memory, pages = thawed.memory, thawed.pages
+        assert isinstance(pages, RangedPages)
+        assert pages.buffers() == []
+
+        def double(offset: int, count: int) -> None:
+            tape = TapeBuilder()
+            x = memory.view(count, "f32", offset)
+            tape.binary("add", x, x, x)
+            thawed.play(tape)
+            assert x.numpy().tolist() == [expected * 2 for expected in before]
+
+        for offset, count, imports in (
+            (BLOCK, 8, 1),
+            (3 * BLOCK + 16, 8, 2),
+            (BLOCK + 64, 2 * BLOCK // 4 + 100, 1),  # over both
+            (BLOCK, 8, 1),  # the first tape again, which was compiled for the import that went
+            (9 * BLOCK, 4, 2),
+        ):
+            before = memory.view(count, "f32", offset).numpy().tolist()
+            double(offset, count)
+            assert len(pages.buffers()) == imports
+        assert memory.borrowed == [(0, BLOCK), (4 * BLOCK, 9 * BLOCK), (10 * BLOCK, 16 * BLOCK)]
+        assert thawed.ledger.shared == 4 * BLOCK
+        assert thawed.call("grow", 1) == 16
+        before = [0.0] * 4
+        double(16 * BLOCK, 4)
+        assert thawed.ledger.copied == 0
+    vulkan.close()
 
 
 def test_new_pages_are_refused_while_a_device_holds_the_memory(tmp_path: Path) -> None:
