@@ -12,6 +12,8 @@ import numpy as np
 from nocopy import errors
 from nocopy.device.protocol import Mode
 from nocopy.interfaces.imports import (
+    CLONE_INFO,
+    CLONE_INFO_DOC,
     DEVICE_INFO,
     DEVICE_INFO_DOC,
     IMPORTS,
@@ -66,6 +68,8 @@ def fill_template(
         "CONSTANTS": enum([*constants, *host_constants()]),
         "STRUCTS": re.sub(r"//(.*)", r"/*\1 */", "\n".join(structs)),
         "DEVICE_INFO": struct("nocopy_device_info", DEVICE_INFO, DEVICE_INFO_DOC),
+        "CLONE_INFO": struct("nocopy_clone_info", CLONE_INFO, CLONE_INFO_DOC),
+        "CLONE_INFO_BYTES": str(CLONE_INFO.itemsize),
         "DEVICE_INFO_BYTES": str(DEVICE_INFO.itemsize),
         "GENERATION": "\n\n".join(
             [struct("nocopy_bias", BIAS, BIAS_DOC), struct("nocopy_generation", GENERATION, GENERATION_DOC)]

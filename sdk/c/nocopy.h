@@ -199,6 +199,13 @@ typedef struct nocopy_device_info {
     char product[192]; /* UTF-8 with a NUL: the hardware's own name */
 } nocopy_device_info;
 
+/* Which copy of itself a guest is, after it was thawed or forked. A later host may have more fields. */
+typedef struct nocopy_clone_info {
+    uint64_t generation; /* how often this guest, or one that it was cloned from, was thawed or forked */
+    uint64_t index; /* which of the clones of one fork; 0 for a guest that was started or thawed */
+    uint64_t random; /* drawn by the host for this clone: no two that ever run have the same */
+} nocopy_clone_info;
+
 /* How to generate. nocopy_generation_default() fills one in. */
 typedef struct nocopy_bias {
     uint32_t token; /* its number */
@@ -255,6 +262,7 @@ typedef struct nocopy_generation {
 NOCOPY_ASSERT_(operand, sizeof(nocopy_operand) == 32);
 NOCOPY_ASSERT_(record, sizeof(nocopy_record) == 256);
 NOCOPY_ASSERT_(device_info, sizeof(nocopy_device_info) == 256);
+NOCOPY_ASSERT_(clone_info, sizeof(nocopy_clone_info) == 24);
 NOCOPY_ASSERT_(generation, sizeof(nocopy_generation) == 80);
 NOCOPY_ASSERT_(float, sizeof(float) == 4);
 
@@ -263,7 +271,9 @@ NOCOPY_ASSERT_(float, sizeof(float) == 4);
 
 #ifdef __wasm__
 #define NOCOPY_IMPORT_(name) __attribute__((import_module("nocopy"), import_name(#name)))
+#define NOCOPY_EXPORT(name) __attribute__((export_name(#name)))
 #else
+#define NOCOPY_EXPORT(name)
 #define NOCOPY_IMPORT_(name) /* a native build, for unit tests: define these functions yourself */
 #endif
 
@@ -286,6 +296,32 @@ NOCOPY_IMPORT_(last_error) int32_t nocopy_last_error(char *text, uint32_t len);
 
 /* Hand a line of UTF-8 to the host's log. `level` is one of NOCOPY_LOG_*. */
 NOCOPY_IMPORT_(log) int32_t nocopy_log(int32_t level, const char *text, uint32_t len);
+
+/* Ask to be frozen, or simply to go on, from here: once the host's present call has returned, it may
+ * freeze the guest, and calls your export `nocopy_resume`, here or wherever the guest is thawed. So
+ * return from what you are doing, down to the host. `nocopy_label` gives the label then. */
+NOCOPY_IMPORT_(checkpoint) int32_t nocopy_checkpoint(const char *label, uint32_t len);
+
+/* Write the label of the last checkpoint: at most `len` bytes of UTF-8, the last of them a NUL.
+ * Returns the bytes of the whole label without its NUL; 0 if there was none. */
+NOCOPY_IMPORT_(label) int32_t nocopy_label(char *text, uint32_t len);
+
+/* Write which copy of itself this guest is: at most `len` bytes of a nocopy_clone_info. Returns the
+ * bytes of the whole struct. Whoever draws random numbers compares it with the last one that it saw. */
+NOCOPY_IMPORT_(clone) int32_t nocopy_clone(nocopy_clone_info *info, uint32_t len);
+
+/* A guest that checkpoints has this function: what is done next, after a checkpoint, in this process or wherever
+ * the guest was thawed. It returns an exit status. No destructors run after it: flush what you wrote. */
+NOCOPY_EXPORT(nocopy_resume) int32_t nocopy_resume(void);
+
+/* A seed that no clone of this guest shares: yours, mixed with what the host drew for this one. */
+static inline uint64_t nocopy_clone_seed(uint64_t seed) {
+    nocopy_clone_info info;
+    nocopy_clone(&info, (uint32_t)sizeof info);
+    seed ^= info.random + UINT64_C(0x9e3779b97f4a7c15) * (seed + 1);
+    seed = (seed ^ seed >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
+    return seed ^ seed >> 31;
+}
 
 /* ---- language models --------------------------------------------------------------------------------------
  * The host grants models by name. A session is one sequence of tokens: its KV cache, its logits and all else

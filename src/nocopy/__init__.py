@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from nocopy.errors import Error
     from nocopy.interfaces.attachment import ComputeLimits
     from nocopy.interfaces.host import DeviceGuest as Guest
+    from nocopy.interfaces.host import thaw
     from nocopy.memory import Ledger, LinearMemory, TensorView
     from nocopy.models.find import find_model
     from nocopy.models.load import open_model
     from nocopy.session.completion import Completion
     from nocopy.session.language import LanguageModel
     from nocopy.session.sampler import Sampling
+    from nocopy.snapshot.session import freeze_session, thaw_session
     from nocopy.tape import Space, TapeBuilder
     from nocopy.wasm import Dir, HostFunction, Limits, Module
 
@@ -49,9 +51,12 @@ _PLACES = {
     "Space": ("tape", "Space"),
     "TapeBuilder": ("tape", "TapeBuilder"),
     "TensorView": ("memory", "TensorView"),
+    "freeze_session": ("snapshot.session", "freeze_session"),
     "find_model": ("models.find", "find_model"),
     "open_device": ("device.discovery", "open_device"),
     "open_model": ("models.load", "open_model"),
+    "thaw": ("interfaces.host", "thaw"),
+    "thaw_session": ("snapshot.session", "thaw_session"),
 }
 """Public name: the module under `nocopy`, and what it is called there."""
 
@@ -74,8 +79,11 @@ __all__ = [
     "TensorView",
     "errors",
     "find_model",
+    "freeze_session",
     "open_device",
     "open_model",
+    "thaw",
+    "thaw_session",
 ]
 
 

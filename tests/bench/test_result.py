@@ -74,4 +74,4 @@ def test_every_benchmark_is_a_module_with_a_script() -> None:
 
 
 def test_what_a_picture_would_show_nothing_of_has_no_chart() -> None:
-    assert [n for n, b in BENCHMARKS.items() if b.chart] == ["roundtrip", "share"]
+    assert [n for n, b in BENCHMARKS.items() if b.chart] == ["roundtrip", "share", "snapshot"]

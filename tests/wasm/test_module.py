@@ -3,7 +3,8 @@ from wasmtime import wat2wasm
 
 from nocopy.errors import InvalidModuleError, MemoryLimitError, TrapError, UsageError
 from nocopy.wasm import Engine, HostFunction, Module, default_engine
-from nocopy.wasm.sections import Section, join, read_number, split, start_to_export, write_number
+from nocopy.wasm.cursor import Cursor, Malformed
+from nocopy.wasm.sections import Section, join, split, write_number
 
 MEMORY = '(memory (export "memory") 1)'
 PLAIN = f'(module {MEMORY} (func (export "one") (result i32) (i32.const 1)))'
@@ -157,30 +158,6 @@ def test_an_error_in_on_memory_stops_the_guest_before_its_code(guest):
     assert ran == []
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        "(func $go) (start $go)",
-        '(func $go) (start $go) (export "go" (func $go))',
-        '(func $go) (start $go) (elem func $go) (memory 1) (data (i32.const 0) "x")',
-        "(func $go) (start $go) (global i32 (i32.const 1)) (tag)",
-        '(func $go) (start $go) (memory 1) (data $d "x") (func (memory.init $d (i32.const 0) (i32.const 0) '
-        "(i32.const 1)))",
-    ],
-)
-def test_moving_the_start_function_keeps_the_module_valid(body):
-    import wasmtime
-
-    moved = start_to_export(bytes(wat2wasm(f"(module {body})")), "here")
-    module = wasmtime.Module(default_engine().wasmtime, moved)
-    assert "here" in [export.name for export in module.exports]
-    assert not any(section.number == 8 for section in split(moved))
-
-
-def test_a_module_without_start_function_is_left_alone():
-    assert start_to_export(bytes(wat2wasm(PLAIN)), "here") is None
-
-
 def test_sections_survive_splitting_and_joining():
     binary = bytes(wat2wasm(START))
     assert join(split(binary)) == binary
@@ -189,15 +166,17 @@ def test_sections_survive_splitting_and_joining():
 
 @pytest.mark.parametrize("value", [0, 1, 127, 128, 300, 65535, (1 << 32) - 1])
 def test_numbers_survive_encoding(value):
-    assert read_number(b"x" + write_number(value), 1) == (value, 1 + len(write_number(value)))
+    cursor = Cursor(b"x" + write_number(value), 1)
+    assert cursor.number() == value
+    assert cursor.left == 0
 
 
-@pytest.mark.parametrize("data", [b"", b"\x80", b"\xff\xff\xff\xff\xff\xff"])
-def test_numbers_that_do_not_end_are_refused(data):
-    with pytest.raises(ValueError, match="no number"):
-        read_number(data, 0)
+@pytest.mark.parametrize("data", [b"", b"\x80", b"\xff\xff\xff\xff\xff\xff", b"\xff\xff\xff\xff\x7f"])
+def test_numbers_that_do_not_end_or_fit_are_refused(data):
+    with pytest.raises(Malformed):
+        Cursor(data).number()
 
 
 def test_sections_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="ends after"):
+    with pytest.raises(Malformed, match="5 bytes are needed"):
         split(b"\0asm\1\0\0\0\x01\x05ab")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from math import ceil, floor, inf, log10
 from pathlib import Path
 from typing import Any
 
 from nocopy.bench.result import Result
+from nocopy.bench.runner import BENCHMARKS
 
 OURS = "#0b7a75"
 PEERS = ("#c8553d", "#8a8d91", "#b08ea2")
@@ -17,13 +19,21 @@ UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
 def draw(result: Result, what: str, path: Path) -> None:
-    """Draw a result whose cases are sizes ("4 KiB"): time over size, both on logarithmic axes.
+    """Draw a result: time over size, both on logarithmic axes.
+
+    Cases are sizes ("4 KiB"), unless the benchmark's module has `lines`, which takes a result, and `AXIS`.
 
     Args:
         result: rows in µs.
         what: the y axis, such as "one round trip, µs".
         path: where to write it; the suffix says which format.
     """
+    module = import_module(BENCHMARKS[result.name].module)
+    machine = result.machine.get("device") or result.machine["cpu"]
+    title = f"{result.name} on {result.device} ({machine})"
+    if hasattr(module, "lines"):
+        draw_lines(module.lines(result), title, what, path, axis=module.AXIS)
+        return
     sizes: list[int] = []
     ours: dict[int, float] = {}
     peers: dict[str, dict[int, float]] = {}
@@ -32,8 +42,7 @@ def draw(result: Result, what: str, path: Path) -> None:
         sizes.append(size)
         ours[size] = row["value"]
         peers.setdefault(row["peer"], {})[size] = row["peer_value"]
-    machine = result.machine.get("device") or result.machine["cpu"]
-    draw_lines({"nocopy": ours, **peers}, f"{result.name} on {result.device} ({machine})", what, path)
+    draw_lines({"nocopy": ours, **peers}, title, what, path)
 
 
 def parse_size(case: str) -> int:
@@ -42,8 +51,15 @@ def parse_size(case: str) -> int:
     return int(number) * UNITS[unit]
 
 
-def draw_lines(lines: Mapping[str, Mapping[int, float]], title: str, what: str, path: Path) -> None:
-    """One line for each name, labelled at its end; the first is ours."""
+def draw_lines(
+    lines: Mapping[str, Mapping[int, float]],
+    title: str,
+    what: str,
+    path: Path,
+    *,
+    axis: str = "tensor, bytes",
+) -> None:
+    """One line for each name, labelled at its end; the first is ours. `axis` is what x is."""
     from matplotlib.figure import Figure
 
     figure: Any = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
@@ -52,7 +68,7 @@ def draw_lines(lines: Mapping[str, Mapping[int, float]], title: str, what: str, 
     for (_, points), color in drawn:
         x, y = zip(*sorted(points.items()), strict=True)
         axes.plot(x, y, color=color, marker="o", markersize=3.5, linewidth=2 if color == OURS else 1.5)
-    _dress(axes, sorted(next(iter(lines.values()))), what)
+    _dress(axes, sorted(next(iter(lines.values()))), what, axis)
     times = [t for points in lines.values() for t in points.values()]
     lowest = floor(log10(min(times)))
     axes.set_ylim(10**lowest, 10 ** max(ceil(log10(max(times))), lowest + 1))
@@ -85,14 +101,14 @@ def _name(axes: Any, ends: Sequence[tuple[str, str, int, float]]) -> None:
         )
 
 
-def _dress(axes: Any, sizes: Sequence[int], what: str) -> None:
+def _dress(axes: Any, sizes: Sequence[int], what: str, axis: str) -> None:
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(sizes, [label(n) for n in sizes], fontsize=8, color=INK)
     axes.set_xlim(sizes[0] / 1.4, sizes[-1] * 1.4 * (sizes[-1] / sizes[0]) ** 0.18)
     axes.minorticks_off()
     axes.set_ylabel(what, color=INK)
-    axes.set_xlabel("tensor, bytes", color=INK)
+    axes.set_xlabel(axis, color=INK)
     axes.yaxis.set_major_formatter("{x:,.10g}")
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)

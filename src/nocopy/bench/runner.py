@@ -47,6 +47,11 @@ BENCHMARKS = {
         "nocopy.bench.guest_decode", "generating from inside a guest, beside the same engine from Python"
     ),
     "matmul": Benchmark("nocopy.bench.matmul", "matrix products, beside NumPy's on the same pages"),
+    "snapshot": Benchmark(
+        "nocopy.bench.snapshot",
+        "freezing and thawing a conversation, beside the disk and beside reading it again",
+        chart="once, ms",
+    ),
     "decode": Benchmark("nocopy.bench.decode", "a language model token by token, beside llama.cpp"),
     "snapshot_file": Benchmark(
         "nocopy.bench.snapshot_file",

@@ -51,6 +51,43 @@ goes to the guest, whose exit status becomes this one's.""",
             ("nocopy run --invoke add app.wasm 2 3", "call one function, print its result"),
         ),
     ),
+    "freeze": Verb(
+        GUESTS,
+        """Run a guest to its checkpoint, or to its end, and write all that it is to a file.
+
+The file has its memory, its sessions with language models and its module; `nocopy thaw` goes on from there,
+in another process, on another device. Everything after GUEST goes to the guest.""",
+        (
+            ("nocopy freeze -o agent.nocopy app.wasm -v", "to its first checkpoint; -v goes to the guest"),
+            ("nocopy freeze -o a.nocopy --at ready app.wasm", "to the checkpoint that it calls ready"),
+            ("nocopy freeze -o a.nocopy --compress app.wasm", "smaller, to send it somewhere"),
+        ),
+    ),
+    "thaw": Verb(
+        GUESTS,
+        """Go on with a guest that was frozen.
+
+It goes on from its checkpoint, with the arguments and the environment that it had. Folders and models are
+granted anew, by the names that it knows; a model must be the same one. The file may be thawed any number of
+times.""",
+        (
+            ("nocopy thaw agent.nocopy", "on the best device here"),
+            ("nocopy thaw --model default=m.gguf agent.nocopy", "it had that model open"),
+            ("nocopy thaw --freeze-on-exit agent.nocopy agent.nocopy", "and write what became of it"),
+            ("nocopy thaw --invoke next app.nocopy 3", "call one function of it"),
+        ),
+    ),
+    "fork": Verb(
+        GUESTS,
+        """Go on several times with a guest that was frozen.
+
+The clones share the memory that none of them has written. Each can tell which one it is; they run one after
+the other.""",
+        (
+            ("nocopy fork agent.nocopy 8", "eight times"),
+            ("nocopy fork -o clones agent.nocopy 8", "and write each to clones/0.nocopy, ..."),
+        ),
+    ),
     "demo": Verb(
         GUESTS,
         "A guest, a device, one memory: the idea in a few seconds.",

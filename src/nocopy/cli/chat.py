@@ -221,11 +221,34 @@ def _system(conversation: Conversation, rest: str) -> str:
     return "A new conversation, after that system message." if rest else "A new conversation, without one."
 
 
+def _save(conversation: Conversation, rest: str) -> str:
+    from nocopy.cli.output import size
+    from nocopy.snapshot.session import freeze_session
+
+    if not rest:
+        raise UsageError("/save was given without a file; write /save FILE")
+    done = freeze_session(conversation.model.own_session, rest, messages=conversation.messages)
+    return f"{len(conversation.messages)} messages in {rest}, {size(done.nbytes)}."
+
+
+def _load(conversation: Conversation, rest: str) -> str:
+    from nocopy.snapshot.session import thaw_session
+
+    if not rest:
+        raise UsageError("/load was given without a file; write /load FILE")
+    thawed = thaw_session(conversation.model, rest)
+    conversation.model.adopt(thawed.session)
+    conversation.messages = thawed.messages
+    return f"{conversation.tokens()}; nothing is read again."
+
+
 COMMANDS: dict[str, tuple[str, Callable[[Conversation, str], str | None]]] = {
     "/help": ("list these", help_text),
     "/clear": ("begin again; the system message stays", _clear),
     "/system": ("begin again, after another system message", _system),
     "/regen": ("another answer to the last message", lambda c, _: c.regenerate()),
+    "/save": ("write the conversation to a FILE, the model's memory of it included", _save),
+    "/load": ("go on with the conversation in a FILE", _load),
     "/tokens": ("how much of the context is used", lambda c, _: c.tokens()),
     "/quit": ("end; so does Ctrl-D", lambda _c, _r: None),
 }

@@ -15,6 +15,8 @@ from nocopy.cli.status import Status, status_of
 from nocopy.cli.tail import command_index, guest_index
 from nocopy.errors import Error, ExitError
 
+RUNNERS = ("run", "freeze")
+"""Verbs after whose GUEST everything is the guest's."""
 UNWRITABLE = (errno.ENOSPC, errno.EIO, errno.EBADF)
 
 
@@ -41,21 +43,21 @@ def split(tokens: Sequence[str]) -> tuple[list[str], list[str] | None]:
         (tokens up to and including GUEST, tokens after it)
     """
     at = command_index(tokens)
-    if at is None or tokens[at] != "run":
+    if at is None or tokens[at] not in RUNNERS:
         return list(tokens), None
     rest = tokens[at + 1 :]
-    guest = guest_index(rest, valued_options())
+    guest = guest_index(rest, valued_options(tokens[at]))
     if guest is None:
         return list(tokens), None
     options = [t for t in rest[:guest] if t != "--"]
     return [*tokens[: at + 1], *options, rest[guest]], list(rest[guest + 1 :])
 
 
-def valued_options() -> set[str]:
-    """The options of `run` that take a value, read from its signature."""
+def valued_options(verb: str) -> set[str]:
+    """The options of a verb that take a value, read from its signature."""
     from nocopy.cli.app import app
 
-    arguments = app["run"].assemble_argument_collection()
+    arguments = app[verb].assemble_argument_collection()
     return {
         name
         for argument in arguments

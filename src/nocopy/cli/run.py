@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 from cyclopts import Parameter
 
-from nocopy.cli.choices import AllowCopy, DeviceName
+from nocopy.cli.freeze import write
+from nocopy.cli.guest_options import GuestOptions, go_on
 
 if TYPE_CHECKING:
     from nocopy.interfaces.host import DeviceGuest
@@ -16,68 +18,32 @@ def run(
     guest: Annotated[str, Parameter(help="A .wasm or .wat file, a folder with one, or an example's name.")],
     /,
     *args: Annotated[str, Parameter(help="The guest's own arguments, untouched.", allow_leading_hyphen=True)],
-    device: DeviceName = "auto",
-    dir: Annotated[
-        list[str] | None,
-        Parameter(metavar="HOST[::GUEST]", help="A folder that the guest may read and change, and where."),
-    ] = None,
-    env: Annotated[
-        list[str] | None,
-        Parameter(
-            metavar="NAME[=VALUE]", help="A variable for the guest; without a value, the one set here."
-        ),
-    ] = None,
-    model: Annotated[
-        list[str] | None,
-        Parameter(
-            metavar="NAME=FILE",
-            help="A language model that the guest may open under a name: a GGUF file or a model folder.",
-        ),
-    ] = None,
     invoke: Annotated[
         str | None,
         Parameter(metavar="FUNC", help="Call this export with ARGS as numbers, and print what it returns."),
     ] = None,
-    limit: Annotated[
-        list[str] | None,
-        Parameter(
-            name="-W",
-            metavar="LIMIT=VALUE,...",
-            help="What the guest may use: max-memory=SIZE, timeout=TIME, fuel=COUNT, "
-            "max-table-elements=COUNT.",
-        ),
-    ] = None,
-    allow_copy: AllowCopy = False,
     report: Annotated[
         bool, Parameter(help="Then say on stderr which pointers, bytes and times there were.")
     ] = False,
     json: Annotated[bool, Parameter(help="Print that report as one line of JSON, on stderr.")] = False,
+    freeze_on_exit: Annotated[
+        Path | None,
+        Parameter(metavar="FILE", help="When it has ended well, write what it is then: see `nocopy freeze`."),
+    ] = None,
+    options: GuestOptions | None = None,
 ) -> int:
     """See `app.VERBS`."""
     from time import perf_counter
 
-    from nocopy.cli.grants import parse_dir, parse_env, parse_limits, parse_models
     from nocopy.cli.guests import find_guest
     from nocopy.cli.report import Times, print_report
     from nocopy.interfaces.host import DeviceGuest
 
-    dirs, variables = [parse_dir(d) for d in dir or ()], parse_env(env or ())
-    limits, models = parse_limits(limit or ()), parse_models(model or ())
+    given = (options or GuestOptions()).arguments()
     path = find_guest(guest)
     start = perf_counter()
     with DeviceGuest(
-        path,
-        device=device,
-        args=[path.name, *args],
-        env=variables,
-        dirs=dirs,
-        stdin="inherit",
-        stdout="inherit",
-        stderr="inherit",
-        limits=limits,
-        models=models,
-        log=print_log,
-        allow_copy=allow_copy,
+        path, args=[path.name, *args], stdin="inherit", stdout="inherit", stderr="inherit", **given
     ) as running:
         ready = perf_counter()
         try:
@@ -86,6 +52,8 @@ def run(
             times = Times(start=ready - start, run=perf_counter() - ready)
             if report or json:
                 print_report(running, times, json=json)
+        if freeze_on_exit is not None:
+            write(running, freeze_on_exit)
     return status
 
 
@@ -106,6 +74,7 @@ def play(guest: DeviceGuest, invoke: str | None, args: tuple[str, ...]) -> int:
             f"Call one of its functions with --invoke. It exports {functions}"
         )
     guest.run()
+    go_on(guest)
     return 0
 
 
@@ -135,14 +104,3 @@ def number(text: str) -> int | float:
     raise UsageError(
         f"the argument {text!r} was given to --invoke; only numbers cross between host and guest"
     )
-
-
-def print_log(level: int, line: str) -> None:
-    """What the guest hands to `nocopy_log` goes to stderr."""
-    from rich.text import Text
-
-    from nocopy.cli.output import errors
-    from nocopy.interfaces.imports import LOG_LEVELS
-
-    style = ("dim", "", "yellow", "red")[level]
-    errors().print(Text(f"{LOG_LEVELS[level]}: {line}", style), soft_wrap=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from nocopy import native
-from nocopy.device.protocol import DeviceInfo, Mode, Pages, Program, check_range, check_spaces
+from nocopy.device.protocol import DeviceInfo, Mode, OnDemand, Pages, Program, check_range, check_spaces
 from nocopy.device.reference import HostPages, span
 from nocopy.errors import ClosedError, DeadlineError, DeviceError, UsageError
 from nocopy.memory.ledger import Ledger
@@ -79,8 +79,16 @@ class CpuDevice:
         assert self._player is not None
         return self._player
 
-    def share(self, address: int, nbytes: int, *, ledger: Ledger | None = None) -> HostPages:
+    def share(
+        self,
+        address: int,
+        nbytes: int,
+        *,
+        ledger: Ledger | None = None,
+        on_demand: OnDemand | None = None,
+    ) -> HostPages:
         """See `Device.share`."""
+        del on_demand
         self._check_open()
         check_range(address, nbytes, mmap.PAGESIZE)
         if ledger:

@@ -21,9 +21,17 @@ from typing import Any
 from nocopy.device.cuda_compile import Compiler, cache_directory
 from nocopy.device.cuda_driver import Driver, Start, version_name
 from nocopy.device.cuda_launch import Launch, Plan, plan
-from nocopy.device.cuda_pages import CudaPages, DevicePages, Staging, import_pages, stagings
+from nocopy.device.cuda_pages import (
+    CudaPages,
+    DevicePages,
+    RangedCudaPages,
+    Staging,
+    import_pages,
+    stagings,
+)
 from nocopy.device.cuda_upload import upload
-from nocopy.device.protocol import DeviceInfo, Mode, Pages, Program, check_range, check_spaces
+from nocopy.device.protocol import DeviceInfo, Mode, OnDemand, Pages, Program, check_range, check_spaces
+from nocopy.device.ranges import touched
 from nocopy.errors import (
     ClosedError,
     DeadlineError,
@@ -101,6 +109,7 @@ class CudaDevice:
                 "driver": f"CUDA {version_name(driver.version)}",
                 "compiler": "NVRTC {}.{}".format(*compiler.version),
             },
+            pins=True,
         )
 
     @property
@@ -130,11 +139,24 @@ class CudaDevice:
 
     # Pages
 
-    def share(self, address: int, nbytes: int, *, ledger: Ledger | None = None) -> CudaPages:
+    def share(
+        self,
+        address: int,
+        nbytes: int,
+        *,
+        ledger: Ledger | None = None,
+        on_demand: OnDemand | None = None,
+    ) -> CudaPages:
         """See `Device.share`."""
         self._check_open("sharing")
         check_range(address, nbytes, mmap.PAGESIZE)
         forget = self._pages.remove
+        if on_demand is not None and self._info.mode is Mode.SAME_POINTER:
+            ranged = RangedCudaPages(self._driver, address, nbytes, forget, ledger, on_demand)
+            self._pages.append(ranged)
+            return ranged
+        if on_demand is not None:
+            on_demand.own(0, nbytes)
         pages = import_pages(self._driver, address, nbytes, forget, ledger, allow_copy=self._allow_copy)
         self._pages.append(pages)
         return pages
@@ -179,6 +201,9 @@ class CudaDevice:
             for at in range(0, len(records), RECORD_BYTES)
         ]
         with self._driver.current():
+            for space, each in used.items():
+                if isinstance(each, RangedCudaPages):
+                    each.reach(touched(tape, space))
             starts, frees = self._join(plans)
         places = tuple((pages, pages.device_address) for pages in used.values())
         program = CudaProgram(self, tape, starts, frees, places, stagings(tape, used))

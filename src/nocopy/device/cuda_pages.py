@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from nocopy.device.protocol import Mode, check_range
+from nocopy.device.chunks import Chunk
+from nocopy.device.protocol import Mode, OnDemand, check_range
+from nocopy.device.ranges import Imports
 from nocopy.errors import ClosedError, CopyRefusedError, DeviceError, DeviceLostError
 from nocopy.memory.ledger import Ledger
 from nocopy.tape.record import Space
@@ -172,6 +174,71 @@ class RegisteredPages(CudaPages):
         while self._registered:
             self.driver.unregister(self._registered[-1])
             self._registered.pop()
+
+
+@dataclass(frozen=True)
+class Registration:
+    """Registered pages; see `chunks.Chunk`."""
+
+    address: int
+    device_address: int
+    mapped: int = 0
+
+
+@dataclass(frozen=True)
+class Registrar:
+    """Registers host pages; see `chunks.Maker`. The driver's context is current during every call."""
+
+    driver: MemoryDriver
+    product: str = "the GPU"
+    limit: int = 1 << 62
+    alignment: int = mmap.PAGESIZE
+
+    def make(self, address: int, nbytes: int) -> Registration:
+        """Register pages, which kernels see at the host's own address."""
+        at = self.driver.register(address, nbytes)
+        if at != address:
+            self.driver.unregister(address)
+            raise DeviceError(f"the driver maps {nbytes} bytes at {address:#x} to {at:#x}, another address")
+        return Registration(address, at)
+
+    def destroy(self, chunk: Chunk) -> None:
+        """Unregister them."""
+        self.driver.unregister(chunk.device_address)
+
+
+class RangedCudaPages(CudaPages):
+    """Host pages of which only what programs need is registered, at the host's own addresses."""
+
+    mode = Mode.SAME_POINTER
+
+    def __init__(
+        self,
+        driver: MemoryDriver,
+        address: int,
+        nbytes: int,
+        forget: Callable[[CudaPages], None],
+        ledger: Ledger | None,
+        on_demand: OnDemand,
+    ) -> None:
+        super().__init__(driver, address, nbytes, address, forget)
+        self._imports = Imports(Registrar(driver), address, on_demand, ledger)
+
+    def reach(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Register what is missing of these ranges; the driver's context is current.
+
+        What was there keeps its address, so programs stay what they are.
+
+        Raises:
+            DeviceError: the driver refuses.
+        """
+        self._imports.reach(ranges, self.nbytes)
+
+    def _extend(self, nbytes: int) -> None:
+        """Nothing is registered before it is needed."""
+
+    def _release(self) -> None:
+        self._imports.close()
 
 
 class DevicePages(CudaPages):

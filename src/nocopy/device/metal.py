@@ -22,7 +22,8 @@ from typing import Any
 from nocopy.device import launches
 from nocopy.device.chunks import ChunkedPages, JoinedPages, Upload, join
 from nocopy.device.metal_memory import Allocator, Copier, Importer, MetalBuffer, describe_ownership
-from nocopy.device.protocol import DeviceInfo, Mode, Pages, Program, check_range, check_spaces
+from nocopy.device.protocol import DeviceInfo, Mode, OnDemand, Pages, Program, check_range, check_spaces
+from nocopy.device.ranges import RangedPages, touched
 from nocopy.errors import (
     ClosedError,
     DeadlineError,
@@ -94,7 +95,7 @@ class MetalDevice:
         unified = bool(self._device.hasUnifiedMemory())
         memory = 0 if unified else int(self._device.recommendedMaxWorkingSetSize())
         details = {"memory": "unified" if unified else "own", "page": f"{page} bytes"}
-        self._info = DeviceInfo("metal", product, mode, memory, details)
+        self._info = DeviceInfo("metal", product, mode, memory, details, pins=True)
         self._threads = metal.MTLSizeMake(launches.THREADS, 1, 1)
 
     @property
@@ -113,14 +114,26 @@ class MetalDevice:
 
     # -- memory ---------------------------------------------------------------------------------------------
 
-    def share(self, address: int, nbytes: int, *, ledger: Ledger | None = None) -> ChunkedPages:
+    def share(
+        self,
+        address: int,
+        nbytes: int,
+        *,
+        ledger: Ledger | None = None,
+        on_demand: OnDemand | None = None,
+    ) -> ChunkedPages:
         """See `Device.share`."""
         self._check_open()
         check_range(address, nbytes, self._page)
-        with self._objc.autorelease_pool():
-            pages = ChunkedPages(
-                self._importer, address, nbytes, self._info.mode, True, ledger, self._pages.discard
+        forget, mode = self._pages.discard, self._info.mode
+        if on_demand is not None:
+            ranged = RangedPages(
+                self._importer, address, nbytes, mode, True, ledger, forget, on_demand=on_demand
             )
+            self._pages.add(ranged)
+            return ranged
+        with self._objc.autorelease_pool():
+            pages = ChunkedPages(self._importer, address, nbytes, mode, True, ledger, forget)
         self._pages.add(pages)
         if ledger:
             ledger.shared += nbytes
@@ -174,6 +187,9 @@ class MetalDevice:
         self._check_open()
         check_spaces(tape, spaces)
         pages = {space: self._own(spaces[space]) for space in tape.sizes}
+        for space, each in pages.items():
+            if isinstance(each, RangedPages):
+                each.reach(touched(tape, space))
         with self._objc.autorelease_pool():
             todo = list(launches.launches(tape, lambda space, start, stop: pages[space].resolve(start, stop)))
             pipelines = [self._pipeline(launch.kernel, launch.constants) for launch in todo]

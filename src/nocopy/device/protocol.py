@@ -32,7 +32,8 @@ class DeviceInfo:
 
     `name` is what `--device` takes. `product` is the hardware's own name. `mode` is how it reaches host
     pages. `memory_bytes` is its own memory; 0 if it has none. `details` are facts worth printing (driver,
-    instruction set, threads). `software` is true for a GPU interface that runs on the CPU.
+    instruction set, threads). `software` is true for a GPU interface that runs on the CPU. `pins` is true if
+    imported pages are locked in memory, which ends their being shared copy-on-write.
     """
 
     name: str
@@ -41,6 +42,22 @@ class DeviceInfo:
     memory_bytes: int
     details: Mapping[str, str]
     software: bool = False
+    pins: bool = False
+
+
+@dataclass(frozen=True)
+class OnDemand:
+    """Import pages when a program that is compiled first needs them, and not before.
+
+    For pages that are shared with others copy-on-write: a device that pins pages ends that.
+
+    Args:
+        own: called with the first byte and the end of a range before it is imported; makes its pages plain.
+        moved: called when an import gave way to a larger one, so that programs must be compiled again.
+    """
+
+    own: Callable[[int, int], object]
+    moved: Callable[[], None]
 
 
 class Pages(Protocol):
@@ -103,13 +120,22 @@ class Device(Protocol):
         """What it is."""
         ...
 
-    def share(self, address: int, nbytes: int, *, ledger: Ledger | None = None) -> Pages:
+    def share(
+        self,
+        address: int,
+        nbytes: int,
+        *,
+        ledger: Ledger | None = None,
+        on_demand: OnDemand | None = None,
+    ) -> Pages:
         """Make host pages reachable without copying them.
 
         Args:
             address: start of the pages, a multiple of the host's page size.
             nbytes: size, a multiple of the host's page size; more than 0.
-            ledger: counts the bytes as shared now, and as staged whenever they must be copied.
+            ledger: counts the bytes as shared when they are imported, and as staged whenever they must be
+                copied.
+            on_demand: import only what programs need; ignored by a device that does not pin pages.
 
         Raises:
             UsageError: the address or size is not aligned, or the size is 0.

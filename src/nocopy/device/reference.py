@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nocopy.device.protocol import DeviceInfo, Mode, Pages, Program, check_range, check_spaces
+from nocopy.device.protocol import DeviceInfo, Mode, OnDemand, Pages, Program, check_range, check_spaces
 from nocopy.errors import ClosedError, DeadlineError, DeviceError
 from nocopy.memory.ledger import Ledger
 from nocopy.tape import reference
@@ -87,8 +87,16 @@ class ReferenceDevice:
         """What it is."""
         return DeviceInfo("reference", f"NumPy {np.__version__}", Mode.SAME_POINTER, 0, {})
 
-    def share(self, address: int, nbytes: int, *, ledger: Ledger | None = None) -> HostPages:
+    def share(
+        self,
+        address: int,
+        nbytes: int,
+        *,
+        ledger: Ledger | None = None,
+        on_demand: OnDemand | None = None,
+    ) -> HostPages:
         """See `Device.share`."""
+        del on_demand
         self._check_open()
         check_range(address, nbytes, mmap.PAGESIZE)
         if ledger:

@@ -15,7 +15,8 @@ from typing import Any
 
 from nocopy.device import launches
 from nocopy.device.chunks import ChunkedPages, JoinedPages, Upload, join
-from nocopy.device.protocol import DeviceInfo, Mode, Pages, Program, check_range, check_spaces
+from nocopy.device.protocol import DeviceInfo, Mode, OnDemand, Pages, Program, check_range, check_spaces
+from nocopy.device.ranges import RangedPages, touched
 from nocopy.device.vulkan_api import TYPE_CPU, Validate, open_api
 from nocopy.device.vulkan_commands import Queue
 from nocopy.device.vulkan_memory import (
@@ -93,7 +94,9 @@ class VulkanDevice:
             raise
         memory = self._api.device_bytes
         software = self._api.type == TYPE_CPU
-        self._info = DeviceInfo("vulkan", self._api.product, mode, memory, self._api.details, software)
+        self._info = DeviceInfo(
+            "vulkan", self._api.product, mode, memory, self._api.details, software, pins=not software
+        )
 
     @property
     def info(self) -> DeviceInfo:
@@ -102,11 +105,24 @@ class VulkanDevice:
 
     # -- memory ---------------------------------------------------------------------------------------------
 
-    def share(self, address: int, nbytes: int, *, ledger: Ledger | None = None) -> ChunkedPages:
+    def share(
+        self,
+        address: int,
+        nbytes: int,
+        *,
+        ledger: Ledger | None = None,
+        on_demand: OnDemand | None = None,
+    ) -> ChunkedPages:
         """See `Device.share`."""
         self._check_open()
         check_range(address, nbytes, max(mmap.PAGESIZE, self._api.limits.alignment))
-        pages = self._new_pages(address, nbytes, self._info.mode, ledger)
+        mode = self._info.mode
+        if on_demand is not None and self._info.pins and mode is not Mode.STAGED:
+            importer, forget = Importer(self._api), self._pages.discard
+            ranged = RangedPages(importer, address, nbytes, mode, True, ledger, forget, on_demand=on_demand)
+            self._pages.add(ranged)
+            return ranged
+        pages = self._new_pages(address, nbytes, mode, ledger)
         if ledger and pages.imported:
             ledger.shared += nbytes
         return pages
@@ -208,6 +224,9 @@ class VulkanDevice:
         self._check_open()
         check_spaces(tape, spaces)
         pages = {space: self._own(spaces[space]) for space in tape.sizes}
+        for space, each in pages.items():
+            if isinstance(each, RangedPages):
+                each.reach(touched(tape, space))
         todo = list(launches.launches(tape, lambda space, start, stop: pages[space].resolve(start, stop)))
         arguments = None
         if todo:

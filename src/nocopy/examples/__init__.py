@@ -13,6 +13,7 @@ EXAMPLES = {
     "image": "a picture becomes a drawing: blur, ink the edges, resize",
     "mlp": "a trained classifier reads handwritten digits",
     "agent": "a language model uses tools that the guest implements (needs --model default=FILE)",
+    "timetravel": "an agent that is forked at every line it writes (needs --model default=FILE)",
 }
 """Names, with what each one shows."""
 

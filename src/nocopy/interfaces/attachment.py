@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from nocopy.device.protocol import Device, Pages, Program
+from nocopy.device.protocol import Device, OnDemand, Pages, Program
 from nocopy.errors import Error, MemoryLimitError, UsageError
 from nocopy.interfaces.grip import Grip
 from nocopy.memory.ledger import Ledger
@@ -167,7 +167,12 @@ class Attachment:
             grip.moved()
 
     def _share(self, size: int) -> Pages | None:
-        return self.device.share(self.memory.address, size, ledger=self.ledger) if size else None
+        if not size:
+            return None
+        if not self.memory.borrowed:
+            return self.device.share(self.memory.address, size, ledger=self.ledger)
+        on_demand = OnDemand(self.memory.own, self.grip.moved)
+        return self.device.share(self.memory.address, size, ledger=self.ledger, on_demand=on_demand)
 
     # Ending
 

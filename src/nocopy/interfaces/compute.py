@@ -13,6 +13,7 @@ import wasmtime
 from nocopy.device.protocol import Device, Mode
 from nocopy.errors import ClosedError, DeadlineError, Error, InvalidModuleError, UsageError
 from nocopy.interfaces.attachment import Attachment, ComputeLimits
+from nocopy.interfaces.clone import Clone
 from nocopy.interfaces.imports import (
     BY_NAME,
     DEVICE_INFO,
@@ -21,6 +22,7 @@ from nocopy.interfaces.imports import (
     LOG_LEVELS,
     MAX_TEXT,
     MODULE,
+    RESUME,
 )
 from nocopy.interfaces.model_imports import MODEL_IMPORTS
 from nocopy.interfaces.signature import Import
@@ -33,6 +35,7 @@ from nocopy.wasm import HostFunction
 if TYPE_CHECKING:
     from nocopy.interfaces.loaded import Source
     from nocopy.interfaces.model_calls import ModelCalls
+    from nocopy.interfaces.sessions import Sessions
 
 Log = Callable[[int, str], None]
 """Takes a level (an index of `LOG_LEVELS`) and a line."""
@@ -74,8 +77,16 @@ class Compute:
         self.device, self.limits, self.ledger = device, limits, ledger
         self.error = ""
         """The text of the last call that failed."""
+        self.clone_info = Clone()
+        self.checkpoint_label: str | None = None
+        """What the guest called its last checkpoint."""
+        self.parent: bytes | None = None
+        """The content digest of the snapshot that the guest was thawed from."""
+        self.asked = False
+        """Whether it has asked to be frozen and has not gone on since."""
+        self.can_resume: Callable[[], bool] = lambda: False
         self._log, self._time_left = log, time_left
-        self._grants: dict[str, Source] = dict(models or {})
+        self.grants: dict[str, Source] = dict(models or {})
         self._models: ModelCalls | None = None
         self._attached: Attachment | None = None
         self.on_accepted: Callable[[bytes], None] = lambda _records: None
@@ -143,10 +154,8 @@ class Compute:
 
     def last_error(self, pointer: int, size: int) -> int:
         """See `IMPORTS`."""
-        raw = self.error.encode()
-        text = cut(raw, size - 1) + b"\0" if size else b""
         kept = self.error
-        result = self.guarded(lambda: self._write(pointer, size, text, len(raw)))
+        result = self.guarded(lambda: self._write_text(pointer, size, kept))
         self.error = kept
         return result
 
@@ -164,6 +173,36 @@ class Compute:
 
         return self.guarded(line)
 
+    def checkpoint(self, pointer: int, size: int) -> int:
+        """See `IMPORTS`."""
+
+        def ask() -> int:
+            if not self.can_resume():
+                raise UsageError(
+                    f"a checkpoint was asked for; the guest exports no {RESUME}, so nothing could go on from"
+                    " it. Export that function: () -> i32."
+                )
+            if size > MAX_TEXT:
+                raise UsageError(f"a label of {size} bytes was given; at most {MAX_TEXT} are taken")
+            self.attachment.memory.check(pointer, size)
+            try:
+                self.checkpoint_label = self.attachment.memory.read(pointer, size).decode()
+            except UnicodeDecodeError as error:
+                raise UsageError(f"a label was given that is not UTF-8: {error.reason}") from error
+            self.asked = True
+            return 0
+
+        return self.guarded(ask)
+
+    def label(self, pointer: int, size: int) -> int:
+        """See `IMPORTS`."""
+        return self.guarded(lambda: self._write_text(pointer, size, self.checkpoint_label or ""))
+
+    def clone(self, pointer: int, size: int) -> int:
+        """See `IMPORTS`."""
+        info = self.clone_info.pack()
+        return self.guarded(lambda: self._write(pointer, size, info[:size], len(info)))
+
     def model_function(self, name: str) -> Callable[..., int]:
         """The function of `ModelCalls`, guarded."""
 
@@ -174,13 +213,24 @@ class Compute:
 
     def _model_calls(self) -> ModelCalls:
         """The functions about models, told how long they may take."""
+        left = self._time_left()
+        sessions = self.open_sessions()
+        sessions.until = None if left is None else time.monotonic() + left
+        assert self._models is not None
+        return self._models
+
+    @property
+    def sessions(self) -> Sessions | None:
+        """The guest's models and sessions; None if it has never called a function about models."""
+        return None if self._models is None else self._models.sessions
+
+    def open_sessions(self) -> Sessions:
+        """The guest's models and sessions."""
         if self._models is None:
             from nocopy.interfaces.model_calls import ModelCalls  # most guests have no use for a tokenizer
 
-            self._models = ModelCalls(self.attachment, self._grants)
-        left = self._time_left()
-        self._models.sessions.until = None if left is None else time.monotonic() + left
-        return self._models
+            self._models = ModelCalls(self.attachment, self.grants)
+        return self._models.sessions
 
     def records(self, pointer: int, count: int) -> bytes:
         """A copy of the records that a guest submits.
@@ -204,6 +254,11 @@ class Compute:
         memory.check(pointer, size)
         memory.write(pointer, data)
         return whole
+
+    def _write_text(self, pointer: int, size: int, text: str) -> int:
+        """Write as much of a text as fits, and a NUL; return its whole length in bytes."""
+        raw = text.encode()
+        return self._write(pointer, size, cut(raw, size - 1) + b"\0" if size else b"", len(raw))
 
     def guarded(self, call: Callable[[], int]) -> int:
         """The result of a call, or the code of the error that it raised."""

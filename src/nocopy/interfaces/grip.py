@@ -14,6 +14,7 @@ from nocopy.device.protocol import Device, Pages, Program
 from nocopy.errors import ClosedError, DeadlineError, DeviceLostError
 from nocopy.interfaces.programs import Programs
 from nocopy.interfaces.scratch import Scratch
+from nocopy.memory.ledger import Ledger
 from nocopy.memory.linear import Hold, LinearMemory
 
 
@@ -120,6 +121,16 @@ class Grip:
             self.playing = False
             self._end()
         return program
+
+    def read_scratch(self, ledger: Ledger) -> LinearMemory | None:
+        """What is in the scratch memory; see `Scratch.read`."""
+        with self.turn(None):
+            return self.scratch.read(ledger)
+
+    def write_scratch(self, memory: LinearMemory, ledger: Ledger) -> None:
+        """Put back what was in the scratch memory; see `Scratch.write`."""
+        with self.turn(None):
+            self.scratch.write(memory, ledger)
 
     def moved(self) -> None:
         """Drop all programs: the device sees the memory elsewhere now."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from typing import TypeVar
 
 from nocopy.errors import ClosedError, MemoryLimitError, UsageError
@@ -20,6 +21,26 @@ class Handles:
     def __init__(self) -> None:
         self._first = self._next = 1 + secrets.randbelow(2**30)
         self._kept: dict[int, object] = {}
+
+    @property
+    def used(self) -> tuple[int, int]:
+        """The handles that have been used: from the first up to, and without, the second."""
+        return self._first, self._next
+
+    def restore(self, used: tuple[int, int], kept: Mapping[int, object]) -> None:
+        """Become the handles of a guest that was frozen.
+
+        Raises:
+            UsageError: a handle that is kept was never used, or there are no such handles.
+        """
+        first, after = used
+        if not 0 < first <= after <= MOST + 1 or any(not first <= handle < after for handle in kept):
+            raise UsageError(f"the handles {sorted(kept)} were to be kept of those from {first} to {after}")
+        self._first, self._next, self._kept = first, after, dict(kept)
+
+    def items(self, kind: type[T]) -> list[tuple[int, T]]:
+        """All things of a kind with their handles, oldest first."""
+        return [(handle, thing) for handle, thing in self._kept.items() if isinstance(thing, kind)]
 
     def add(self, thing: object) -> int:
         """Return the new handle of a thing.
@@ -55,4 +76,4 @@ class Handles:
 
     def every(self, kind: type[T]) -> list[T]:
         """All things of a kind, oldest first."""
-        return [thing for thing in self._kept.values() if isinstance(thing, kind)]
+        return [thing for _, thing in self.items(kind)]

@@ -3,24 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from nocopy.device.discovery import open_device
 from nocopy.device.protocol import Device, Pages
-from nocopy.errors import UsageError
+from nocopy.errors import ExitError, UsageError
 from nocopy.interfaces.attachment import ComputeLimits
-from nocopy.interfaces.compute import Compute, Log, log_line
-from nocopy.interfaces.imports import MODULE
+from nocopy.interfaces.clone import Clone
+from nocopy.interfaces.compute import Compute, Log, declared, log_line
+from nocopy.interfaces.freeze import Progress, describe
+from nocopy.interfaces.imports import MODULE, RESUME
 from nocopy.interfaces.native import native_submit
+from nocopy.interfaces.thaw import Restore, find_module, granted_dirs
 from nocopy.memory.ledger import Ledger
+from nocopy.memory.linear import LinearMemory
+from nocopy.snapshot.image import Image
+from nocopy.snapshot.manifest import WasiState
+from nocopy.snapshot.origin import FileOrigin
+from nocopy.snapshot.read import Snapshot, Verify, open_snapshot
+from nocopy.snapshot.sign import Signer, Verifier
+from nocopy.snapshot.write import Written, write_snapshot
 from nocopy.tape.builder import TapeBuilder
 from nocopy.tape.validate import Tape
-from nocopy.wasm import Dir, Guest, HostFunction, Limits, Module, NativeFunction, Wasi
+from nocopy.wasm import Dir, Guest, HostFunction, Limits, Module, NativeFunction, Wasi, default_engine
 
 if TYPE_CHECKING:
     from nocopy.interfaces.loaded import Source
+
+
+class DeviceUse:
+    """A device that guests use: opened by its name for them, and closed with the last; or somebody else's."""
+
+    def __init__(self, device: Device, *, owned: bool) -> None:
+        self.device = device
+        self._owned, self._users = owned, 0
+
+    @classmethod
+    def of(cls, device: str | Device | DeviceUse, *, allow_copy: bool) -> DeviceUse:
+        """A use by one more guest."""
+        if isinstance(device, str):
+            use = cls(open_device(device, allow_copy=allow_copy), owned=True)
+        else:
+            use = device if isinstance(device, DeviceUse) else cls(device, owned=False)
+        use._users += 1
+        return use
+
+    def end(self) -> None:
+        """One guest less."""
+        self._users -= 1
+        if self._owned and not self._users:
+            self.device.close()
 
 
 class DeviceGuest(Guest):
@@ -46,6 +81,7 @@ class DeviceGuest(Guest):
             that is open and stays the caller's. Guests on one device share what they are both given.
         log: gets what the guest logs: a level and a line.
         allow_copy: let a device that cannot share memory copy it; only with a device's name.
+        restore: makes it a guest that was frozen; `thaw` and `fork` pass it.
 
     Raises:
         UsageError: no such device, path or directory.
@@ -59,7 +95,7 @@ class DeviceGuest(Guest):
         self,
         source: str | bytes | bytearray | PathLike[str] | Module,
         *,
-        device: str | Device = "auto",
+        device: str | Device | DeviceUse = "auto",
         args: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         dirs: Sequence[str | PathLike[str] | Dir] = (),
@@ -73,13 +109,21 @@ class DeviceGuest(Guest):
         models: Mapping[str, Source] | None = None,
         log: Log = log_line,
         allow_copy: bool = False,
+        restore: Restore | None = None,
     ) -> None:
         check_grants(models or {})
         self.ledger = ledger or Ledger()
-        self.device: Device = (
-            open_device(device, allow_copy=allow_copy) if isinstance(device, str) else device
-        )
-        self._owned = isinstance(device, str)
+        self._use = DeviceUse.of(device, allow_copy=allow_copy)
+        self.device: Device = self._use.device
+        self.snapshot: Snapshot | None = None
+        """The file that it was thawed from, while its pages are verified in the background."""
+        self._given: dict[str, Any] = {
+            "limits": limits,
+            "compute_limits": compute_limits,
+            "imports": imports,
+            "models": models,
+            "log": log,
+        }
         self._compute = Compute(
             self.device,
             limits=compute_limits or ComputeLimits(),
@@ -88,6 +132,7 @@ class DeviceGuest(Guest):
             time_left=self._time_left,
             models=models,
         )
+        self._compute.can_resume = lambda: declared(self.module.exports.get(RESUME)) == ()
         more = dict(imports or {})
         wasi = Wasi(
             args=args,
@@ -103,11 +148,17 @@ class DeviceGuest(Guest):
                 imports=lambda _guest: self._imports() | more,
                 wasi=wasi,
                 limits=limits,
-                on_memory=self._compute.attach,
+                on_memory=lambda memory: self._attach(memory, restore),
+                restore=None if restore is None else restore.fill,
             )
         except BaseException:
             self._detach()
             raise
+
+    def _attach(self, memory: LinearMemory, restore: Restore | None) -> None:
+        self._compute.attach(memory)
+        if restore is not None:
+            restore.bind(self._compute)
 
     def _imports(self) -> dict[tuple[str, str], HostFunction | NativeFunction]:
         """What the module needs from `nocopy`."""
@@ -166,6 +217,148 @@ class DeviceGuest(Guest):
         finally:
             self._calls.lock.release()
 
+    # Going on
+
+    @property
+    def checkpoint(self) -> str | None:
+        """The label under which the guest asked to be frozen, until `resume` goes on from there; None if it
+        did not ask.
+        """
+        return self._compute.checkpoint_label if self._compute.asked else None
+
+    def resume(self) -> None:
+        """Go on from the checkpoint that the guest asked for, here or before it was thawed.
+
+        It may end at another one: see `checkpoint`.
+
+        Raises:
+            UsageError: it did not ask for one.
+            ExitError: what goes on returned a status that is not 0, or exited with one.
+            GuestError: as `call`.
+        """
+        if not self._compute.asked:
+            raise UsageError(
+                f"going on was asked for; {self.module.name} is at no checkpoint. Call a function."
+            )
+        self._compute.asked = False
+        function = self.function(RESUME)
+        try:
+            with self._clock.interruptible():
+                status = function()
+        except ExitError as error:
+            status = error.status
+        self.check_pages()
+        if status:
+            raise ExitError(status)
+
+    def call(self, name: str, *args: float) -> Any:
+        """See `Guest.call`. Raises SnapshotDamagedError if pages it was thawed from were found damaged."""
+        result = super().call(name, *args)
+        self.check_pages()
+        return result
+
+    def run(self) -> None:
+        """See `Guest.run`. It ends early where the guest asks for a checkpoint: `resume` goes on."""
+        super().run()
+        self.check_pages()
+
+    def check_pages(self) -> None:
+        """Raise what the verification of the snapshot in the background has found so far.
+
+        Raises:
+            SnapshotDamagedError: a page is not what was written.
+        """
+        if self.snapshot is not None:
+            self.snapshot.check()
+
+    # Freezing
+
+    @property
+    def clone(self) -> Clone:
+        """Which copy of itself it is; what it gets from `nocopy.clone`."""
+        return self._compute.clone_info
+
+    def freeze(
+        self,
+        path: str | PathLike[str],
+        *,
+        compress: bool = False,
+        signer: Signer | None = None,
+        progress: Progress | None = None,
+        with_module: bool = True,
+    ) -> Written:
+        """Write all that the guest is to a file; it goes on here as if nothing had happened.
+
+        The file has its memories, its mutable globals, its tables, its arguments and environment, its
+        sessions and what it has in the device's memory. It has no open files, no captured output, no limits.
+
+        Args:
+            path: replaced when all of the file is on the disk.
+            compress: smaller, for transport; thawing reads it instead of mapping it.
+            signer: signs it.
+            progress: called with the bytes of memory written, and how many there are.
+            with_module: put the module in it too; without, whoever thaws it must have the module.
+
+        Raises:
+            UsageError: a call is in progress, or the guest holds something that cannot be kept.
+            ClosedError: it is closed.
+            SnapshotWriteError: the file cannot be written; `path` has what it had.
+            DeviceError: the device does not give back what is in its own memory.
+        """
+        with self.quiescent("freezing"), ExitStack() as stack:
+            manifest, memories = describe(self, self._wasi, self._compute, stack, with_module=with_module)
+            return write_snapshot(
+                path, manifest, memories, compress=compress, signer=signer, progress=progress
+            )
+
+    def fork(
+        self, n: int, *, stdin: Any = None, stdout: Any = "discard", stderr: Any = "discard"
+    ) -> list[Self]:
+        """Return guests that go on from where this one is, which goes on too.
+
+        What none of them has written they share. They have this one's device, grants and limits, and
+        `clone.index` from 0 up.
+
+        Args:
+            n: how many.
+            stdin: as for a new guest, for each.
+            stdout: likewise.
+            stderr: likewise.
+
+        Raises:
+            UsageError: a call is in progress, or the guest holds something that cannot be kept.
+            ClosedError: it is closed.
+            MemoryLimitError: there is no room.
+        """
+        if n < 0:
+            raise UsageError(f"{n} forks were asked for; the number must be 0 or more")
+        made: list[Self] = []
+        with self.quiescent("forking"), ExitStack() as stack:
+            manifest, memories = describe(self, self._wasi, self._compute, stack, with_module=False)
+            image = stack.enter_context(Image(memories))
+            try:
+                for index in range(n):
+                    clone = self._compute.clone_info.next(index)
+                    made.append(
+                        type(self)(
+                            self.module,
+                            device=self._use,
+                            args=self._wasi.args,
+                            env=self._wasi.env,
+                            dirs=self._wasi.dirs,
+                            stdin=stdin,
+                            stdout=stdout,
+                            stderr=stderr,
+                            restore=Restore(manifest, image, clone, self._compute.parent),
+                            **self._given,
+                        )
+                    )
+            except BaseException:
+                for guest in made:
+                    guest.close()
+                raise
+        return made
+
     def close(self) -> None:
         """Detach the memory from the device, end the guest, and close the device if it is this guest's own.
 
@@ -188,8 +381,97 @@ class DeviceGuest(Guest):
         try:
             self._compute.close()
         finally:
-            if self._owned:
-                self.device.close()
+            if self.snapshot is not None:
+                self.snapshot.close()
+            self._use.end()
+
+
+def thaw(
+    path: str | PathLike[str],
+    *,
+    module: str | bytes | bytearray | PathLike[str] | Module | None = None,
+    device: str | Device = "auto",
+    args: Sequence[str] | None = None,
+    env: Mapping[str, str] | None = None,
+    dirs: Sequence[str | PathLike[str] | Dir] = (),
+    stdin: Any = None,
+    stdout: Any = "discard",
+    stderr: Any = "discard",
+    limits: Limits | None = None,
+    compute_limits: ComputeLimits | None = None,
+    ledger: Ledger | None = None,
+    imports: Mapping[tuple[str, str], HostFunction | NativeFunction] | None = None,
+    models: Mapping[str, Source] | None = None,
+    log: Log = log_line,
+    allow_copy: bool = False,
+    verify: Verify = "eager",
+    key: Verifier | None = None,
+) -> DeviceGuest:
+    """Return a guest that goes on from a snapshot, on any device.
+
+    Everything that it may use is granted anew, by the names that it knows; what is not named here is as for
+    `DeviceGuest`.
+
+    Args:
+        path: the file.
+        module: what it was frozen of; None for the module in the file.
+        device: where it goes on.
+        args: None for those that it had.
+        env: likewise.
+        dirs: exactly those that it had, by the names under which it sees them.
+        stdin: as for a new guest; so are the next ones.
+        stdout: likewise.
+        stderr: likewise.
+        limits: likewise; they are not those that it had.
+        compute_limits: likewise.
+        ledger: likewise.
+        imports: likewise.
+        models: at least those that it has open, by the names that it knows; compared by their digests.
+        log: likewise.
+        allow_copy: likewise.
+        verify: "eager" checks every page first, "lazy" while the guest runs, "off" none: for your own files.
+        key: the file must be signed by it.
+
+    Raises:
+        UsageError: there is no such file, or the file is none of a guest.
+        SnapshotFileError: it breaks the format.
+        SnapshotDamagedError: a digest does not match.
+        SnapshotSignatureError: it is not signed by `key`.
+        SnapshotMismatchError: another module, model or directory than it had; the message says what differs.
+        DeviceUnavailableError, CopyRefusedError, MemoryLimitError: as `DeviceGuest`.
+    """
+    snapshot = open_snapshot(path, verify=verify, key=key)
+    with ExitStack() as stack:
+        stack.callback(snapshot.close)
+        manifest = snapshot.manifest
+        counted = limits is not None and limits.fuel is not None
+        engine = module.engine if isinstance(module, Module) else default_engine(fuel=counted)
+        found = find_module(snapshot, module, engine)
+        wasi = manifest.wasi or WasiState()
+        guest = DeviceGuest(
+            found,
+            device=device,
+            args=wasi.args if args is None else args,
+            env={v.name: v.value for v in wasi.env} if env is None else env,
+            dirs=granted_dirs(wasi.preopens, dirs),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            limits=limits,
+            compute_limits=compute_limits,
+            ledger=ledger,
+            imports=imports,
+            models=models,
+            log=log,
+            allow_copy=allow_copy,
+            restore=Restore(
+                manifest, FileOrigin(snapshot), Clone(manifest.generation).next(), snapshot.digest
+            ),
+        )
+        if verify == "lazy":
+            guest.snapshot = snapshot
+            stack.pop_all()
+    return guest
 
 
 def check_grants(models: Mapping[str, Source]) -> None:

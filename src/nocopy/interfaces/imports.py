@@ -47,8 +47,39 @@ IMPORTS: tuple[Import, ...] = (
         ),
         "Hand a line of UTF-8 to the host's log. `level` is one of NOCOPY_LOG_*.",
     ),
+    Import(
+        "checkpoint",
+        (Param("label", "ptr", "const char *"), Param("len", "i32", "uint32_t")),
+        "Ask to be frozen, or simply to go on, from here: once the host's present call has returned, it may\n"
+        "freeze the guest, and calls your export `nocopy_resume`, here or wherever the guest is thawed. So\n"
+        "return from what you are doing, down to the host. `nocopy_label` gives the label then.",
+    ),
+    Import(
+        "label",
+        (Param("text", "ptr", "char *"), Param("len", "i32", "uint32_t")),
+        "Write the label of the last checkpoint: at most `len` bytes of UTF-8, the last of them a NUL.\n"
+        "Returns the bytes of the whole label without its NUL; 0 if there was none.",
+    ),
+    Import(
+        "clone",
+        (Param("info", "ptr", "nocopy_clone_info *"), Param("len", "i32", "uint32_t")),
+        "Write which copy of itself this guest is: at most `len` bytes of a nocopy_clone_info. Returns the\n"
+        "bytes of the whole struct. Whoever draws random numbers compares it with the last one that it saw.",
+    ),
     *MODEL_IMPORTS,
 )
+
+CLONE_INFO = np.dtype([("generation", "<u8"), ("index", "<u8"), ("random", "<u8")])
+"""`clone`'s struct. Fields are only ever appended."""
+
+CLONE_INFO_DOC = {
+    "generation": "how often this guest, or one that it was cloned from, was thawed or forked",
+    "index": "which of the clones of one fork; 0 for a guest that was started or thawed",
+    "random": "drawn by the host for this clone: no two that ever run have the same",
+}
+
+RESUME = "nocopy_resume"
+"""The export that goes on after a checkpoint: () -> i32, its exit status."""
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 """Their index is the number that a guest passes."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from nocopy.device.protocol import Device, Pages
 from nocopy.errors import MemoryLimitError
 from nocopy.memory.dtype import DType
+from nocopy.memory.ledger import Ledger
+from nocopy.memory.linear import LinearMemory
 from nocopy.tape.builder import TapeBuilder
 from nocopy.tape.record import Space, Tensor
 
@@ -50,6 +54,39 @@ class Scratch:
                 raise
             self.pages.close()
         self.pages = larger
+
+    def read(self, ledger: Ledger) -> LinearMemory | None:
+        """A copy of it in a memory that the CPU reaches, the caller's to close; None if there is none.
+
+        Raises:
+            DeviceError: the device does not give it back.
+        """
+        if self.pages is None:
+            return None
+        memory = LinearMemory(self.nbytes, reserve=self.nbytes, guard=0)
+        try:
+            self._exchange(memory, lambda shared, own: self._move(own, shared))
+        except BaseException:
+            memory.close()
+            raise
+        if self._device.info.memory_bytes:
+            ledger.downloaded += memory.size
+        return memory
+
+    def write(self, memory: LinearMemory, ledger: Ledger) -> None:
+        """Have exactly what `read` gave. Errors as in `grow`."""
+        self.grow(memory.size)
+        self._exchange(memory, self._move)
+        if self._device.info.memory_bytes:
+            ledger.uploaded += memory.size
+
+    def _exchange(self, memory: LinearMemory, move: Callable[[Pages, Pages], None]) -> None:
+        assert self.pages is not None
+        shared = self._device.share(memory.address, memory.size)
+        try:
+            move(shared, self.pages)
+        finally:
+            shared.close()
 
     def _move(self, old: Pages, new: Pages) -> None:
         """Copy what is in `old` to the start of `new`, on the device: the CPU may reach neither."""

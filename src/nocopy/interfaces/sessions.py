@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -74,6 +74,8 @@ class Sessions:
         self.limits, self.ledger = attachment.limits, attachment.ledger
         self.grants = dict(grants)
         self.handles = Handles()
+        self.names: dict[int, str] = {}
+        """Under which name each open model was granted, by handle."""
         self.until: float | None = None
         """When the guest's call that is running must end, by `time.monotonic()`."""
         self.grip.dependents.append(self)
@@ -98,7 +100,19 @@ class Sessions:
             )
         with self.grip.turn(self.until):
             source, grip = self.grants[name], self.grip
-            return self.handles.add(Lease(source, grip.device, grip.turns, self.ledger))
+            handle = self.handles.add(Lease(source, grip.device, grip.turns, self.ledger))
+        self.names[handle] = name
+        return handle
+
+    @property
+    def leases(self) -> list[tuple[int, Lease]]:
+        """The open models by handle, oldest first."""
+        return self.handles.items(Lease)
+
+    @property
+    def open_ones(self) -> list[tuple[int, GuestSession]]:
+        """The open sessions by handle, oldest first."""
+        return self.handles.items(GuestSession)
 
     def model(self, handle: int) -> Loaded:
         """The model that a handle names. Errors as in `Handles.get`."""
@@ -117,6 +131,7 @@ class Sessions:
                 f"closing model {handle} was asked for; its open sessions are {used}. Close them first."
             )
         self.handles.remove(handle)
+        del self.names[handle]
         with self.grip.turn(None):
             lease.close()
 
@@ -133,6 +148,43 @@ class Sessions:
             raise UsageError(f"a KV cache of type {kv} was asked for; there are {names}")
         return Region(model.engine.config, start, context, model.engine.chunk, DType(kv))
 
+    def restore(
+        self,
+        used: tuple[int, int],
+        names: Mapping[int, str],
+        check: Callable[[int, Loaded], None],
+        sessions: Callable[[Callable[..., GuestSession]], Mapping[int, GuestSession]],
+    ) -> None:
+        """Become what a guest that was frozen had: the same handles for the same models and sessions.
+
+        Args:
+            used: as `Handles.used` had it.
+            names: the names of the models that were open, by handle.
+            check: gets the handle and the model that is granted under its name now; raises if it is another.
+            sessions: gets a function that opens a session that lies in the memory already, and calls it for
+                each: the model's handle, first byte, bytes, context, type, tokens.
+
+        Raises:
+            UsageError: a model was not granted, or the handles make no sense.
+            MemoryLimitError: more than this guest may have.
+        """
+        leases = {self.open_model(name): name for name in names.values()}
+        by_old = dict(zip(names, leases, strict=True))
+        for old, new in by_old.items():
+            check(old, self.model(new))
+
+        def resume(
+            model: int, start: int, size: int, context: int, kv: DType, tokens: Sequence[int]
+        ) -> GuestSession:
+            found = self._open(by_old[model], start, size, context, kv, tokens)
+            self.handles.add(found)  # counts against the limits from now on
+            return found
+
+        made = sessions(resume)
+        kept = {old: self.handles.get(new, Lease, "model") for old, new in by_old.items()}
+        self.handles.restore(used, {**kept, **made})
+        self.names = dict(names)
+
     def open(self, handle: int, start: int, size: int, context: int, kv: int) -> int:
         """Return the handle of a new session in the bytes [start, start + size) of the memory.
 
@@ -140,6 +192,12 @@ class Sessions:
             UsageError: the bytes do not lie in the memory, are too few, or another session lies there.
             MemoryLimitError: a quota is used up.
         """
+        return self.handles.add(self._open(handle, start, size, context, kv))
+
+    def _open(
+        self, handle: int, start: int, size: int, context: int, kv: int, tokens: Sequence[int] = ()
+    ) -> GuestSession:
+        """A new session; or one whose region holds so many tokens already."""
         lease = self.handles.get(handle, Lease, "model")
         region = self.region(lease.loaded, start, context, kv)
         self._check_place(region, size)
@@ -154,8 +212,9 @@ class Sessions:
                 kv=DType(kv),
                 play=self._play,
                 step=self._step(lease.loaded.engine, region),
+                tokens=tokens,
             )
-        return self.handles.add(GuestSession(lease, session, start, start + size))
+        return GuestSession(lease, session, start, start + size)
 
     def fork(self, handle: int, start: int, size: int) -> int:
         """Return the handle of a session that continues from where one is. Errors as in `open`."""

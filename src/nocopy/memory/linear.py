@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from nocopy.errors import ClosedError, MemoryLimitError, UsageError
-from nocopy.memory.pages import Pages
+from nocopy.memory.pages import PAGE, Pages, round_up
 from nocopy.memory.quota import Quota
 
 if TYPE_CHECKING:
@@ -123,6 +123,9 @@ class LinearMemory:
         self._lock = threading.RLock()
         self._holds: list[Hold] = []
         self._hooks: list[GrowthHook] = []
+        self.borrowed: list[tuple[int, int]] = []
+        """Ranges [start, end) of bytes that are a file's pages until they are written, shared with whoever
+        has mapped the file too."""
         self._pages: Pages | None = None
         self.grow_through: Callable[[int], None] | None = None
         """Set by whoever keeps its own record of the size (a Wasm engine): `grow` asks it instead."""
@@ -258,6 +261,65 @@ class LinearMemory:
                 self._hooks.remove(hook)
 
         return remove
+
+    # What it is made of
+
+    def refill(
+        self, place: Callable[[int], object], borrowed: Sequence[tuple[int, int]], *, owner: str | None = None
+    ) -> None:
+        """Replace all that is in the memory.
+
+        Args:
+            place: gets the address and puts pages or bytes there; all of them are new and zero.
+            borrowed: the ranges [start, end) that it maps from a file.
+            owner: who may hold the memory meanwhile: a guest that is not running.
+
+        Raises:
+            ClosedError: the memory is closed.
+            UsageError: a device holds it, which would keep the old pages.
+            MemoryLimitError: the system refuses; the memory is zero then.
+        """
+        with self._lock:
+            self._refuse_others(owner)
+            self.pages.refresh(0, self.size)
+            try:
+                place(self.address)
+            except BaseException:
+                self.pages.refresh(0, self.size)
+                raise
+            self.borrowed = list(borrowed)
+
+    def _refuse_others(self, owner: str | None) -> None:
+        others = [held for held in self.holders if held != owner]
+        if others:
+            raise UsageError(
+                f"new pages for the memory at {self.address:#x} were asked for; it is held by:"
+                f" {', '.join(others)}. Close that first."
+            )
+
+    def own(self, start: int, end: int) -> int:
+        """Have pages of the memory's own, in place, for the bytes of a file from `start` to `end`.
+
+        For devices that lock pages in memory: some refuse those of a file, and none leaves them shared. The
+        range must not be imported yet, and nothing may run in the memory.
+
+        Returns:
+            Bytes that were copied.
+        """
+        with self._lock:
+            copied, left = 0, list[tuple[int, int]]()
+            for first, last in self.borrowed:
+                low, high = max(first, start // PAGE * PAGE), min(last, round_up(end))
+                if low >= high:
+                    left.append((first, last))
+                    continue
+                data = ctypes.string_at(self.address + low, high - low)
+                self.pages.refresh(low, high)
+                ctypes.memmove(self.address + low, data, high - low)
+                copied += high - low
+                left += [each for each in ((first, low), (high, last)) if each[0] < each[1]]
+            self.borrowed = left
+            return copied
 
     # Who keeps it alive
 

@@ -92,6 +92,22 @@ class Pages:
         """Undo a commit that nobody has written to: the pages become inaccessible again and stay zero."""
         self._protect(round_up(old), round_up(new), PROT_NONE, "give back")
 
+    def refresh(self, start: int, end: int) -> None:
+        """Give the committed bytes from `start` to `end` new pages, which read as zero; whole pages.
+
+        What was there is gone. No device may hold them: it would keep the old pages.
+
+        Raises:
+            MemoryLimitError: the system refuses.
+        """
+        size = round_up(end) - start
+        if not size:
+            return
+        found = _mmap(self.address + start, size, PROT_READ_WRITE, MAP_FLAGS | MAP_FIXED, -1, 0)
+        if found is None or found == MAP_FAILED:
+            reason = os.strerror(ctypes.get_errno())
+            raise MemoryLimitError(f"{size} bytes were to be made zero; the system says: {reason}")
+
     def _protect(self, start: int, end: int, protection: int, verb: str) -> None:
         if start == end:
             return

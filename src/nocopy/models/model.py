@@ -11,6 +11,7 @@ from nocopy.memory.linear import LinearMemory
 from nocopy.memory.view import TensorView
 from nocopy.models.chat_template import ChatTemplate
 from nocopy.models.config import Config
+from nocopy.models.digest import model_digest
 from nocopy.models.metadata import Metadata
 from nocopy.models.open import load_chat_template, load_tokenizer
 from nocopy.models.tokenizer import Tokenizer
@@ -41,6 +42,11 @@ class Model:
     def template(self) -> ChatTemplate:
         """Its chat template, compiled when it is first asked for. Raises what `load_chat_template` raises."""
         return load_chat_template(self, self.tokenizer)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """What tells it from another model: 32 bytes; see `digest.py`. Raises ClosedError."""
+        return model_digest(self)
 
     def close(self) -> None:
         """Let go of the files; placements made before must be closed first."""

@@ -39,10 +39,15 @@ class Vocabulary:
 
 
 class Constraint:
-    """Follows a generation and says which tokens may come next."""
+    """Follows a generation and says which tokens may come next.
 
-    def __init__(self, vocabulary: Vocabulary, matcher: LLMatcher) -> None:
+    `kind` and `source` are what it was made of, `tokens` what it has followed: with the vocabulary, its whole
+    state.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, matcher: LLMatcher, kind: str, source: str) -> None:
         self._vocabulary, self._matcher = vocabulary, matcher
+        self.kind, self.source, self.tokens = kind, source, list[int]()
         self._mask = np.zeros(-(-vocabulary.size // 32), np.uint32)
         self._check()
 
@@ -69,7 +74,8 @@ class Constraint:
                 grammar = grammar_from(kind, source)
         except (ValueError, RecursionError) as error:
             raise UsageError(f"the {kind} constraint cannot be read: {error}") from error
-        return cls(vocabulary, LLMatcher(vocabulary.library, grammar, log_level=0, limits=LIMITS))
+        matcher = LLMatcher(vocabulary.library, grammar, log_level=0, limits=LIMITS)
+        return cls(vocabulary, matcher, kind, source)
 
     def allowed(self) -> npt.NDArray[np.bool_]:
         """Bool [vocabulary]: the tokens that may come next."""
@@ -82,6 +88,7 @@ class Constraint:
         """Tell it which token was drawn."""
         self._matcher.consume_token(token)
         self._check()
+        self.tokens.append(token)
 
     @property
     def finished(self) -> bool:
@@ -90,7 +97,9 @@ class Constraint:
 
     def copy(self) -> Constraint:
         """The same state, for a fork."""
-        return Constraint(self._vocabulary, self._matcher.deep_copy())
+        copy = Constraint(self._vocabulary, self._matcher.deep_copy(), self.kind, self.source)
+        copy.tokens = list(self.tokens)
+        return copy
 
     def _check(self) -> None:
         if self._matcher.is_error():

@@ -20,6 +20,7 @@ from nocopy.device.protocol import Device
 from nocopy.errors import MetadataError, UsageError
 from nocopy.memory.dtype import DType
 from nocopy.memory.ledger import Ledger
+from nocopy.memory.linear import LinearMemory
 from nocopy.models.architectures import ARCHITECTURES
 from nocopy.models.builtin_templates import named_template
 from nocopy.models.chat_template import ChatTemplate
@@ -148,20 +149,34 @@ class LanguageModel:
         self.load_seconds += perf_counter() - start
         return engine
 
-    def session(self, *, context: int | None = None, kv: str | None = None) -> OwnSession:
+    def session(
+        self,
+        *,
+        context: int | None = None,
+        kv: str | DType | None = None,
+        fill: Callable[[LinearMemory], None] | None = None,
+        tokens: Sequence[int] = (),
+    ) -> OwnSession:
         """Open a session with a memory of its own; closed with the model at the latest.
 
         Args:
             context: as for the model; None for the model's.
             kv: likewise.
+            fill: see `OwnSession`.
+            tokens: likewise.
 
         Raises:
             UsageError: the model has no such context, or is an embedding model.
             MemoryLimitError: there is not that much memory.
         """
-        tokens = self.context if context is None else _context(context, self.config)
+        room = self.context if context is None else _context(context, self.config)
         made = OwnSession(
-            self.engine, context=tokens, kv=self.kv if kv is None else KV_TYPES[kv], ledger=self.ledger
+            self.engine,
+            context=room,
+            kv=KV_TYPES[kv] if isinstance(kv, str) else kv or self.kv,
+            ledger=self.ledger,
+            fill=fill,
+            tokens=tokens,
         )
         self._sessions.add(made)
         return made
@@ -212,7 +227,7 @@ class LanguageModel:
             ignore_end=ignore_end,
         )
         sampler = Sampler(_sampling(sampling, options))
-        return Completion(session or self._own, tokenizer, sampler, prompt, request)
+        return Completion(session or self.own_session, tokenizer, sampler, prompt, request)
 
     def chat(
         self, messages: Sequence[Message], *, tools: Sequence[Message] | None = None, **options: Any
@@ -265,8 +280,17 @@ class LanguageModel:
         self.close()
 
     @cached_property
-    def _own(self) -> OwnSession:
+    def own_session(self) -> OwnSession:
+        """Where texts are made that are given no session of their own."""
         return self.session()
+
+    def adopt(self, session: OwnSession) -> None:
+        """Make texts that are given no session in this one from now on; the one before is closed."""
+        before: OwnSession | None = self.__dict__.get("own_session")
+        self.__dict__["own_session"] = session
+        self.context = session.context
+        if before is not None and before is not session:
+            before.close()
 
     @cached_property
     def _embedder(self) -> Embedder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Self
 
 from nocopy.memory.dtype import DType
@@ -20,21 +21,36 @@ class OwnSession(Session):
         context: tokens that fit.
         kv: element type of the cache.
         ledger: counts the bytes of the region as shared.
+        fill: puts the region of a session that was frozen into the memory, before any device has it.
+        tokens: those that this region holds.
 
     Raises:
         UsageError: the context or the element type does not suit the model.
         MemoryLimitError: there is not that much memory.
     """
 
-    def __init__(self, engine: Engine, *, context: int, kv: DType, ledger: Ledger | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        context: int,
+        kv: DType,
+        ledger: Ledger | None = None,
+        fill: Callable[[LinearMemory], None] | None = None,
+        tokens: Sequence[int] = (),
+    ) -> None:
         size = Region(engine.config, 0, context, engine.chunk, kv).nbytes
         memory = LinearMemory(size, reserve=size, guard=0)
         try:
+            if fill is not None:
+                fill(memory)
+                if engine.device.info.pins:
+                    memory.own(0, size)
             pages = engine.device.share(memory.address, size, ledger=ledger)
         except BaseException:
             memory.close()
             raise
-        super().__init__(engine, memory, pages, context=context, kv=kv)
+        super().__init__(engine, memory, pages, context=context, kv=kv, tokens=tokens)
 
     def close(self) -> None:
         """Free the session and its memory. Twice is allowed."""

@@ -13,6 +13,7 @@ Each part begins on a multiple of 64 bytes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from nocopy.errors import UsageError
 from nocopy.memory.dtype import DType
@@ -46,17 +47,17 @@ class Region:
                 f"a context of {self.context} tokens was asked for; this model has 1 to {self.config.context}"
             )
 
-    @property
+    @cached_property
     def tokens(self) -> Tensor:
         """i32 [chunk]."""
         return Tensor(Space.GUEST, self.offset, (self.chunk,), DType.I32)
 
-    @property
+    @cached_property
     def positions(self) -> Tensor:
         """i32 [chunk]."""
         return self._after(self.tokens, self.chunk, DType.I32)
 
-    @property
+    @cached_property
     def frequencies(self) -> dict[Rope, Tensor]:
         """f32 [pairs] for each rotation that the model has."""
         found: dict[Rope, Tensor] = {}
@@ -66,18 +67,18 @@ class Region:
                 last = found[rope] = self._after(last, len(rope.frequencies), DType.F32)
         return found
 
-    @property
+    @cached_property
     def logits(self) -> Tensor:
         """f32 [vocabulary]."""
         last = [self.positions, *self.frequencies.values()][-1]
         return self._after(last, self.config.vocabulary, DType.F32)
 
-    @property
+    @cached_property
     def cache(self) -> Cache:
         """Keys and values of `context` tokens."""
         return Cache(self.config, Space.GUEST, _up(_end(self.logits), PAGE), self.context, self.kv)
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Size of the region: a multiple of 64 KiB."""
         return _up(self.cache.offset + self.cache.nbytes, PAGE) - self.offset

@@ -37,6 +37,7 @@ class Session:
         kv: element type of the cache: F16, Q8_0, F32 or BF16.
         play: plays a pass; None plays it at once, for whoever has the device to himself.
         step: most tokens that one pass takes, at most the engine's chunk; None means the chunk.
+        tokens: those whose keys and values the region holds already: it is that of a session that was frozen.
 
     Raises:
         UsageError: the region does not fit the memory, or an argument is out of range.
@@ -53,9 +54,11 @@ class Session:
         kv: DType = DType.F16,
         play: Play | None = None,
         step: int | None = None,
+        tokens: Sequence[int] = (),
     ) -> None:
         context = engine.config.context if context is None else context
         self.engine, self.memory, self.pages = engine, memory, pages
+        self._closed = False
         self.region = Region(engine.config, offset, context, engine.chunk, kv)
         if offset + self.region.nbytes > memory.size:
             raise UsageError(
@@ -63,12 +66,16 @@ class Session:
                 f" the memory has {memory.size}. Grow it, or use a shorter context."
             )
         self.tokens: list[int] = []
+        if tokens:
+            self._check(tokens, have=0)
+            self.tokens.extend(tokens)
         self.step = engine.chunk if step is None else step
         self._play = play or _at_once(engine.device)
         self._programs: OrderedDict[tuple[int, bool], Program] = OrderedDict()
-        self._closed = False
         for rope, place in self.region.frequencies.items():
-            self._array(place)[...] = rope.frequencies
+            found, wanted = self._array(place), np.asarray(rope.frequencies, np.float32)
+            if not np.array_equal(found, wanted):  # a page that is not written stays shared
+                found[...] = wanted
         # Made once: a view costs more than a small model's pass. The memory never moves.
         self._tokens, self._positions = self._array(self.region.tokens), self._array(self.region.positions)
         self._logits: npt.NDArray[np.float32] | None = self._array(self.region.logits)

@@ -85,18 +85,24 @@ class WasiState:
 
 @dataclass(frozen=True, slots=True)
 class ModuleState:
-    """The module whose instance this was: the digest of its bytes as the user has them."""
+    """The module whose instance this was: the digest of its bytes as the user has them.
+
+    The bytes themselves are the first `nbytes` of memory `memory`; None if the snapshot is without them.
+    """
 
     digest: Digest
     name: Name | None = None
+    memory: U32 | None = None
+    nbytes: U64 = 0
 
 
 @dataclass(frozen=True, slots=True)
 class ModelState:
-    """A model that sessions use: the digest of its files, and what it was called."""
+    """A model that sessions use: its digest, the name under which it was granted, and the guest's handle."""
 
     digest: Digest
     name: Name | None = None
+    handle: U32 | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +115,7 @@ class LogitBias:
 
 @dataclass(frozen=True, slots=True)
 class SamplerState:
-    """A sampler: its options, its seed, and how many draws it made."""
+    """A sampler: its options, its seed, how many draws it made, recent tokens (u32, little endian)."""
 
     temperature: float
     top_k: U32
@@ -123,11 +129,24 @@ class SamplerState:
     logit_bias: tuple[LogitBias, ...]
     seed: U64
     draws: U64
+    recent: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class ConstraintState:
+    """What may be generated: the kind, its source, and the tokens that it followed (u32, little endian)."""
+
+    kind: Name
+    source: Annotated[str, Length(0, 2**20)]
+    tokens: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class SessionState:
-    """A session: where its region lies, its shape, and its tokens (u32, little endian)."""
+    """A session: where its region lies, its shape, and its tokens (u32, little endian).
+
+    `fresh` says that the logits in its region are those after its last token.
+    """
 
     memory: U32
     offset: U64
@@ -138,7 +157,25 @@ class SessionState:
     kv: Name
     handle: U32
     tokens: bytes
+    fresh: bool = False
     sampler: SamplerState | None = None
+    constraint: ConstraintState | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HandleState:
+    """The handles that a guest has used: from `first` up to, and without, `next`."""
+
+    first: U32
+    next: U32
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A turn of a conversation."""
+
+    role: Name
+    content: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +184,8 @@ class Manifest:
 
     `generation` counts how often the guest was thawed or forked before, so that it can tell a clone.
     `parent` is the content digest of the snapshot that it was thawed from. `label` is what the guest gave to
-    `checkpoint`. `device` is where it was frozen; it thaws on any.
+    `checkpoint`. `device` is where it was frozen; it thaws on any. `scratch` is the index of the memory that
+    holds what was in the device's own memory. `messages` are a session's conversation.
     """
 
     kind: Literal["guest", "session"]
@@ -163,6 +201,9 @@ class Manifest:
     wasi: WasiState | None = None
     models: tuple[ModelState, ...] = ()
     sessions: tuple[SessionState, ...] = field(default=())
+    handles: HandleState | None = None
+    scratch: U32 | None = None
+    messages: tuple[Message, ...] = ()
 
     def __post_init__(self) -> None:
         for i, session in enumerate(self.sessions):
@@ -170,3 +211,10 @@ class Manifest:
                 raise ValueError(f"session {i} names memory {session.memory} and model {session.model}")
             if session.offset + session.nbytes > self.memories[session.memory].size:
                 raise ValueError(f"session {i} ends after the memory that it lies in")
+        for what, index in (("scratch", self.scratch), ("module", self.module and self.module.memory)):
+            if index is not None and index >= len(self.memories):
+                raise ValueError(f"the {what} lies in memory {index}; there are {len(self.memories)}")
+        if self.module is not None and self.module.memory is not None:
+            room = self.memories[self.module.memory].size
+            if self.module.nbytes > room:
+                raise ValueError(f"the module has {self.module.nbytes} bytes; its memory has {room}")

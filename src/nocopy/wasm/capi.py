@@ -46,6 +46,14 @@ class MemoryCreatorCallbacks(ctypes.Structure):
     _fields_ = [("env", c_void_p), ("new_memory", NewMemory), ("finalizer", Finalizer)]
 
 
+class Value(ctypes.Structure):
+    """`wasmtime_val_t`: a type and the bits of a value, which lie on a multiple of 8 bytes."""
+
+    _fields_ = [("kind", c_uint8), ("bits", c_uint64 * 3)]
+    kind: int
+    bits: Any
+
+
 _dll: ctypes.CDLL = vars(ffi)["dll"]
 
 
@@ -87,6 +95,12 @@ wasi_config_set_stdout_custom = _bind(
 wasi_config_set_stderr_custom = _bind(
     "wasi_config_set_stderr_custom", None, c_void_p, Output, c_void_p, c_void_p
 )
+global_get = _bind("wasmtime_global_get", None, c_void_p, c_void_p, c_void_p)
+global_set = _bind("wasmtime_global_set", c_void_p, c_void_p, c_void_p, c_void_p)
+table_size = _bind("wasmtime_table_size", c_uint64, c_void_p, c_void_p)
+table_get = _bind("wasmtime_table_get", c_bool, c_void_p, c_void_p, c_uint64, c_void_p)
+table_set = _bind("wasmtime_table_set", c_void_p, c_void_p, c_void_p, c_uint64, c_void_p)
+table_grow = _bind("wasmtime_table_grow", c_void_p, c_void_p, c_void_p, c_uint64, c_void_p, c_void_p)
 byte_vec_new = _bind("wasm_byte_vec_new", None, c_void_p, c_size_t, c_char_p)
 
 

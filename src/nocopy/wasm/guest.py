@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import atexit
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from os import PathLike
 from types import TracebackType
 from typing import Any, Self, TypeAlias
@@ -25,7 +26,8 @@ from nocopy.wasm.guard import leave_room
 from nocopy.wasm.hostcall import HostFunction, NativeFunction, define
 from nocopy.wasm.limits import Clock, Limits
 from nocopy.wasm.linking import MEMORY, failure, provide_memory, require_all
-from nocopy.wasm.module import START, Module
+from nocopy.wasm.module import Module
+from nocopy.wasm.state import State, Tables, check_freezable, read_globals, write_globals
 from nocopy.wasm.wasi import MODULE as WASI_MODULE
 from nocopy.wasm.wasi import Wasi, configure
 from nocopy.wasm.wasi_poll import NAME as POLL
@@ -50,6 +52,8 @@ class Guest:
         engine: the default is the process's.
         on_memory: called once with the memory, before any code of the guest runs and before `Guest`
         returns. The place     to import it into a device.
+        restore: gets this guest once it has its memories, before `on_memory`, and makes it the one that was
+            frozen. Its start function does not run then.
 
     Raises:
         UsageError: a path, type name or engine that does not fit.
@@ -68,6 +72,7 @@ class Guest:
         limits: Limits | None = None,
         engine: Engine | None = None,
         on_memory: Callable[[LinearMemory], None] | None = None,
+        restore: Callable[[Self], None] | None = None,
     ) -> None:
         self.limits = limits or Limits()
         counted = self.limits.fuel is not None
@@ -96,9 +101,12 @@ class Guest:
             given = imports(self) if callable(imports) else imports or {}
             self._instance = self._instantiate({**self._own_imports(), **given})
             self._memory = self._find_memory()
+            if restore is not None:
+                restore(self)
             if on_memory is not None:
                 on_memory(self._memory)
-            self._start()
+            if restore is None:
+                self._start()
         except BaseException:
             self._shut()
             raise
@@ -108,13 +116,25 @@ class Guest:
 
     def _make_store(self) -> wasmtime.Store:
         store = wasmtime.Store(self.engine.wasmtime)
-        capi.store_limiter(capi.address(store.ptr()), -1, self.limits.table_elements, -1, -1, -1)
+        # The table of functions that `exposed.py` adds is under Wasmtime's limit as well.
+        most = max(self.limits.table_elements, len(self.module.exposed.functions))
+        capi.store_limiter(capi.address(store.ptr()), -1, most, -1, -1, -1)
         if self.engine.fuel:
             fuel = self.limits.fuel
             store.set_fuel((1 << 64) - 1 if fuel is None else fuel)
         return store
 
+    def _check_tables(self) -> None:
+        most = self.limits.table_elements
+        for table in self.module.exposed.tables:
+            if table.limits.minimum > most:
+                raise MemoryLimitError(
+                    f"{self.module.name} was to be started; table {table.index} has {table.limits.minimum}"
+                    f" elements, which exceeds the table limits ({most}). Raise the limit."
+                )
+
     def _instantiate(self, imports: Imports) -> wasmtime.Instance:
+        self._check_tables()
         leave_room()
         linker = wasmtime.Linker(self.engine.wasmtime)
         linker.define_wasi()
@@ -152,21 +172,22 @@ class Guest:
                 f'Export one: (memory (export "{MEMORY}") 1), or link with --export-memory.'
             )
         name = MEMORY if MEMORY in memories else memories[0]
-        found: LinearMemory | None = None
-        for each in memories:
-            memory = self._adopt(each)
-            found = memory if each == name else found
-        assert found is not None
-        return found
+        for each in self.module.exposed.memories:
+            self._memories.append(self._adopt(each.export))
+        address = capi.address(self._exported_memory(name).data_ptr(self._store))
+        return next(memory for memory in self._memories if memory.address == address)
 
-    def _adopt(self, name: str) -> LinearMemory:
+    def _exported_memory(self, name: str) -> wasmtime.Memory:
         exported = self._exports[name]
         assert isinstance(exported, wasmtime.Memory)
+        return exported
+
+    def _adopt(self, name: str) -> LinearMemory:
+        exported = self._exported_memory(name)
         memory = memory_creator.at(capi.address(exported.data_ptr(self._store)))
         if memory is None:
             raise AssertionError(f"Wasmtime made the memory {name} without our creator")
 
-        self._memories.append(memory)
         # Wasmtime's memories are kept in a table of the process: a strong reference from there to the guest
         # would keep both for ever.
         guest = weakref.ref(self)
@@ -197,11 +218,64 @@ class Guest:
             ) from None
 
     def _start(self) -> None:
-        if self.module.has_start:
-            self._bind(START)()
+        if self.module.exposed.start is not None:
+            self._bind(self.module.exposed.start)()
         # A WASI reactor has no _start; its initialiser must run before anything else is called.
         if "_initialize" in self.module.exports and "_start" not in self.module.exports:
             self.call("_initialize")
+
+    # What it holds
+
+    @contextmanager
+    def quiescent(self, what: str) -> Generator[None]:
+        """Keep calls out while the block runs.
+
+        Args:
+            what: is asked for, for messages.
+
+        Raises:
+            ClosedError: the guest is closed.
+            UsageError: a call is in progress.
+        """
+        if self._closed:
+            raise ClosedError(f"{what} a closed guest was asked for; start the guest again")
+        if self._calls.inside() or not self._calls.lock.acquire(blocking=False):
+            raise UsageError(
+                f"{what} a guest was asked for while a call of it is in progress; its stack cannot be kept."
+                " Wait for the call to return."
+            )
+        try:
+            yield
+        finally:
+            self._calls.lock.release()
+
+    @property
+    def memories(self) -> tuple[LinearMemory, ...]:
+        """All its memories, by their index in the module; also those that it does not export."""
+        return tuple(self._memories)
+
+    def read_state(self) -> State:
+        """What it holds besides its memories. It must be quiescent.
+
+        Raises:
+            UsageError: something that cannot be taken out of it; see `state.py`.
+        """
+        exposed = self.module.exposed
+        check_freezable(exposed)
+        tables = Tables(self._store, self._exports, exposed, self.limits.table_elements)
+        return State(read_globals(self._store, self._exports, exposed), tables.read())
+
+    def write_state(self, state: State) -> None:
+        """Give a guest that was just made what another one of the same module held.
+
+        Raises:
+            UsageError: it is that of another module.
+            MemoryLimitError: a table may not have so many elements.
+        """
+        exposed = self.module.exposed
+        write_globals(self._store, self._exports, exposed, state.globals)
+        if state.tables:
+            Tables(self._store, self._exports, exposed, self.limits.table_elements).write(state.tables)
 
     # Using it
 
@@ -226,9 +300,8 @@ class Guest:
         if self._closed:
             raise ClosedError("the memory of a closed guest was asked for; start the guest again")
         names = [n for n, kind in self.module.exports.items() if isinstance(kind, wasmtime.MemoryType)]
-        exported = self._exports[MEMORY if MEMORY in names else names[0]]
-        assert isinstance(exported, wasmtime.Memory)
-        return capi.address(exported.data_ptr(self._store))
+        name = MEMORY if MEMORY in names else names[0]
+        return capi.address(self._exported_memory(name).data_ptr(self._store))
 
     @property
     def exports(self) -> tuple[str, ...]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Final
 
 import wasmtime
+from blake3 import blake3
 
 from nocopy.errors import InvalidModuleError, UsageError
+from nocopy.wasm.cursor import Malformed
 from nocopy.wasm.engine import Engine
-from nocopy.wasm.sections import COMPONENT, HEADER, start_to_export
-
-START: Final = "nocopy:start"
+from nocopy.wasm.exposed import Exposed, expose
+from nocopy.wasm.sections import COMPONENT, HEADER
 
 
 def read_source(source: str | bytes | bytearray | PathLike[str]) -> tuple[bytes, str]:
@@ -80,16 +82,36 @@ class Module:
             )
         try:
             wasmtime.Module.validate(engine.wasmtime, self.binary)
-            moved = start_to_export(self.binary, START)
-            self.has_start = moved is not None
-            self.wasmtime = wasmtime.Module(engine.wasmtime, moved or self.binary)
+            binary, self.exposed = self._expose()
+            self.wasmtime = wasmtime.Module(engine.wasmtime, binary)
         except wasmtime.WasmtimeError as error:
             raise InvalidModuleError(f"{self.name} was to be loaded; it is not valid: {error}") from None
         self.imports: Final = [(i.module, i.name or "", i.type) for i in self.wasmtime.imports]
-        self.exports: Final = {e.name: e.type for e in self.wasmtime.exports if e.name != START}
+        self.exports: Final = {
+            e.name: e.type for e in self.wasmtime.exports if e.name not in self.exposed.names
+        }
         kinds = [*(kind for _, _, kind in self.imports), *self.exports.values()]
         if any(isinstance(kind, wasmtime.MemoryType) and kind.is_shared for kind in kinds):
             raise InvalidModuleError(shared_memory(self.name))
+
+    def _expose(self) -> tuple[bytes, Exposed]:
+        """The module with what freezing needs exported; see `exposed.py`.
+
+        Raises:
+            InvalidModuleError: Wasmtime takes it, and it uses a proposal that is not known here.
+        """
+        try:
+            return expose(self.binary)
+        except Malformed as error:
+            raise InvalidModuleError(
+                f"{self.name} was to be loaded; Wasmtime finds it valid, and nocopy cannot read it: {error}. "
+                "Build it without the newest proposals."
+            ) from error
+
+    @cached_property
+    def digest(self) -> bytes:
+        """BLAKE3 of the module's bytes as they were given: 32 bytes."""
+        return blake3(self.binary).digest()
 
 
 def shared_memory(name: str) -> str:

@@ -1,0 +1,145 @@
+"""Freezing and thawing a conversation of so many tokens with a model of 1.24 B parameters, f16 KV cache.
+
+freeze       the session becomes a file on the disk       beside writing and fsync of as many bytes
+thaw         the file becomes a session                   beside reading the tokens again (re-prefill)
+first token  thaw, then one token                         beside one token of the session that was frozen
+
+The file is written to the user's cache directory and is in the page cache when it is thawed, without
+verification. Reading the tokens again is measured up to `READ` tokens. Beyond, the peer says so: what stands
+there is the time that they take at the rate of `READ` tokens, which is less than they would take, since
+attention grows with the square. The keys and values of such a length are noise: no time depends on them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+
+import numpy as np
+
+from nocopy.bench.llama import model_file, tokens
+from nocopy.bench.result import Result, Row, row
+from nocopy.bench.runner import Progress, silent
+from nocopy.bench.timing import interleaved
+from nocopy.device.protocol import Device
+from nocopy.memory.linear import LinearMemory
+from nocopy.models.ggml import GGMLType
+from nocopy.session.language import LanguageModel
+from nocopy.session.own import OwnSession
+from nocopy.snapshot.session import freeze_session, thaw_session
+
+AXIS = "tokens of the conversation"
+LENGTHS = (24, 256, 4096, 32768)
+READ = 4096
+"""Tokens up to which re-prefill is measured: a minute on two cores."""
+KIND = GGMLType.Q4_0
+SECONDS = 6.0
+STEP = 16 << 20
+"""Bytes of one plain write."""
+
+
+def rows(device: Device, *, progress: Progress = silent) -> list[Row]:
+    """Measure each of `LENGTHS`; the unit is milliseconds. The case names the tokens and the file's size."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nocopy"
+    model_path = model_file(KIND)
+    found: list[Row] = []
+    with (
+        TemporaryDirectory(prefix="bench-", dir=cache) as folder,
+        LanguageModel(model_path, device=device, context=max(LENGTHS) + 64) as model,
+    ):
+        rate = 0.0
+        for i, length in enumerate(LENGTHS):
+            progress(f"{length} tokens", i / len(LENGTHS))
+            with model.session(context=length + 64) as session:
+                read = _read(session, length)
+                rate = read / length if read else rate
+                peer = "re-prefill" if read else f"re-prefill at the rate of {READ}"
+                found += _of(model, session, Path(folder) / "session", peer, read or rate * length)
+    return found
+
+
+def lines(result: Result) -> dict[str, dict[int, float]]:
+    """Milliseconds over tokens, for a picture."""
+    drawn: dict[str, dict[int, float]] = {
+        name: {} for name in ("thaw", "freeze", "re-prefill", "write and fsync")
+    }
+    for found in result.rows:
+        what, length = re.fullmatch(r"(.*) (\d+) tokens.*", found["case"], re.DOTALL).groups()  # pyright: ignore
+        for name, value in ((what, found["value"]), (found["peer"], found["peer_value"])):
+            if name in drawn:
+                drawn[name][int(length)] = value
+    return drawn
+
+
+def _read(session: OwnSession, length: int) -> float:
+    """Fill the session; return the seconds that reading the tokens took, 0 if they were not read."""
+    fed = tokens(length)
+    if length <= READ:
+        start = perf_counter()
+        session.append(fed)
+        return perf_counter() - start
+    cache = session.region.cache
+    noise = np.random.default_rng(0)
+    for at in range(0, length * cache.token_bytes, STEP):
+        size = min(STEP, length * cache.token_bytes - at) // 2
+        values = noise.standard_normal(size, np.float32).astype(np.float16)
+        session.memory.view(size, "f16", cache.offset + at).numpy()[:] = values
+    session.tokens.extend(fed)
+    session.append(tokens(1))
+    session.truncate(length)
+    return 0.0
+
+
+def _of(model: LanguageModel, session: OwnSession, path: Path, peer: str, read: float) -> list[Row]:
+    length = session.length
+
+    def freeze() -> Callable[[], None]:
+        freeze_session(session, path)
+        return path.unlink
+
+    nbytes = freeze_session(session, path).nbytes
+    path.unlink()
+    times = interleaved(
+        {"ours": freeze, "disk": lambda: _write(path, session.memory, nbytes)}, seconds=SECONDS
+    )
+    case = f"{length} tokens, {nbytes / 2**20:.1f} MiB"
+    found = [row(f"freeze {case}", 1e3 * times["ours"], "ms", "write and fsync", 1e3 * times["disk"])]
+    freeze_session(session, path)
+    (token,) = tokens(1)
+
+    def thaw() -> Callable[[], None]:
+        return thaw_session(model, path, verify="off").session.close
+
+    def first_token() -> Callable[[], None]:
+        thawed = thaw_session(model, path, verify="off").session
+        thawed.append([token])
+        return thawed.close
+
+    def next_token() -> Callable[[], None]:
+        session.append([token])
+        return lambda: session.truncate(length)
+
+    times = interleaved({"thaw": thaw, "first": first_token, "next": next_token}, seconds=SECONDS)
+    path.unlink()
+    found.append(row(f"thaw {case}", 1e3 * times["thaw"], "ms", peer, 1e3 * read))
+    found.append(row(f"first token {case}", 1e3 * times["first"], "ms", "next token", 1e3 * times["next"]))
+    return found
+
+
+def _write(path: Path, memory: LinearMemory, nbytes: int) -> Callable[[], None]:
+    """As fast as the disk is: the same bytes in large writes, one fsync."""
+    data = memoryview(memory.buffer())
+    file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+    try:
+        left = nbytes
+        while left:
+            at = (nbytes - left) % len(data)
+            left -= os.write(file, data[at : at + min(left, STEP)])
+        os.fsync(file)
+    finally:
+        os.close(file)
+    return path.unlink

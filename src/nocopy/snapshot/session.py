@@ -1,0 +1,239 @@
+"""Freezes and thaws a session that is no guest's: a conversation with a language model, as a file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from importlib.metadata import version
+from typing import Any, Final
+
+import numpy as np
+
+from nocopy.errors import SnapshotMismatchError, UsageError
+from nocopy.memory.dtype import DType
+from nocopy.memory.linear import LinearMemory
+from nocopy.session.language import LanguageModel
+from nocopy.session.own import OwnSession
+from nocopy.session.region import Region
+from nocopy.session.sampler import Sampler, Sampling
+from nocopy.snapshot.manifest import (
+    LogitBias,
+    Manifest,
+    MemoryState,
+    Message,
+    ModelState,
+    SamplerState,
+    SessionState,
+)
+from nocopy.snapshot.origin import FileOrigin
+from nocopy.snapshot.read import Snapshot, Verify, open_snapshot
+from nocopy.snapshot.sign import Signer, Verifier
+from nocopy.snapshot.write import Written, write_snapshot
+
+CREATOR: Final = f"nocopy {version('nocopy')}"
+
+
+@dataclass(frozen=True)
+class Thawed:
+    """A session that goes on, the sampler that it was frozen with, if any, and its conversation."""
+
+    session: OwnSession
+    sampler: Sampler | None
+    messages: list[dict[str, str]]
+
+
+def freeze_session(
+    session: OwnSession,
+    path: str | os.PathLike[str],
+    *,
+    sampler: Sampler | None = None,
+    messages: Sequence[Mapping[str, str]] = (),
+    compress: bool = False,
+    signer: Signer | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Written:
+    """Write a session to a file; it goes on here as if nothing had happened.
+
+    Args:
+        session: of a `LanguageModel`; nothing is being generated.
+        path: replaced when all of the file is on the disk.
+        sampler: goes into the file too, with how far its random numbers have come.
+        messages: the conversation: objects with role and content.
+        compress: smaller, for transport; thawing reads it instead of mapping it.
+        signer: signs it.
+        progress: called with the bytes of memory written, and how many there are.
+
+    Raises:
+        ClosedError: the session is closed.
+        SnapshotWriteError: the file cannot be written; `path` has what it had.
+    """
+    region, model = session.region, session.engine.model
+    size = session.memory.pages.state.size
+    state = SessionState(
+        0,
+        region.offset,
+        region.nbytes,
+        0,
+        region.context,
+        region.chunk,
+        region.kv.name.lower(),
+        0,
+        token_bytes(session.tokens),
+        fresh=True,
+        sampler=None if sampler is None else _sampler_state(sampler),
+    )
+    manifest = Manifest(
+        "session",
+        (MemoryState(size),),
+        created_by=CREATOR,
+        device=session.engine.device.info.name,
+        models=(ModelState(model.digest, model.path.name),),
+        sessions=(state,),
+        messages=tuple(Message(m["role"], m["content"]) for m in messages),
+    )
+    return write_snapshot(
+        path, manifest, [session.memory], compress=compress, signer=signer, progress=progress
+    )
+
+
+def thaw_session(
+    model: LanguageModel,
+    path: str | os.PathLike[str],
+    *,
+    verify: Verify = "eager",
+    key: Verifier | None = None,
+) -> Thawed:
+    """Go on with a session that was frozen, on any device. It takes as long for a long one as for a short one
+    if the file is not compressed and `verify` is "off".
+
+    Args:
+        model: the same model; it closes the session at the latest.
+        path: the file.
+        verify: "eager" checks every page first, "off" none: for your own files.
+        key: the file must be signed by it.
+
+    Raises:
+        UsageError: there is no such file, it is none of a session, or `verify` is "lazy".
+        SnapshotFileError: it breaks the format.
+        SnapshotDamagedError: a digest does not match.
+        SnapshotSignatureError: it is not signed by `key`.
+        SnapshotMismatchError: another model; the message says what differs.
+        MemoryLimitError: there is not that much memory.
+    """
+    if verify == "lazy":
+        raise UsageError("a session was to be thawed with verify='lazy'; it is 'eager' or 'off' for sessions")
+    with open_snapshot(path, verify=verify, key=key) as snapshot:
+        manifest = snapshot.manifest
+        if manifest.kind != "session" or len(manifest.sessions) != 1 or len(manifest.memories) != 1:
+            raise UsageError(f"a session was to be thawed; '{snapshot.path}' is a {manifest.kind}. Use thaw.")
+        (state,) = manifest.sessions
+        check_model(manifest.models[state.model].digest, model.model.digest, "that is open")
+        check_chunk(state, model.engine.chunk)
+        session = _open(model, snapshot, state)
+    messages = [{"role": m.role, "content": m.content} for m in manifest.messages]
+    return Thawed(session, None if state.sampler is None else _sampler(state.sampler), messages)
+
+
+def _open(model: LanguageModel, snapshot: Snapshot, state: SessionState) -> OwnSession:
+    kv, size = kv_type(state), snapshot.manifest.memories[0].size
+    try:
+        wanted = Region(model.config, 0, state.context, state.chunk, kv).nbytes
+    except UsageError as error:
+        raise SnapshotMismatchError(f"the session of the snapshot cannot go on: {error}") from error
+    if state.offset or state.nbytes != wanted or size != wanted:
+        raise mismatch(f"a session in {state.nbytes} of {size} bytes", f"this model's takes {wanted}")
+
+    def fill(memory: LinearMemory) -> None:
+        origin = FileOrigin(snapshot)
+        memory.refill(lambda address: origin.place(0, address), origin.borrowed(0))
+
+    try:
+        return model.session(context=state.context, kv=kv, fill=fill, tokens=tokens_of(state.tokens))
+    except UsageError as error:
+        raise SnapshotMismatchError(f"the session of the snapshot cannot go on: {error}") from error
+
+
+_BIASED: Final = ("logit_bias", "seed")
+_NUMBERS: Final = [field.name for field in fields(Sampling) if field.name not in _BIASED]
+
+
+def _sampler_state(sampler: Sampler) -> SamplerState:
+    options = sampler.options
+    numbers: dict[str, Any] = {name: getattr(options, name) for name in _NUMBERS}
+    return SamplerState(
+        **numbers,
+        logit_bias=tuple(LogitBias(token, bias) for token, bias in options.logit_bias.items()),
+        seed=sampler.seed,
+        draws=sampler.draws,
+        recent=token_bytes(list(sampler.recent)),
+    )
+
+
+def _sampler(state: SamplerState) -> Sampler:
+    numbers: dict[str, Any] = {name: getattr(state, name) for name in _NUMBERS}
+    bias = {b.token: b.bias for b in state.logit_bias}
+    try:
+        sampler = Sampler(Sampling(**numbers, logit_bias=bias, seed=state.seed))
+    except UsageError as error:
+        raise SnapshotMismatchError(f"the sampler of the snapshot cannot go on: {error}") from error
+    sampler.draws = state.draws
+    sampler.accept(tokens_of(state.recent))
+    return sampler
+
+
+def token_bytes(tokens: Sequence[int]) -> bytes:
+    """Tokens as a manifest has them: u32, little endian."""
+    return np.asarray(tokens, "<u4").tobytes()
+
+
+def mismatch(had: str, found: str) -> SnapshotMismatchError:
+    """The error for a snapshot that has one thing where another is found."""
+    return SnapshotMismatchError(f"thawing was asked for; the snapshot has {had}; {found}")
+
+
+def check_model(wanted: bytes, found: bytes, where: str) -> None:
+    """Refuse another model than the one that a session was frozen with.
+
+    Raises:
+        SnapshotMismatchError: it is another.
+    """
+    if wanted != found:
+        raise mismatch(
+            f"sessions of the model {wanted.hex()[:16]}…",
+            f"the one {where} is another, {found.hex()[:16]}…",
+        )
+
+
+def check_chunk(state: SessionState, chunk: int) -> None:
+    """Refuse a session whose region is laid out for another number of tokens in a pass.
+
+    Raises:
+        SnapshotMismatchError: it is.
+    """
+    if state.chunk != chunk:
+        raise mismatch(f"a session that takes {state.chunk} tokens in a pass", f"this engine takes {chunk}")
+
+
+def kv_type(state: SessionState) -> DType:
+    """The element type of a session's cache.
+
+    Raises:
+        SnapshotMismatchError: there is none of that name.
+    """
+    name = state.kv.upper()
+    if name not in DType.__members__:
+        raise mismatch(f"a session with a KV cache of {state.kv!r}", "there is no such type")
+    return DType[name]
+
+
+def tokens_of(raw: bytes) -> list[int]:
+    """Tokens of a manifest.
+
+    Raises:
+        SnapshotMismatchError: they are no whole numbers of four bytes.
+    """
+    if len(raw) % 4:
+        raise mismatch(f"{len(raw)} bytes of tokens", "each takes 4")
+    found: list[int] = np.frombuffer(raw, "<u4").tolist()
+    return found
