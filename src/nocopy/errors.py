@@ -17,6 +17,7 @@ Error:
     |   |-- TokenizerError            a text, an id or a vocabulary that cannot be used
     |   |-- TemplateError             a chat template that is wrong or exceeds its limits
     |   `-- HubError                  the hub is out of reach, refuses, or has no such model
+    |-- NnError               a call of wasi-nn that fails; carries the number that its guest gets
     `-- GuestError            something about a guest
         |-- InvalidModuleError        not WebAssembly, or no memory, or an unknown import
         |-- TrapError                 the guest trapped; carries the Wasm backtrace
@@ -188,3 +189,16 @@ class HubError(ModelError):
     """The hub cannot be reached, refuses, sends something else than it announced, or has no such model."""
 
     code = -23
+
+
+class NnError(Error):
+    """A call of wasi-nn fails. `errno` is the number that the guest gets for it.
+
+    `needed` is how many bytes an output has that did not fit.
+    """
+
+    code = -40
+
+    def __init__(self, errno: int, message: str, *, needed: int | None = None) -> None:
+        super().__init__(message)
+        self.errno, self.needed = errno, needed
