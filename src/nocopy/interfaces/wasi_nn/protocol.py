@@ -19,6 +19,7 @@ from nocopy.interfaces.grip import Grip
 from nocopy.interfaces.wasi_nn.encoding import Errno, Target, TensorType
 from nocopy.memory.ledger import Ledger
 from nocopy.memory.linear import LinearMemory
+from nocopy.memory.quota import Quota
 from nocopy.models import Model
 
 
@@ -84,7 +85,7 @@ class Source:
     parts: tuple[Buffer, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Host:
     """What a backend may use of the guest and its device.
 
@@ -95,10 +96,12 @@ class Host:
     grip: Grip
     limits: ComputeLimits
     ledger: Ledger
-    until: Callable[[], float | None]
-    """When the guest's call that is running must end, by `time.monotonic()`; None means no limit."""
-    copy_inputs: bool = False
+    quota: Quota
+    """Bytes that the guest's models and tensors may take of the host: what a backend keeps is charged here."""
+    copy: bool = False
     """Copy each input at `set_input`, for guests that reuse its bytes before they fetch the outputs."""
+    until: float | None = None
+    """When the guest's call that is running must end, by `time.monotonic()`; None means no limit."""
 
 
 class Context(Protocol):
