@@ -34,6 +34,34 @@ def run(
             help="A language model that the guest may open under a name: a GGUF file or a model folder.",
         ),
     ] = None,
+    nn_model: Annotated[
+        list[str] | None,
+        Parameter(
+            metavar="NAME=FILE",
+            help="A model that the guest may load by name through wasi-nn: an ONNX or GGUF file.",
+        ),
+    ] = None,
+    nn_preload: Annotated[
+        list[str] | None,
+        Parameter(metavar="NAME:ENCODING:TARGET:FILE", help="The same, as WasmEdge takes it."),
+    ] = None,
+    wasi: Annotated[
+        list[str] | None,
+        Parameter(name="-S", metavar="nn-graph=FORMAT::DIR", help="The same, as Wasmtime takes it."),
+    ] = None,
+    wasi_nn_dialect: Annotated[
+        str | None,
+        Parameter(
+            metavar="spec|wasmedge|wamr",
+            help="Whose numbers of encodings the guest uses; left out, its imports tell.",
+        ),
+    ] = None,
+    wasi_nn_copy: Annotated[
+        bool,
+        Parameter(
+            help="Copy wasi-nn's inputs, for a guest that reuses their bytes before it has the outputs."
+        ),
+    ] = False,
     invoke: Annotated[
         str | None,
         Parameter(metavar="FUNC", help="Call this export with ARGS as numbers, and print what it returns."),
@@ -44,7 +72,7 @@ def run(
             name="-W",
             metavar="LIMIT=VALUE,...",
             help="What the guest may use: max-memory=SIZE, timeout=TIME, fuel=COUNT, "
-            "max-table-elements=COUNT.",
+            "max-table-elements=COUNT, nn-graphs=COUNT, nn-contexts=COUNT, nn-bytes=SIZE.",
         ),
     ] = None,
     allow_copy: AllowCopy = False,
@@ -56,13 +84,16 @@ def run(
     """See `app.VERBS`."""
     from time import perf_counter
 
-    from nocopy.cli.grants import parse_dir, parse_env, parse_limits, parse_models
+    from nocopy.cli.grants import parse_dir, parse_env, parse_models, parse_limits
     from nocopy.cli.guests import find_guest
+    from nocopy.cli.nn_grants import LIMITS, parse_nn_limits, parse_nn_models
     from nocopy.cli.report import Times, print_report
     from nocopy.interfaces.host import DeviceGuest
 
     dirs, variables = [parse_dir(d) for d in dir or ()], parse_env(env or ())
-    limits, models = parse_limits(limit or ()), parse_models(model or ())
+    limits, nn_limits = parse_limits(limit or (), LIMITS)
+    models = parse_models(model or ())
+    nn_models = parse_nn_models(nn_model or (), nn_preload or (), wasi or ())
     path = find_guest(guest)
     start = perf_counter()
     with DeviceGuest(
@@ -76,6 +107,10 @@ def run(
         stderr="inherit",
         limits=limits,
         models=models,
+        nn_models=nn_models,
+        nn_dialect=wasi_nn_dialect,
+        nn_limits=parse_nn_limits(nn_limits),
+        nn_copy=wasi_nn_copy,
         log=print_log,
         allow_copy=allow_copy,
     ) as running:

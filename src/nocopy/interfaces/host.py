@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from nocopy.device.discovery import open_device
 from nocopy.device.protocol import Device, Pages
-from nocopy.errors import UsageError
+from nocopy.errors import Error, UsageError
 from nocopy.interfaces.attachment import ComputeLimits
 from nocopy.interfaces.compute import Compute, Log, log_line
-from nocopy.interfaces.imports import MODULE
+from nocopy.interfaces.imports import LOG_LEVELS, MODULE
 from nocopy.interfaces.native import native_submit
+from nocopy.interfaces.wasi_nn.abi import Nn
+from nocopy.interfaces.wasi_nn.encoding import Dialect
+from nocopy.interfaces.wasi_nn.grants import Grant, NnLimits, nn_grants
 from nocopy.memory.ledger import Ledger
 from nocopy.tape.builder import TapeBuilder
 from nocopy.tape.validate import Tape
@@ -44,6 +47,13 @@ class DeviceGuest(Guest):
         imports: more host functions, by (module, name).
         models: the language models that it may open, by name: a GGUF file, a Hugging Face folder, or a model
             that is open and stays the caller's. Guests on one device share what they are both given.
+        nn_models: the models that it may load by name through wasi-nn: an ONNX or GGUF file, or an `NnModel`,
+            which says more.
+        nn_dialect: whose encoding numbers it uses there: "spec", "wasmedge" or "wamr"; by default its
+            imports tell.
+        nn_limits: graphs, contexts and bytes of wasi-nn.
+        nn_copy: copy wasi-nn's inputs at `set_input`, for guests that reuse their bytes before the outputs
+            are there.
         log: gets what the guest logs: a level and a line.
         allow_copy: let a device that cannot share memory copy it; only with a device's name.
 
@@ -71,10 +81,15 @@ class DeviceGuest(Guest):
         ledger: Ledger | None = None,
         imports: Mapping[tuple[str, str], HostFunction | NativeFunction] | None = None,
         models: Mapping[str, Source] | None = None,
+        nn_models: Mapping[str, Grant] | None = None,
+        nn_dialect: Dialect | str | None = None,
+        nn_limits: NnLimits | None = None,
+        nn_copy: bool = False,
         log: Log = log_line,
         allow_copy: bool = False,
     ) -> None:
         check_grants(models or {})
+        granted = nn_grants(nn_models, nn_dialect, nn_limits, nn_copy)
         self.ledger = ledger or Ledger()
         self.device: Device = (
             open_device(device, allow_copy=allow_copy) if isinstance(device, str) else device
@@ -87,6 +102,12 @@ class DeviceGuest(Guest):
             log=log,
             time_left=self._time_left,
             models=models,
+        )
+        self._nn = Nn(
+            granted,
+            attached=lambda: self._compute.attachment,
+            on_error=Failures(self._compute, log).add,
+            time_left=self._time_left,
         )
         more = dict(imports or {})
         wasi = Wasi(
@@ -123,7 +144,7 @@ class DeviceGuest(Guest):
             native = native_submit(self._compute, submit, self._calls)
             if native is not None:
                 linked[MODULE, "submit"] = native
-        return linked
+        return linked | self._nn.functions(self.module.name, self.module.imports)
 
     def _time_left(self) -> float | None:
         return self._calls.time_left()
@@ -139,7 +160,7 @@ class DeviceGuest(Guest):
 
     @property
     def last_error(self) -> str:
-        """The text of the guest's last call to `nocopy` that failed; "" if none did."""
+        """The text of the guest's last call to `nocopy` or wasi-nn that failed; "" if none did."""
         return self._compute.error
 
     def play(self, tape: TapeBuilder | Tape, *, timeout: float | None = None) -> None:
@@ -185,11 +206,31 @@ class DeviceGuest(Guest):
             super().close()
 
     def _detach(self) -> None:
+        self._nn.close()
         try:
             self._compute.close()
         finally:
             if self._owned:
                 self.device.close()
+
+
+class Failures:
+    """What failing calls of wasi-nn were about: the guest only gets a number."""
+
+    MOST = 16
+    """Lines that are logged; a guest may fail a million times."""
+
+    def __init__(self, compute: Compute, log: Log) -> None:
+        self._compute, self._log, self._count = compute, log, 0
+
+    def add(self, error: Error) -> None:
+        """Keep it, and log it."""
+        self._compute.keep_error(error)
+        self._count += 1
+        if self._count <= self.MOST:
+            self._log(LOG_LEVELS.index("warning"), f"wasi-nn: {self._compute.error}")
+        elif self._count == self.MOST + 1:
+            self._log(LOG_LEVELS.index("warning"), "wasi-nn: more calls failed; their reasons are not logged")
 
 
 def check_grants(models: Mapping[str, Source]) -> None:

@@ -39,7 +39,8 @@ def detect(source: Source) -> Encoding:
     """The encoding of a model, by its first bytes: GGUF has a magic number, ONNX has none."""
     if source.parts:
         first = source.parts[0]
-        return Encoding.GGML if first.memory.read(first.offset, min(first.nbytes, 4)) == GGUF else Encoding.ONNX
+        start = first.memory.read(first.offset, min(first.nbytes, len(GGUF)))
+        return Encoding.GGML if start == GGUF else Encoding.ONNX
     return detect_file(source)
 
 
@@ -49,6 +50,6 @@ def detect_file(source: Source) -> Encoding:
         if isinstance(file, Model) or Path(file).is_dir():
             return Encoding.GGML
         with Path(file).open("rb") as stream:
-            if stream.read(4) == GGUF:
+            if stream.read(len(GGUF)) == GGUF:
                 return Encoding.GGML
     return Encoding.ONNX

@@ -1,7 +1,8 @@
 """What a backend of wasi-nn does: the whole contract.
 
-A backend is a module with `open_graph`; `backends.BACKENDS` names it by the encoding that it reads. Whatever it
-raises as an `Error` becomes the number that the guest gets: `NnError` its own, others as `errors.errno_of` says.
+A backend is a module with `open_graph`; `backends.BACKENDS` names it by the encoding that it reads. What it
+raises as an `Error` becomes the number that the guest gets: `NnError` its own, others as `errors.errno_of`
+says.
 A `DeadlineError` ends the guest.
 """
 
@@ -97,7 +98,7 @@ class Host:
     limits: ComputeLimits
     ledger: Ledger
     quota: Quota
-    """Bytes that the guest's models and tensors may take of the host: what a backend keeps is charged here."""
+    """Bytes that the guest's models and tensors may take of the host: what a backend keeps is charged."""
     copy: bool = False
     """Copy each input at `set_input`, for guests that reuse its bytes before they fetch the outputs."""
     until: float | None = None

@@ -1,0 +1,242 @@
+"""The functions that a guest of wasi-nn calls: pointers in, an error number out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
+
+from nocopy.errors import DeadlineError, Error, NnError
+from nocopy.interfaces.attachment import Attachment
+from nocopy.interfaces.wasi_nn.encoding import Dialect, Errno, Target, encoding_of
+from nocopy.interfaces.wasi_nn.errors import errno_of
+from nocopy.interfaces.wasi_nn.grants import NnGrants
+from nocopy.interfaces.wasi_nn.imports import OLD_PARAMS, PARAMS, Abi, abi_of, needed_from
+from nocopy.interfaces.wasi_nn.layout import LIST, U32, Records
+from nocopy.interfaces.wasi_nn.protocol import Buffer, Context, Host, Source
+from nocopy.interfaces.wasi_nn.table import Table
+from nocopy.memory.linear import LinearMemory
+from nocopy.memory.quota import Quota
+from nocopy.wasm import HostFunction
+
+MAX_NAME = 4096
+"""Bytes of a model's name."""
+MAX_CONFIG = 1 << 20
+"""Bytes of a model's options."""
+
+Functions: TypeAlias = dict[tuple[str, str], HostFunction]
+
+
+class Nn:
+    """One guest's wasi-nn.
+
+    A failing call returns an `Errno`, changes nothing, and the guest goes on. Only a deadline ends the guest.
+
+    Args:
+        grants: what the guest may use.
+        attached: gives its memory on its device.
+        on_error: gets what a failing call was about, which the interface itself cannot say.
+        time_left: seconds until the call that is running in the guest must end; None means no limit.
+    """
+
+    def __init__(
+        self,
+        grants: NnGrants,
+        *,
+        attached: Callable[[], Attachment],
+        on_error: Callable[[Error], None] = lambda _error: None,
+        time_left: Callable[[], float | None] = lambda: None,
+    ) -> None:
+        self.grants, self.abi = grants, Abi(Dialect.SPEC, Records())
+        self._attached, self._on_error, self._time_left = attached, on_error, time_left
+        self._table: Table | None = None
+
+    # Linking
+
+    def functions(self, guest: str, imports: Iterable[tuple[str, str, object]]) -> Functions:
+        """The host functions for a guest's imports from these modules. Errors as in `abi_of`."""
+        needed = needed_from(imports)
+        self.abi = abi_of(guest, needed, self.grants.dialect)
+        return {(each.module, each.name): self._function(each.name) for each in needed}
+
+    def _function(self, name: str) -> HostFunction:
+        old = self.abi.records.old and name in OLD_PARAMS
+        function = getattr(self, f"{name}_old" if old else name)
+        params = (OLD_PARAMS if old else PARAMS)[name]
+        return HostFunction(self._guarded(function), ("u32",) * len(params), ("i32",))
+
+    def _guarded(self, function: Callable[..., None]) -> Callable[..., int]:
+        def call(*args: int) -> int:
+            try:
+                function(*args)
+            except DeadlineError:
+                raise
+            except Error as error:
+                self._on_error(error)
+                return errno_of(error)
+            return Errno.SUCCESS
+
+        return call
+
+    @property
+    def table(self) -> Table:
+        """What the guest has, told how long the call that is running may take."""
+        table = self._table
+        if table is None:
+            attached = self._attached()
+            quota = Quota(self.grants.limits.bytes)
+            host = Host(
+                attached.memory, attached.grip, attached.limits, attached.ledger, quota, self.grants.copy
+            )
+            table = self._table = Table(host, self.grants)
+        left = self._time_left()
+        table.host.until = None if left is None else time.monotonic() + left
+        return table
+
+    def close(self) -> None:
+        """Forget the guest; what it had is closed with its grip."""
+        self._table = None
+
+    # Graphs
+
+    def load(self, builders: int, count: int, encoding: int, target: int, graph: int) -> None:
+        """Load a model from the guest's memory, in `count` parts."""
+        table, memory, out = self._out(graph)
+        parts = self.abi.records.parts(memory, builders, count)
+        where = target_of(target)
+        out(table.load(Source(parts=parts), encoding_of(encoding, self.abi.dialect), where))
+
+    def load_old(self, builders: int, encoding: int, target: int, graph: int) -> None:
+        """As `load`; the array is behind one more pointer."""
+        memory = self.table.host.memory
+        array, count = LIST.unpack(memory.read(builders, LIST.size))
+        self.load(array, count, encoding, target, graph)
+
+    def load_by_name(self, name: int, length: int, graph: int) -> None:
+        """Load a model that the host granted."""
+        table, memory, out = self._out(graph)
+        out(table.load_by_name(text(memory, name, length)))
+
+    def load_by_name_with_config(
+        self, name: int, length: int, config: int, config_length: int, graph: int
+    ) -> None:
+        """As `load_by_name`, with options as JSON."""
+        table, memory, out = self._out(graph)
+        if config_length > MAX_CONFIG:
+            raise NnError(
+                Errno.INVALID_ARGUMENT,
+                f"options of {config_length} bytes were given; at most {MAX_CONFIG} are taken",
+            )
+        options = memory.read(config, config_length)
+        out(table.load_by_name(text(memory, name, length), options))
+
+    def unload(self, graph: int) -> None:
+        """Let go of a graph."""
+        self.table.unload(graph)
+
+    # Contexts
+
+    def init_execution_context(self, graph: int, context: int) -> None:
+        """Make a context."""
+        table, _, out = self._out(context)
+        out(table.init_execution_context(graph))
+
+    def finalize_execution_context(self, context: int) -> None:
+        """Let go of a context."""
+        self.table.finalize(context)
+
+    def set_input(self, context: int, index: int, tensor: int) -> None:
+        """Use a tensor as an input."""
+        table = self.table
+        given = self.abi.records.tensor(table.host.memory, tensor)
+        table.active(context).set_input(index, given)
+
+    def compute(self, context: int) -> None:
+        """Compute the outputs."""
+        self.table.active(context).compute()
+
+    def compute_single(self, context: int) -> None:
+        """Compute a piece of the output."""
+        self.table.active(context).compute_single()
+
+    def fini_single(self, context: int) -> None:
+        """End a computation in pieces."""
+        self.table.context(context).fini_single()
+
+    def get_output(self, context: int, index: int, out: int, size: int, written: int) -> None:
+        """Write an output."""
+        found, room, told = self._room(context, out, size, written)
+        told(lambda: found.get_output(index, room))
+
+    def get_output_old(self, context: int, index: int, out: int, size: int) -> None:
+        """As `get_output`; the size is where it is told."""
+        memory = self.table.host.memory
+        (most,) = U32.unpack(memory.read(size, U32.size))
+        self.get_output(context, index, out, most, size)
+
+    def get_output_single(self, context: int, index: int, out: int, size: int, written: int) -> None:
+        """Write a piece of an output."""
+        found, room, told = self._room(context, out, size, written)
+        told(lambda: found.get_output_single(index, room))
+
+    # The guest's memory
+
+    def _out(self, pointer: int) -> tuple[Table, LinearMemory, Callable[[int], None]]:
+        """The table, the memory, and what writes a handle; checked before anything is made."""
+        table = self.table
+        memory = table.host.memory
+        memory.check(pointer, U32.size)
+        return table, memory, lambda handle: memory.write(pointer, U32.pack(handle))
+
+    def _room(
+        self, context: int, out: int, size: int, written: int
+    ) -> tuple[Context, Buffer, Callable[[Callable[[], int]], None]]:
+        """The context, where its output goes, and what tells the guest how much it was."""
+        table = self.table
+        memory, records = table.host.memory, self.abi.records
+        room = records.room(memory, out, size)
+        memory.check(written, U32.size)
+
+        def tell(fetch: Callable[[], int]) -> None:
+            try:
+                nbytes = fetch()
+            except NnError as error:
+                if error.needed is not None and error.needed < 1 << 32:
+                    memory.write(written, U32.pack(records.filled(error.needed)))
+                raise
+            memory.write(written, U32.pack(records.filled(nbytes)))
+
+        return table.context(context), room, tell
+
+
+def target_of(number: int) -> Target:
+    """The target of a number.
+
+    Raises:
+        NnError: there is none.
+    """
+    try:
+        return Target(number)
+    except ValueError:
+        raise NnError(
+            Errno.INVALID_ARGUMENT, f"the target {number} was asked for; there are 0 to {len(Target) - 1}"
+        ) from None
+
+
+def text(memory: LinearMemory, pointer: int, length: int) -> str:
+    """A name.
+
+    Raises:
+        NnError: it is too long, or not UTF-8.
+        UsageError: it does not lie in the memory.
+    """
+    if length > MAX_NAME:
+        raise NnError(
+            Errno.INVALID_ARGUMENT, f"a name of {length} bytes was given; at most {MAX_NAME} are taken"
+        )
+    try:
+        return memory.read(pointer, length).decode()
+    except UnicodeDecodeError as error:
+        raise NnError(
+            Errno.INVALID_ARGUMENT, f"a name was given that is not UTF-8: byte {error.start}, {error.reason}"
+        ) from None
