@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
@@ -101,8 +102,14 @@ class Host:
     """Bytes that the guest's models and tensors may take of the host: what a backend keeps is charged."""
     copy: bool = False
     """Copy each input at `set_input`, for guests that reuse its bytes before they fetch the outputs."""
-    until: float | None = None
-    """When the guest's call that is running must end, by `time.monotonic()`; None means no limit."""
+    time_left: Callable[[], float | None] = lambda: None
+    """Seconds until the guest's call that is running must end; None means no limit."""
+
+    @property
+    def until(self) -> float | None:
+        """When it must end, by `time.monotonic()`."""
+        left = self.time_left()
+        return None if left is None else time.monotonic() + left
 
 
 class Context(Protocol):
