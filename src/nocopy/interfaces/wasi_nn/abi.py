@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from nocopy.errors import DeadlineError, Error, NnError
 from nocopy.interfaces.attachment import Attachment
+from nocopy.interfaces.compute import Log, log_line
 from nocopy.interfaces.wasi_nn.encoding import Dialect, Errno, Target, encoding_of
 from nocopy.interfaces.wasi_nn.errors import errno_of
 from nocopy.interfaces.wasi_nn.grants import NnGrants
@@ -37,6 +38,8 @@ class Nn:
         attached: gives its memory on its device.
         on_error: gets what a failing call was about, which the interface itself cannot say.
         time_left: seconds until the call that is running in the guest must end; None means no limit.
+        log: gets a level and a line, of what a guest should know or asked to be told.
+        stdout: writes to the guest's stdout, and does not keep the guest alive.
     """
 
     def __init__(
@@ -46,9 +49,12 @@ class Nn:
         attached: Callable[[], Attachment],
         on_error: Callable[[Error], None] = lambda _error: None,
         time_left: Callable[[], float | None] = lambda: None,
+        log: Log = log_line,
+        stdout: Callable[[bytes], None] = lambda _data: None,
     ) -> None:
         self.grants, self.abi = grants, Abi(Dialect.SPEC, Records())
         self._attached, self._on_error, self._time_left = attached, on_error, time_left
+        self._log, self._stdout = log, stdout
         self._table: Table | None = None
 
     # Linking
@@ -86,7 +92,14 @@ class Nn:
             attached = self._attached()
             quota = Quota(self.grants.limits.bytes)
             host = Host(
-                attached.memory, attached.grip, attached.limits, attached.ledger, quota, self.grants.copy
+                attached.memory,
+                attached.grip,
+                attached.limits,
+                attached.ledger,
+                quota,
+                copy=self.grants.copy,
+                log=self._log,
+                stdout=self._stdout,
             )
             table = self._table = Table(host, self.grants)
         left = self._time_left()

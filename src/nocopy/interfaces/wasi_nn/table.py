@@ -119,7 +119,8 @@ class Table:
     def _end(self, loaded: Loaded) -> None:
         self._graphs -= 1
         self.host.quota.refund(loaded.charged)
-        loaded.graph.close()
+        with self.host.grip.turn(None):
+            loaded.graph.close()
 
     # Contexts
 
@@ -161,7 +162,8 @@ class Table:
         running = self._handles.get(handle, Running, "context")
         self._handles.remove(handle)
         self._contexts -= 1
-        running.context.close()
+        with self.host.grip.turn(None):
+            running.context.close()
         loaded = running.loaded
         loaded.contexts -= 1
         if loaded.unloaded and not loaded.contexts:
