@@ -77,10 +77,10 @@ def export(model: nn.Sequential) -> onnx.ModelProto:
     """The network as ONNX, from bytes to probabilities."""
     weights = {name: value.numpy() for name, value in model.state_dict().items()}
     weights["6.weight"] = weights["6.weight"].T.copy()
-    constants = {**weights, "sixteen": np.float32(16)}
+    constants = {**weights, "sixteenth": np.float32(1 / 16)}
     nodes = [
         helper.make_node("Cast", ["pictures"], ["levels"], to=TensorProto.FLOAT),
-        helper.make_node("Div", ["levels", "sixteen"], ["ink"]),
+        helper.make_node("Mul", ["levels", "sixteenth"], ["ink"]),
         helper.make_node("Conv", ["ink", "0.weight", "0.bias"], ["a"], pads=[1, 1, 1, 1]),
         helper.make_node("Relu", ["a"], ["b"]),
         helper.make_node("Conv", ["b", "2.weight", "2.bias"], ["c"], pads=[1, 1, 1, 1]),
