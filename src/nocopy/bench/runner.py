@@ -46,6 +46,11 @@ BENCHMARKS = {
     "guest_decode": Benchmark(
         "nocopy.bench.guest_decode", "generating from inside a guest, beside the same engine from Python"
     ),
+    "wasinn": Benchmark(
+        "nocopy.bench.wasinn",
+        "an ONNX model through wasi-nn, beside ONNX Runtime in Python and a host that copies",
+        needs_device=False,
+    ),
     "matmul": Benchmark("nocopy.bench.matmul", "matrix products, beside NumPy's on the same pages"),
     "decode": Benchmark("nocopy.bench.decode", "a language model token by token, beside llama.cpp"),
     "prefill": Benchmark("nocopy.bench.prefill", "a language model reading a prompt, beside llama.cpp"),

@@ -125,9 +125,7 @@ LIMITS: dict[str, tuple[str, Callable[[str, str], Any]]] = {
 """Name after -W, the field of `Limits` that it sets, and what reads its value."""
 
 
-def parse_limits(
-    texts: Iterable[str], others: Collection[str] = ()
-) -> tuple[Limits, list[tuple[str, str]]]:
+def parse_limits(texts: Iterable[str], others: Collection[str] = ()) -> tuple[Limits, list[tuple[str, str]]]:
     """Limits of "max-memory=64MiB,timeout=5s,fuel=1000000".
 
     Args:

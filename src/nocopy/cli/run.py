@@ -84,7 +84,7 @@ def run(
     """See `app.VERBS`."""
     from time import perf_counter
 
-    from nocopy.cli.grants import parse_dir, parse_env, parse_models, parse_limits
+    from nocopy.cli.grants import parse_dir, parse_env, parse_limits, parse_models
     from nocopy.cli.guests import find_guest
     from nocopy.cli.nn_grants import LIMITS, parse_nn_limits, parse_nn_models
     from nocopy.cli.report import Times, print_report

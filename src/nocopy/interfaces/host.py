@@ -19,6 +19,7 @@ from nocopy.interfaces.wasi_nn.abi import Nn
 from nocopy.interfaces.wasi_nn.encoding import Dialect, Errno
 from nocopy.interfaces.wasi_nn.grants import Grant, NnLimits, nn_grants
 from nocopy.memory.ledger import Ledger
+from nocopy.memory.linear import LinearMemory
 from nocopy.tape.builder import TapeBuilder
 from nocopy.tape.validate import Tape
 from nocopy.wasm import Dir, Guest, HostFunction, Limits, Module, NativeFunction, Wasi
@@ -108,7 +109,6 @@ class DeviceGuest(Guest):
             granted,
             attached=lambda: self._compute.attachment,
             on_error=Failures(self._compute, log).add,
-            time_left=self._time_left,
             log=log,
             stdout=stdout_of(self),
         )
@@ -127,7 +127,7 @@ class DeviceGuest(Guest):
                 imports=lambda _guest: self._imports() | more,
                 wasi=wasi,
                 limits=limits,
-                on_memory=self._compute.attach,
+                on_memory=self._attach,
             )
         except BaseException:
             self._detach()
@@ -147,7 +147,12 @@ class DeviceGuest(Guest):
             native = native_submit(self._compute, submit, self._calls)
             if native is not None:
                 linked[MODULE, "submit"] = native
-        return linked | self._nn.functions(self.module.name, self.module.imports)
+        return linked | self._nn.functions(self.module.name, self.module.imports, self._calls.time_left)
+
+    def _attach(self, memory: LinearMemory) -> None:
+        if self._nn.used:
+            memory.pages.prefer_large()  # tensors lie there that models pass over
+        self._compute.attach(memory)
 
     def _time_left(self) -> float | None:
         return self._calls.time_left()

@@ -46,7 +46,9 @@ def type_of(array: npt.NDArray[Any]) -> TensorType:
 class NnGuest:
     """The guest and its calls."""
 
-    def __init__(self, source: str | None = None, *, pages: int = 33, device: Any = "reference", **kw: Any) -> None:
+    def __init__(
+        self, source: str | None = None, *, pages: int = 33, device: Any = "reference", **kw: Any
+    ) -> None:
         self.guest = DeviceGuest(source or text(pages=pages), device=device, log=lambda *_: None, **kw)
         self.memory = self.guest.memory
         self.next = PAGE
@@ -136,9 +138,7 @@ class NnGuest:
     ) -> int:
         """Write a tensor's record; return where."""
         self.memory.write(DIMS, struct.pack(f"<{len(shape)}I", *shape))
-        record = struct.pack(
-            "<IIB3xII", DIMS, len(shape) if rank is None else rank, kind, at, nbytes
-        )
+        record = struct.pack("<IIB3xII", DIMS, len(shape) if rank is None else rank, kind, at, nbytes)
         self.memory.write(RECORD, record)
         return RECORD
 
@@ -169,7 +169,6 @@ def identity(nbytes: int) -> bytes:
 
 def model(operators: Sequence[str], count: int | str = 4, dtype: Any = np.float32) -> bytes:
     """A chain of operators of one input, from x to y."""
-    import onnx
     from onnx import helper
 
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import ctypes
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
@@ -14,7 +14,8 @@ from nocopy.interfaces.wasi_nn.errors import errno_of
 from nocopy.interfaces.wasi_nn.grants import NnGrants
 from nocopy.interfaces.wasi_nn.imports import OLD_PARAMS, PARAMS, Abi, abi_of, needed_from
 from nocopy.interfaces.wasi_nn.layout import LIST, U32, Records
-from nocopy.interfaces.wasi_nn.protocol import Buffer, Context, Host, Source
+from nocopy.interfaces.wasi_nn.protocol import Host, Source
+from nocopy.interfaces.wasi_nn.seen import Input, Output, Seen
 from nocopy.interfaces.wasi_nn.table import Table
 from nocopy.memory.linear import LinearMemory
 from nocopy.memory.quota import Quota
@@ -37,7 +38,6 @@ class Nn:
         grants: what the guest may use.
         attached: gives its memory on its device.
         on_error: gets what a failing call was about, which the interface itself cannot say.
-        time_left: seconds until the call that is running in the guest must end; None means no limit.
         log: gets a level and a line, of what a guest should know or asked to be told.
         stdout: writes to the guest's stdout, and does not keep the guest alive.
     """
@@ -48,20 +48,36 @@ class Nn:
         *,
         attached: Callable[[], Attachment],
         on_error: Callable[[Error], None] = lambda _error: None,
-        time_left: Callable[[], float | None] = lambda: None,
         log: Log = log_line,
         stdout: Callable[[bytes], None] = lambda _data: None,
     ) -> None:
         self.grants, self.abi = grants, Abi(Dialect.SPEC, Records())
-        self._attached, self._on_error, self._time_left = attached, on_error, time_left
-        self._log, self._stdout = log, stdout
+        self._attached, self._on_error, self._log, self._stdout = attached, on_error, log, stdout
+        self._time_left: Callable[[], float | None] = lambda: None
         self._table: Table | None = None
+        self._seen = Seen()
+        self.used = False
+        """Whether the guest imports any of it."""
 
     # Linking
 
-    def functions(self, guest: str, imports: Iterable[tuple[str, str, object]]) -> Functions:
-        """The host functions for a guest's imports from these modules. Errors as in `abi_of`."""
+    def functions(
+        self,
+        guest: str,
+        imports: Iterable[tuple[str, str, object]],
+        time_left: Callable[[], float | None] = lambda: None,
+    ) -> Functions:
+        """The host functions for a guest's imports from these modules. Errors as in `abi_of`.
+
+        Args:
+            guest: the module's name, for messages.
+            imports: all that it imports.
+            time_left: seconds until the call that is running in the guest must end, or None; it does not
+                refer to the guest.
+        """
+        self._time_left = time_left
         needed = needed_from(imports)
+        self.used = bool(needed)
         self.abi = abi_of(guest, needed, self.grants.dialect)
         return {(each.module, each.name): self._function(each.name) for each in needed}
 
@@ -86,7 +102,7 @@ class Nn:
 
     @property
     def table(self) -> Table:
-        """What the guest has, told how long the call that is running may take."""
+        """What the guest has."""
         table = self._table
         if table is None:
             attached = self._attached()
@@ -98,17 +114,17 @@ class Nn:
                 attached.ledger,
                 quota,
                 copy=self.grants.copy,
+                time_left=self._time_left,
                 log=self._log,
                 stdout=self._stdout,
             )
             table = self._table = Table(host, self.grants)
-        left = self._time_left()
-        table.host.until = None if left is None else time.monotonic() + left
         return table
 
     def close(self) -> None:
         """Forget the guest; what it had is closed with its grip."""
         self._table = None
+        self._seen.clear()
 
     # Graphs
 
@@ -145,6 +161,7 @@ class Nn:
 
     def unload(self, graph: int) -> None:
         """Let go of a graph."""
+        self._seen.clear()
         self.table.unload(graph)
 
     # Contexts
@@ -156,17 +173,30 @@ class Nn:
 
     def finalize_execution_context(self, context: int) -> None:
         """Let go of a context."""
+        self._seen.clear()
         self.table.finalize(context)
 
     def set_input(self, context: int, index: int, tensor: int) -> None:
         """Use a tensor as an input."""
+        seen = self._seen.inputs.get((context, index, tensor))
+        if seen is not None and seen.same():
+            seen.context.set_input(index, seen.tensor)
+            return
         table = self.table
-        given = self.abi.records.tensor(table.host.memory, tensor)
-        table.active(context).set_input(index, given)
+        given, record, dimensions = self.abi.records.tensor(table.host.memory, tensor)
+        found = table.active(context)
+        found.set_input(index, given)
+        self._seen.make_room()
+        self._seen.inputs[context, index, tensor] = Input(found, given, record, dimensions)
 
     def compute(self, context: int) -> None:
         """Compute the outputs."""
-        self.table.active(context).compute()
+        found = self._seen.active.get(context)
+        if found is None:
+            found = self.table.active(context)
+            self._seen.make_room()
+            self._seen.active[context] = found
+        found.compute()
 
     def compute_single(self, context: int) -> None:
         """Compute a piece of the output."""
@@ -178,8 +208,13 @@ class Nn:
 
     def get_output(self, context: int, index: int, out: int, size: int, written: int) -> None:
         """Write an output."""
-        found, room, told = self._room(context, out, size, written)
-        told(lambda: found.get_output(index, room))
+        output = self._output(context, out, size, written)
+        try:
+            nbytes = output.context.get_output(index, output.room)
+        except NnError as error:
+            self._tell_needed(output, error)
+            raise
+        self._tell(output, nbytes)
 
     def get_output_old(self, context: int, index: int, out: int, size: int) -> None:
         """As `get_output`; the size is where it is told."""
@@ -189,8 +224,13 @@ class Nn:
 
     def get_output_single(self, context: int, index: int, out: int, size: int, written: int) -> None:
         """Write a piece of an output."""
-        found, room, told = self._room(context, out, size, written)
-        told(lambda: found.get_output_single(index, room))
+        output = self._output(context, out, size, written)
+        try:
+            nbytes = output.context.get_output_single(index, output.room)
+        except NnError as error:
+            self._tell_needed(output, error)
+            raise
+        self._tell(output, nbytes)
 
     # The guest's memory
 
@@ -201,25 +241,25 @@ class Nn:
         memory.check(pointer, U32.size)
         return table, memory, lambda handle: memory.write(pointer, U32.pack(handle))
 
-    def _room(
-        self, context: int, out: int, size: int, written: int
-    ) -> tuple[Context, Buffer, Callable[[Callable[[], int]], None]]:
-        """The context, where its output goes, and what tells the guest how much it was."""
-        table = self.table
-        memory, records = table.host.memory, self.abi.records
-        room = records.room(memory, out, size)
-        memory.check(written, U32.size)
+    def _output(self, context: int, out: int, size: int, written: int) -> Output:
+        """The context, where its output goes, and where the guest is told how much it was."""
+        output = self._seen.outputs.get((context, out, size, written))
+        if output is None:
+            table = self.table
+            memory = table.host.memory
+            room = self.abi.records.room(memory, out, size)
+            output = Output(table.context(context), room, memory.check(written, U32.size))
+            self._seen.make_room()
+            self._seen.outputs[context, out, size, written] = output
+        return output
 
-        def tell(fetch: Callable[[], int]) -> None:
-            try:
-                nbytes = fetch()
-            except NnError as error:
-                if error.needed is not None and error.needed < 1 << 32:
-                    memory.write(written, U32.pack(records.filled(error.needed)))
-                raise
-            memory.write(written, U32.pack(records.filled(nbytes)))
+    def _tell(self, output: Output, nbytes: int) -> None:
+        ctypes.memmove(output.written, U32.pack(self.abi.records.filled(nbytes)), U32.size)
 
-        return table.context(context), room, tell
+    def _tell_needed(self, output: Output, error: NnError) -> None:
+        """As WasmEdge and WAMR do: a guest can ask again with enough room."""
+        if error.needed is not None and error.needed < 1 << 32:
+            self._tell(output, error.needed)
 
 
 def target_of(number: int) -> Target:

@@ -17,6 +17,7 @@ from typing import Final
 from nocopy.errors import NnError
 from nocopy.interfaces.wasi_nn.encoding import OLD_TYPES, Errno, TensorType
 from nocopy.interfaces.wasi_nn.protocol import Buffer, Tensor
+from nocopy.interfaces.wasi_nn.seen import Piece
 from nocopy.memory.linear import LinearMemory
 
 U32: Final = struct.Struct("<I")
@@ -53,23 +54,29 @@ class Records:
         raw = memory.read(pointer, count * LIST.size)
         return tuple(buffer(memory, at, size) for at, size in LIST.iter_unpack(raw))
 
-    def tensor(self, memory: LinearMemory, pointer: int) -> Tensor:
-        """A tensor.
+    def tensor(self, memory: LinearMemory, pointer: int) -> tuple[Tensor, Piece, Piece]:
+        """A tensor, and what says so: its record and its dimensions.
 
         Raises:
             NnError: an unknown type, or too many dimensions.
             UsageError: it does not lie in the memory.
         """
+        size = OLD_TENSOR.size if self.old else TENSOR.size
+        record = Piece(memory.check(pointer, size), memory.read(pointer, size))
         if self.old:
-            dimensions, number, at = OLD_TENSOR.unpack(memory.read(pointer, OLD_TENSOR.size))
-            shape = _shape(memory, *LIST.unpack(memory.read(dimensions, LIST.size)))
+            dimensions, number, at = OLD_TENSOR.unpack(record.data)
+            dimensions, rank = LIST.unpack(memory.read(dimensions, LIST.size))
+        else:
+            dimensions, rank, number, at, size = TENSOR.unpack(record.data)
+        shape, piece = _shape(memory, dimensions, rank)
+        if self.old:
             kind = OLD_TYPES.get(number)
             if kind is None:
                 raise _unknown_type(number, len(OLD_TYPES))
-            return Tensor(kind, shape, buffer(memory, at, math.prod(shape) * _ITEMSIZES[kind]))
-        dimensions, rank, number, at, size = TENSOR.unpack(memory.read(pointer, TENSOR.size))
-        shape = _shape(memory, dimensions, rank)
-        return Tensor(_type(number, math.prod(shape), size), shape, buffer(memory, at, size))
+            size = math.prod(shape) * _ITEMSIZES[kind]
+        else:
+            kind = _type(number, math.prod(shape), size)
+        return Tensor(kind, shape, buffer(memory, at, size)), record, piece
 
     def room(self, memory: LinearMemory, pointer: int, size: int) -> Buffer:
         """Where an output goes."""
@@ -90,13 +97,14 @@ def buffer(memory: LinearMemory, pointer: int, size: int) -> Buffer:
     return Buffer(memory, pointer, size)
 
 
-def _shape(memory: LinearMemory, pointer: int, rank: int) -> tuple[int, ...]:
+def _shape(memory: LinearMemory, pointer: int, rank: int) -> tuple[tuple[int, ...], Piece]:
     if rank > MOST_DIMENSIONS:
         raise NnError(
             Errno.INVALID_ARGUMENT,
             f"a tensor of {rank} dimensions was given; there are at most {MOST_DIMENSIONS}",
         )
-    return struct.unpack(f"<{rank}I", memory.read(pointer, 4 * rank))
+    piece = Piece(memory.check(pointer, 4 * rank), memory.read(pointer, 4 * rank))
+    return struct.unpack(f"<{rank}I", piece.data), piece
 
 
 def _type(number: int, count: int, nbytes: int) -> TensorType:

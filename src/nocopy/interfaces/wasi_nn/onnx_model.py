@@ -53,6 +53,7 @@ ELEMENTS: Final = {
     "tensor(float8e4m3fnuz)": ElementType(18, 1, _U8),
     "tensor(float8e5m2)": ElementType(19, 1, _U8),
     "tensor(float8e5m2fnuz)": ElementType(20, 1, _U8),
+    "tensor(float8e8m0)": ElementType(24, 1, _U8),
 }
 """By ONNX Runtime's name. Strings, sequences, maps and 4-bit types do not cross."""
 FLOATS: Final = frozenset({_F16, _F32, _F64})
@@ -110,6 +111,12 @@ class OnnxModel:
         integers = any(p.element is not None and p.element.given not in FLOATS for p in self.inputs)
         tensors = all(p.element is not None for p in (*self.inputs, *self.outputs))
         self.can_wait = tensors and can_wait(summary.operators, integers=integers)
+        self.repeats = (
+            len(self.outputs) == 1
+            and self.provider == CPU
+            and all(p.kind != "tensor(bool)" for p in self.inputs)
+        )
+        """Whether a run is the same as the one before, if it is bound to the same bytes."""
         self._shapes: dict[tuple[tuple[int, ...], ...], list[tuple[int, ...]]] = {}
         self._fixed = self._fixed_shapes() if cannot_fail(summary.operators) else None
 
