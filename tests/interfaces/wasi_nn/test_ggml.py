@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,17 +11,23 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nocopy.device.discovery import open_device
-from nocopy.device.protocol import Device
-from nocopy.errors import DeadlineError
+from nocopy.device.protocol import Device, Program
+from nocopy.device.reference import ReferenceDevice
+from nocopy.errors import DeadlineError, DeviceLostError
 from nocopy.interfaces.attachment import ComputeLimits
 from nocopy.interfaces.host import DeviceGuest
+from nocopy.interfaces.loaded import keep_loaded
 from nocopy.interfaces.wasi_nn.encoding import Errno
 from nocopy.interfaces.wasi_nn.ggml import embedding, normalized
 from nocopy.interfaces.wasi_nn.grants import NnLimits
+from nocopy.memory import linear
 from nocopy.models.find import EMBEDDED
 from nocopy.session.language import LanguageModel
+from nocopy.session.own import OwnSession
 from nocopy.session.sampler import Sampler, Sampling
 from nocopy.session.session import Session
 from nocopy.wasm import Limits
@@ -458,16 +465,77 @@ def test_a_deadline_ends_the_guest_in_the_middle_of_an_answer(module: Path, devi
         guest.run()
 
 
-def test_guests_share_the_weights_and_leave_nothing_behind(
-    module: Path, device: Device, tiny_gguf: Path
-) -> None:
+def test_guests_share_the_weights(run: Any, device: Device, tiny_gguf: Path) -> None:
+    alone = run(*start(), *ask("Hi"), model=tiny_gguf)
+    with keep_loaded(tiny_gguf, device):
+        beside = run(*start(), *ask("Hi"), model=tiny_gguf)
+    assert beside.last("text") == alone.last("text")
+    assert beside.guest.ledger.shared < alone.guest.ledger.shared
+
+
+def test_guests_leave_nothing_behind(run: Any, tiny_gguf: Path) -> None:
     process = psutil.Process()
     sizes: list[int] = []
-    for _ in range(12):
-        ran = language_guest.run(module, *start(), *ask("Hello"), device=device, nn_models={"m": tiny_gguf})
-        assert ran.errors == []
+    for _ in range(10):
+        assert run(*start(), *ask("Hello"), model=tiny_gguf).errors == []
         sizes.append(process.memory_info().rss)
-    assert sizes[-1] - sizes[4] < 8 << 20
+    assert sizes[-1] - sizes[3] < 8 << 20
+
+
+def test_a_guest_that_is_dropped_gives_its_cache_back(
+    module: Path, device: Device, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[OwnSession] = []
+    close = OwnSession.close
+
+    def recording(self: OwnSession) -> None:
+        closed.append(self)
+        close(self)
+
+    monkeypatch.setattr(OwnSession, "close", recording)
+    guest = DeviceGuest(
+        module, device=device, nn_models={"m": tiny_gguf}, stdin=script(*start(), *ask("Hello"))
+    )
+    guest.run()
+    assert not closed
+    del guest
+    gc.collect()
+    assert len(closed) == 1
+
+
+def test_a_lost_device_is_a_runtime_error_and_its_memory_stays_mapped(module: Path, tiny_gguf: Path) -> None:
+    class Lost(ReferenceDevice):
+        def play(self, program: Program, *, timeout: float | None = None) -> None:
+            raise DeviceLostError("the device fell off the bus")
+
+    leaked = len(linear._leaked)
+    device = Lost()
+    with pytest.warns(ResourceWarning, match="was lost"):
+        ran = language_guest.run(
+            module, *start(), *ask("Hello"), "single", device=device, nn_models={"m": tiny_gguf}
+        )
+    device.close()
+    assert ran.errors == [("compute", Errno.RUNTIME_ERROR), ("single", Errno.RUNTIME_ERROR)]
+    assert len(linear._leaked) > leaked + 1  # the guest's own memory, and the cache's
+
+
+@settings(max_examples=8)
+@given(st.lists(st.binary(max_size=48) | st.text(max_size=24).map(str.encode), min_size=1, max_size=12))
+def test_no_prompt_is_a_crash(run: Any, tiny_gguf: Path, prompts: list[bytes]) -> None:
+    steps = [step for prompt in prompts for step in (("prompt", prompt), "compute", "text")]
+    ran = run(*start({"n-predict": 2, "ctx-size": 32, "seed": 1}), *steps, model=tiny_gguf)
+    for prompt, given_ in zip(prompts, ran.of("prompt"), strict=True):
+        assert given_.errno == (Errno.SUCCESS if is_text(prompt) else Errno.INVALID_ARGUMENT)
+    allowed = {Errno.SUCCESS, Errno.INVALID_ARGUMENT, Errno.PROMPT_TOO_LONG, Errno.CONTEXT_FULL}
+    assert {done.errno for done in ran.of("compute")} <= allowed
+
+
+def is_text(raw: bytes) -> bool:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 # Where lines go
