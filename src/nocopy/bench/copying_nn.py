@@ -2,7 +2,7 @@
 
 Wasmtime's sources (crates/wasi-nn, 2026) copy an input four times: out of the guest's memory into a vector
 (`witx.rs`, `to_vec`), into the context (`backend/onnx.rs`, `clone`), and in `compute` into bytes (`to_vec`)
-and then into floats. An output is copied four times too: into floats (`to_vec`), into bytes, out of the context
+and then into floats. An output is copied four times too: into floats (`to_vec`), bytes, out of the context
 (`clone`), and into the guest. Each copy but the last allocates. Here each is one memcpy; Wasmtime converts
 element by element in two of them, so it cannot be faster than this.
 """

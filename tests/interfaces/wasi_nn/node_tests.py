@@ -170,3 +170,12 @@ def _same(case: Any, result: Value, want: Value) -> bool:
         both = [np.asarray(each, np.float64) for each in (result, want)]
         return bool(np.allclose(*both, rtol=case.rtol, atol=case.atol, equal_nan=True))
     return bool(np.array_equal(result, want))
+
+
+def cannot_cross(case: Any) -> bool:
+    """Whether an input or output of the model is nothing that wasi-nn can carry."""
+    graph = case.model.graph
+    return any(
+        not port.type.HasField("tensor_type") or port.type.tensor_type.elem_type not in CROSSING
+        for port in (*graph.input, *graph.output)
+    )
