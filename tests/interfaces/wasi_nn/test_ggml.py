@@ -31,6 +31,7 @@ from nocopy.session.own import OwnSession
 from nocopy.session.sampler import Sampler, Sampling
 from nocopy.session.session import Session
 from nocopy.wasm import Limits
+from tests.cli.run_cli import nocopy_cli
 from tests.interfaces.wasi_nn import language_guest
 from tests.interfaces.wasi_nn.language_guest import Ran, Step, script
 from tests.models.tiny import CONTEXT
@@ -560,3 +561,24 @@ def test_the_log_says_what_was_done_when_asked(run: Any) -> None:
     assert line.startswith("wasi-nn: ")
     assert "tokens of prompt, 0 of them in the cache" in line
     assert "12 tokens of answer" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "grant"),
+    [
+        ("./m.gguf", ("--nn-model", "./m.gguf={}")),
+        ("default", ("--nn-preload", "default:GGML:AUTO:{}")),
+    ],
+)
+def test_from_the_command_line(
+    module: Path, playing: str, tmp_path: Path, name: str, grant: tuple[str, str]
+) -> None:
+    (tmp_path / "m.gguf").symlink_to(EMBEDDED)
+    steps = script(("name", name), "context", ("options", GREEDY | {"stream-stdout": True}), *ask(PROMPT))
+    arguments = ("--device", playing, grant[0], grant[1].format("m.gguf"), str(module))
+    done = nocopy_cli("run", *arguments, cwd=tmp_path, stdin=steps.decode())
+    assert done.status == 0, done.err
+    streamed, _, rest = done.out.partition("compute 0 0\n")
+    text = language_guest.parse(rest.removeprefix("\n").encode())[0].data.decode()
+    assert text
+    assert streamed.endswith("prompt 0 0\n\n" + text)
