@@ -181,6 +181,17 @@ def test_text_fits_a_schema_or_a_grammar(run: Any, tiny_gguf: Path) -> None:
     assert second.data in (b"ja", b"nein")
 
 
+def test_a_schema_means_what_llama_cpp_takes_it_to_mean(run: Any, tiny_gguf: Path) -> None:
+    """It says neither that it is an array nor that objects have no other properties."""
+    item = {"properties": {"id": {"type": "integer", "minimum": 0, "maximum": 9}}, "required": ["id"]}
+    schema = {"items": item, "minItems": 2, "maxItems": 3, "x-guidance": SCHEMA["x-guidance"]}
+    ran = run(*start({"json-schema": json.dumps(schema), "seed": 3}), *ask("x"), model=tiny_gguf)
+    assert ran.errors == []
+    found = ran.last("text").json
+    assert 2 <= len(found) <= 3
+    assert all(one.keys() == {"id"} for one in found)
+
+
 @pytest.mark.parametrize(
     ("options", "errno"),
     [
@@ -384,6 +395,18 @@ def test_models_do_what_they_can(run: Any, bert: Path) -> None:
 @pytest.mark.parametrize("name", ["/etc/passwd", "", "m\0", "../m", "M", "preload:m", str(EMBEDDED)])
 def test_a_guest_finds_only_what_it_was_granted(run: Any, name: str) -> None:
     assert run(("name", name)).errors == [("name", Errno.NOT_FOUND)]
+
+
+def test_a_file_that_is_gone_is_error_103(
+    module: Path, device: Device, tiny_gguf: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.gguf"
+    path.symlink_to(tiny_gguf)
+    steps = script(("name", "m"))
+    with DeviceGuest(module, device=device, nn_models={"m": path}, stdin=steps, stdout="capture") as guest:
+        path.unlink()
+        guest.run()
+        assert language_guest.parse(guest.stdout) == [("name", Errno.MODEL_NOT_FOUND, b"")]
 
 
 def test_a_model_in_the_guests_own_bytes_is_refused(run: Any, tiny_gguf: Path) -> None:

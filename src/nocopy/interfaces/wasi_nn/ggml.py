@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 
 import numpy as np
@@ -26,7 +27,9 @@ from nocopy.interfaces.sessions import tokens_at_once
 from nocopy.interfaces.wasi_nn.encoding import Errno, Target
 from nocopy.interfaces.wasi_nn.ggml_answer import Answer
 from nocopy.interfaces.wasi_nn.ggml_options import INFO, WARNING, Options, read_options
+from nocopy.interfaces.wasi_nn.ggml_schema import explicit
 from nocopy.interfaces.wasi_nn.protocol import Buffer, Host, Source, Tensor
+from nocopy.models import Model
 from nocopy.session.constraint import Constraint
 from nocopy.session.language import CONTEXT
 from nocopy.session.own import OwnSession
@@ -55,11 +58,14 @@ def open_graph(source: Source, target: Target, config: bytes, host: Host) -> Lan
             "a language model was to be loaded from the guest's own bytes; grant it by name (--nn-model"
             " NAME=FILE) and use load_by_name",
         )
+    file = source.files[0]
+    if not isinstance(file, Model) and not Path(file).exists():
+        raise NnError(Errno.MODEL_NOT_FOUND, f"the model '{file}' was to be loaded; its file is gone")
     options = Options()
     if config:
         options = read_options(config, options, host.log)
     with host.grip.turn(host.until):
-        lease = Lease(source.files[0], host.grip.device, host.grip.turns, host.ledger)
+        lease = Lease(file, host.grip.device, host.grip.turns, host.ledger)
         try:
             _ = lease.loaded.embedder if lease.loaded.encoder else lease.loaded.engine  # places the weights
         except BaseException:
@@ -216,8 +222,12 @@ class LanguageContext:
                 f"a grammar or schema of {len(text.encode())} bytes was given; at most {MAX_CONSTRAINT} are"
                 " taken",
             )
-        check_constraint(ConstraintKind.GBNF if options.grammar else ConstraintKind.JSON_SCHEMA, text)
-        return Constraint.make(self._loaded.vocabulary, "gbnf" if options.grammar else "json_schema", text)
+        kind = ConstraintKind.GBNF if options.grammar else ConstraintKind.JSON_SCHEMA
+        check_constraint(kind, text)
+        vocabulary = self._loaded.vocabulary
+        if options.grammar:
+            return Constraint.make(vocabulary, "gbnf", text)
+        return Constraint.make(vocabulary, "json_schema", explicit(text))
 
     def _open(self) -> OwnSession:
         """The session, of the context and type that the options ask for.
