@@ -143,7 +143,9 @@ ACTING: dict[str, Option] = {
     "seed": Option(int, "the same seed, the same text; -1 or 4294967295 draws one", _sample("seed", _seed)),
     "ignore-eos": Option(bool, "go on where the model would end", _set("ignore_end")),
     "grammar": Option(str, "a GBNF grammar that the text fits", _set("grammar")),
-    "json-schema": Option(str, "a JSON schema, as text, that the text fits, read as llama.cpp does", _set("schema")),
+    "json-schema": Option(
+        str, "a JSON schema, as text, that the text fits, read as llama.cpp does", _set("schema")
+    ),
     "cache-type-k": Option(int, "of the KV cache: 1 f16, 8 q8_0, 0 f32, 30 bf16", _cache("keys")),
     "cache-type-v": Option(int, "must be the same", _cache("values")),
 }
