@@ -18,6 +18,7 @@ from nocopy.interfaces.native import native_submit
 from nocopy.interfaces.wasi_nn.abi import Nn
 from nocopy.interfaces.wasi_nn.encoding import Dialect, Errno
 from nocopy.interfaces.wasi_nn.grants import Grant, NnLimits, nn_grants
+from nocopy.interfaces.wasi_nn.imports import Abi
 from nocopy.memory.ledger import Ledger
 from nocopy.memory.linear import LinearMemory
 from nocopy.tape.builder import TapeBuilder
@@ -170,6 +171,11 @@ class DeviceGuest(Guest):
     def last_error(self) -> str:
         """The text of the guest's last call to `nocopy` or wasi-nn that failed; "" if none did."""
         return self._compute.error
+
+    @property
+    def nn(self) -> Abi:
+        """How the guest uses wasi-nn: whose numbers, which records."""
+        return self._nn.abi
 
     def play(self, tape: TapeBuilder | Tape, *, timeout: float | None = None) -> None:
         """Play a tape on the guest's memory, from the host; results are there when this returns.

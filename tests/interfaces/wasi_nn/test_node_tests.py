@@ -46,7 +46,9 @@ def test_the_same_tests_pass_through_a_guest_as_alone(cases: list[Any], shard: i
     assert lost <= set(PAGE.read_text().split())
 
 
-@pytest.mark.parametrize("family", ["attention", "rms_normalization", "rotary_embedding", "layer_normalization"])
+@pytest.mark.parametrize(
+    "family", ["attention", "rms_normalization", "rotary_embedding", "layer_normalization"]
+)
 def test_what_transformers_are_made_of_is_among_them(cases: list[Any], family: str) -> None:
     members = [c for c in cases if c.name.startswith(f"test_{family}") and not c.name.endswith("_expanded")]
     passing = [c for c in members if node_tests.alone(c)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
@@ -14,7 +13,7 @@ from nocopy.interfaces.wasi_nn.errors import errno_of
 from nocopy.interfaces.wasi_nn.grants import NnGrants
 from nocopy.interfaces.wasi_nn.imports import OLD_PARAMS, PARAMS, Abi, abi_of, needed_from
 from nocopy.interfaces.wasi_nn.layout import LIST, U32, Records
-from nocopy.interfaces.wasi_nn.protocol import Host, Source
+from nocopy.interfaces.wasi_nn.protocol import Buffer, Context, Host, Source
 from nocopy.interfaces.wasi_nn.seen import Input, Output, Seen
 from nocopy.interfaces.wasi_nn.table import Table
 from nocopy.memory.linear import LinearMemory
@@ -25,6 +24,9 @@ MAX_NAME = 4096
 """Bytes of a model's name."""
 MAX_CONFIG = 1 << 20
 """Bytes of a model's options."""
+
+HOT = frozenset({"set_input", "compute", "get_output"})
+"""The calls of every inference: they return their number themselves, which saves a Python call each."""
 
 Functions: TypeAlias = dict[tuple[str, str], HostFunction]
 
@@ -56,6 +58,7 @@ class Nn:
         self._time_left: Callable[[], float | None] = lambda: None
         self._table: Table | None = None
         self._seen = Seen()
+        self._filled: Callable[[int], int] = self.abi.records.filled
         self.used = False
         """Whether the guest imports any of it."""
 
@@ -79,26 +82,32 @@ class Nn:
         needed = needed_from(imports)
         self.used = bool(needed)
         self.abi = abi_of(guest, needed, self.grants.dialect)
+        self._filled = self.abi.records.filled
         return {(each.module, each.name): self._function(each.name) for each in needed}
 
     def _function(self, name: str) -> HostFunction:
         old = self.abi.records.old and name in OLD_PARAMS
         function = getattr(self, f"{name}_old" if old else name)
         params = (OLD_PARAMS if old else PARAMS)[name]
-        return HostFunction(self._guarded(function), ("u32",) * len(params), ("i32",))
+        call = function if name in HOT and not old else self._guarded(function)
+        return HostFunction(call, ("u32",) * len(params), ("i32",))
 
     def _guarded(self, function: Callable[..., None]) -> Callable[..., int]:
         def call(*args: int) -> int:
             try:
                 function(*args)
-            except DeadlineError:
-                raise
             except Error as error:
-                self._on_error(error)
-                return errno_of(error)
+                return self._failed(error)
             return Errno.SUCCESS
 
         return call
+
+    def _failed(self, error: Error) -> int:
+        """The number for an error; a deadline ends the guest instead."""
+        if isinstance(error, DeadlineError):
+            raise error
+        self._on_error(error)
+        return errno_of(error)
 
     @property
     def table(self) -> Table:
@@ -176,12 +185,23 @@ class Nn:
         self._seen.clear()
         self.table.finalize(context)
 
-    def set_input(self, context: int, index: int, tensor: int) -> None:
+    def set_input(self, context: int, index: int, tensor: int) -> int:
         """Use a tensor as an input."""
-        seen = self._seen.inputs.get((context, index, tensor))
-        if seen is not None and seen.same():
-            seen.context.set_input(index, seen.tensor)
-            return
+        try:
+            seen = self._seen.inputs.get((context, index, tensor))
+            if (
+                seen is not None
+                and seen.record.view.tobytes() == seen.record.data
+                and seen.dimensions.view.tobytes() == seen.dimensions.data
+            ):
+                seen.context.set_input(index, seen.tensor)
+            else:
+                self._set_input(context, index, tensor)
+        except Error as error:
+            return self._failed(error)
+        return 0
+
+    def _set_input(self, context: int, index: int, tensor: int) -> None:
         table = self.table
         given, record, dimensions = self.abi.records.tensor(table.host.memory, tensor)
         found = table.active(context)
@@ -189,14 +209,28 @@ class Nn:
         self._seen.make_room()
         self._seen.inputs[context, index, tensor] = Input(found, given, record, dimensions)
 
-    def compute(self, context: int) -> None:
+    def compute(self, context: int) -> int:
         """Compute the outputs."""
-        found = self._seen.active.get(context)
-        if found is None:
-            found = self.table.active(context)
-            self._seen.make_room()
-            self._seen.active[context] = found
-        found.compute()
+        try:
+            found = self._seen.active.get(context)
+            if found is None:
+                found = self.table.active(context)
+                self._seen.make_room()
+                self._seen.active[context] = found
+            found.compute()
+        except Error as error:
+            return self._failed(error)
+        return 0
+
+    def get_output(self, context: int, index: int, out: int, size: int, written: int) -> int:
+        """Write an output."""
+        try:
+            output = self._output(context, out, size, written)
+            output.written[0] = self._filled(output.context.get_output(index, output.room))
+        except Error as error:
+            self._tell_needed(error, written)
+            return self._failed(error)
+        return 0
 
     def compute_single(self, context: int) -> None:
         """Compute a piece of the output."""
@@ -206,31 +240,15 @@ class Nn:
         """End a computation in pieces."""
         self.table.context(context).fini_single()
 
-    def get_output(self, context: int, index: int, out: int, size: int, written: int) -> None:
-        """Write an output."""
-        output = self._output(context, out, size, written)
-        try:
-            nbytes = output.context.get_output(index, output.room)
-        except NnError as error:
-            self._tell_needed(output, error)
-            raise
-        self._tell(output, nbytes)
-
     def get_output_old(self, context: int, index: int, out: int, size: int) -> None:
         """As `get_output`; the size is where it is told."""
         memory = self.table.host.memory
         (most,) = U32.unpack(memory.read(size, U32.size))
-        self.get_output(context, index, out, most, size)
+        self._fetch(lambda found, room: found.get_output(index, room), context, out, most, size)
 
     def get_output_single(self, context: int, index: int, out: int, size: int, written: int) -> None:
         """Write a piece of an output."""
-        output = self._output(context, out, size, written)
-        try:
-            nbytes = output.context.get_output_single(index, output.room)
-        except NnError as error:
-            self._tell_needed(output, error)
-            raise
-        self._tell(output, nbytes)
+        self._fetch(lambda found, room: found.get_output_single(index, room), context, out, size, written)
 
     # The guest's memory
 
@@ -241,6 +259,16 @@ class Nn:
         memory.check(pointer, U32.size)
         return table, memory, lambda handle: memory.write(pointer, U32.pack(handle))
 
+    def _fetch(
+        self, fetch: Callable[[Context, Buffer], int], context: int, out: int, size: int, written: int
+    ) -> None:
+        try:
+            output = self._output(context, out, size, written)
+            output.written[0] = self._filled(fetch(output.context, output.room))
+        except NnError as error:
+            self._tell_needed(error, written)
+            raise
+
     def _output(self, context: int, out: int, size: int, written: int) -> Output:
         """The context, where its output goes, and where the guest is told how much it was."""
         output = self._seen.outputs.get((context, out, size, written))
@@ -248,18 +276,16 @@ class Nn:
             table = self.table
             memory = table.host.memory
             room = self.abi.records.room(memory, out, size)
-            output = Output(table.context(context), room, memory.check(written, U32.size))
+            told = memory.view(U32.size, "u8", written).buffer().cast("I")
+            output = Output(table.context(context), room, told)
             self._seen.make_room()
             self._seen.outputs[context, out, size, written] = output
         return output
 
-    def _tell(self, output: Output, nbytes: int) -> None:
-        ctypes.memmove(output.written, U32.pack(self.abi.records.filled(nbytes)), U32.size)
-
-    def _tell_needed(self, output: Output, error: NnError) -> None:
+    def _tell_needed(self, error: Error, written: int) -> None:
         """As WasmEdge and WAMR do: a guest can ask again with enough room."""
-        if error.needed is not None and error.needed < 1 << 32:
-            self._tell(output, error.needed)
+        if isinstance(error, NnError) and error.needed is not None and error.needed < 1 << 32:
+            self.table.host.memory.write(written, U32.pack(self._filled(error.needed)))
 
 
 def target_of(number: int) -> Target:

@@ -8,9 +8,7 @@ bytes the sample is all of it, and stands in for it.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
-from functools import partial
 from typing import Final
 
 import numpy as np
@@ -67,7 +65,7 @@ class Held:
     def _looker(self) -> Callable[[], bytes]:
         data = self.tensor.data
         if self.whole:
-            return partial(ctypes.string_at, data.address, self.nbytes)
+            return data.memory.view(self.nbytes, "u8", data.offset).buffer().tobytes
         step = (self.nbytes - WORD) // (SAMPLES - 1)
         return data.memory.view((SAMPLES, WORD), "u8", data.offset, (step, 1)).numpy().tobytes
 

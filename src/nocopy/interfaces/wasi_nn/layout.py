@@ -62,13 +62,13 @@ class Records:
             UsageError: it does not lie in the memory.
         """
         size = OLD_TENSOR.size if self.old else TENSOR.size
-        record = Piece(memory.check(pointer, size), memory.read(pointer, size))
+        record = piece(memory, pointer, size)
         if self.old:
             dimensions, number, at = OLD_TENSOR.unpack(record.data)
             dimensions, rank = LIST.unpack(memory.read(dimensions, LIST.size))
         else:
             dimensions, rank, number, at, size = TENSOR.unpack(record.data)
-        shape, piece = _shape(memory, dimensions, rank)
+        shape, dimensions = _shape(memory, dimensions, rank)
         if self.old:
             kind = OLD_TYPES.get(number)
             if kind is None:
@@ -76,7 +76,7 @@ class Records:
             size = math.prod(shape) * _ITEMSIZES[kind]
         else:
             kind = _type(number, math.prod(shape), size)
-        return Tensor(kind, shape, buffer(memory, at, size)), record, piece
+        return Tensor(kind, shape, buffer(memory, at, size)), record, dimensions
 
     def room(self, memory: LinearMemory, pointer: int, size: int) -> Buffer:
         """Where an output goes."""
@@ -97,14 +97,24 @@ def buffer(memory: LinearMemory, pointer: int, size: int) -> Buffer:
     return Buffer(memory, pointer, size)
 
 
+def piece(memory: LinearMemory, pointer: int, size: int) -> Piece:
+    """Bytes of the memory, as they are now.
+
+    Raises:
+        UsageError: they do not lie in it.
+    """
+    data = memory.read(pointer, size)
+    return Piece(memory.view(size, "u8", pointer).buffer(), data)
+
+
 def _shape(memory: LinearMemory, pointer: int, rank: int) -> tuple[tuple[int, ...], Piece]:
     if rank > MOST_DIMENSIONS:
         raise NnError(
             Errno.INVALID_ARGUMENT,
             f"a tensor of {rank} dimensions was given; there are at most {MOST_DIMENSIONS}",
         )
-    piece = Piece(memory.check(pointer, 4 * rank), memory.read(pointer, 4 * rank))
-    return struct.unpack(f"<{rank}I", piece.data), piece
+    found = piece(memory, pointer, 4 * rank)
+    return struct.unpack(f"<{rank}I", found.data), found
 
 
 def _type(number: int, count: int, nbytes: int) -> TensorType:

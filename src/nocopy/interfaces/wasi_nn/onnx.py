@@ -129,7 +129,10 @@ class OnnxContext:
         """See `Context`."""
         old = self._held[index] if index < len(self._held) else None
         if old is not None and old.given is tensor and not old.copied:
-            self._settle()
+            if self._state is not State.WAITING and not self._gone:
+                self._gone = GONE
+            else:
+                self._settle()
             old.sample = old.look()
             return
         held = Held(fitting(find(self._model.inputs, index, "input"), tensor), tensor, self._host)
@@ -217,12 +220,11 @@ class OnnxContext:
         return "cpu", 0
 
     def _run(self, io: Any) -> None:
-        until = self._host.until
         try:
-            if until is None:
+            if self._host.time_left() is None:
                 self._model.session.run_with_iobinding(io)
             else:
-                run_until(self._model.session, io, until)
+                run_until(self._model.session, io, self._host.until or 0.0)
         except DeadlineError:
             raise
         except Exception as error:
@@ -239,16 +241,14 @@ class OnnxContext:
     def get_output(self, index: int, out: Buffer) -> int:
         """See `Context`."""
         again = self._again
-        if (
-            again is not None
-            and self._state is State.WAITING
-            and again[0] == index
-            and again[1] is out
-            and all(held is not None and held.look() == held.sample for held in self._held)
-        ):
-            self._run(self._io)
-            self._outputs, self._state = [None], State.DONE
-            return again[2]
+        if again is not None and self._state is State.WAITING and again[0] == index and again[1] is out:
+            same = True
+            for held in self._held:
+                same = same and held is not None and held.look() == held.sample
+            if same:
+                self._run(self._io)
+                self._outputs, self._state = [None], State.DONE
+                return again[2]
         port = find(self._model.outputs, index, "output")
         if self._state is State.NEW:
             raise NnError(

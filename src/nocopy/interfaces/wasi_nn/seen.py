@@ -6,8 +6,7 @@ guest may have changed, and nothing else. A range that once lay in the memory al
 
 from __future__ import annotations
 
-import ctypes
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from nocopy.interfaces.wasi_nn.protocol import Buffer, Context, Tensor
 
@@ -16,9 +15,9 @@ MOST: Final = 256
 
 
 class Piece(NamedTuple):
-    """Bytes of the guest's memory that a tensor's description was read from."""
+    """Bytes of the guest's memory that a tensor's description was read from, and what they were."""
 
-    address: int
+    view: memoryview[Any]
     data: bytes
 
 
@@ -30,22 +29,14 @@ class Input(NamedTuple):
     record: Piece
     dimensions: Piece
 
-    def same(self) -> bool:
-        """Whether the guest still says the same."""
-        record, dimensions = self.record, self.dimensions
-        return (
-            ctypes.string_at(record.address, len(record.data)) == record.data
-            and ctypes.string_at(dimensions.address, len(dimensions.data)) == dimensions.data
-        )
-
 
 class Output(NamedTuple):
     """Where a `get_output` writes."""
 
     context: Context
     room: Buffer
-    written: int
-    """The address of the number of bytes."""
+    written: memoryview[Any]
+    """The number of bytes, a u32."""
 
 
 class Seen:

@@ -180,6 +180,6 @@ class Table:
         for running in self._handles.every(Running):
             running.context.close()
         for loaded in (*self._handles.every(Loaded), *self._closing):
-            loaded.graph.close()
+            self._end(loaded)
         self._handles, self._closing = Handles(), []
         self._named.clear()
