@@ -157,6 +157,7 @@ enum {
     NOCOPY_ERROR_TOKENIZER = -21, /* A text, a token id or a vocabulary cannot be used */
     NOCOPY_ERROR_TEMPLATE = -22, /* A chat template is wrong, refuses the conversation, or exceeds its limits */
     NOCOPY_ERROR_HUB = -23, /* The hub cannot be reached, refuses, sends something else than it announced, or has no such model */
+    NOCOPY_ERROR_NN = -40, /* A call of wasi-nn fails */
 };
 
 /* ---- records: the bytes that the host reads; docs/tape.md has every field ----------------------------- */

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nocopy.device.discovery import open_device
 from nocopy.device.protocol import Device, Pages
-from nocopy.errors import Error, UsageError
+from nocopy.errors import Error, NnError, UsageError
 from nocopy.interfaces.attachment import ComputeLimits
 from nocopy.interfaces.compute import Compute, Log, log_line
 from nocopy.interfaces.imports import LOG_LEVELS, MODULE
 from nocopy.interfaces.native import native_submit
 from nocopy.interfaces.wasi_nn.abi import Nn
-from nocopy.interfaces.wasi_nn.encoding import Dialect
+from nocopy.interfaces.wasi_nn.encoding import Dialect, Errno
 from nocopy.interfaces.wasi_nn.grants import Grant, NnLimits, nn_grants
 from nocopy.interfaces.wasi_nn.imports import Abi
 from nocopy.memory.ledger import Ledger
@@ -109,6 +110,8 @@ class DeviceGuest(Guest):
             granted,
             attached=lambda: self._compute.attachment,
             on_error=Failures(self._compute, log).add,
+            log=log,
+            stdout=stdout_of(self),
         )
         more = dict(imports or {})
         wasi = Wasi(
@@ -238,11 +241,25 @@ class Failures:
     def add(self, error: Error) -> None:
         """Keep it, and log it."""
         self._compute.keep_error(error)
+        if isinstance(error, NnError) and error.errno == Errno.END_OF_SEQUENCE:
+            return  # how every answer that is made token by token ends
         self._count += 1
         if self._count <= self.MOST:
             self._log(LOG_LEVELS.index("warning"), f"wasi-nn: {self._compute.error}")
         elif self._count == self.MOST + 1:
             self._log(LOG_LEVELS.index("warning"), "wasi-nn: more calls failed; their reasons are not logged")
+
+
+def stdout_of(guest: Guest) -> Callable[[bytes], None]:
+    """What writes to a guest's stdout, without keeping the guest alive."""
+    weak = weakref.ref(guest)
+
+    def write(data: bytes) -> None:
+        guest = weak()
+        if guest is not None:
+            guest.write_stdout(data)
+
+    return write
 
 
 def check_grants(models: Mapping[str, Source]) -> None:

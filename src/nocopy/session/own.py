@@ -7,9 +7,10 @@ from typing import Self
 from nocopy.memory.dtype import DType
 from nocopy.memory.ledger import Ledger
 from nocopy.memory.linear import LinearMemory
+from nocopy.memory.quota import Quota
 from nocopy.session.engine import Engine
 from nocopy.session.region import Region
-from nocopy.session.session import Session
+from nocopy.session.session import Play, Session
 
 
 class OwnSession(Session):
@@ -20,21 +21,34 @@ class OwnSession(Session):
         context: tokens that fit.
         kv: element type of the cache.
         ledger: counts the bytes of the region as shared.
+        quota: what the memory is charged to; None means no limit.
+        play: as for `Session`.
+        step: likewise.
 
     Raises:
         UsageError: the context or the element type does not suit the model.
-        MemoryLimitError: there is not that much memory.
+        MemoryLimitError: there is not that much memory, or the quota is used up.
     """
 
-    def __init__(self, engine: Engine, *, context: int, kv: DType, ledger: Ledger | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        context: int,
+        kv: DType,
+        ledger: Ledger | None = None,
+        quota: Quota | None = None,
+        play: Play | None = None,
+        step: int | None = None,
+    ) -> None:
         size = Region(engine.config, 0, context, engine.chunk, kv).nbytes
-        memory = LinearMemory(size, reserve=size, guard=0)
+        memory = LinearMemory(size, reserve=size, guard=0, limit=quota)
         try:
             pages = engine.device.share(memory.address, size, ledger=ledger)
         except BaseException:
             memory.close()
             raise
-        super().__init__(engine, memory, pages, context=context, kv=kv)
+        super().__init__(engine, memory, pages, context=context, kv=kv, play=play, step=step)
 
     def close(self) -> None:
         """Free the session and its memory. Twice is allowed."""

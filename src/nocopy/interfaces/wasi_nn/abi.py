@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from nocopy.errors import DeadlineError, Error, NnError
 from nocopy.interfaces.attachment import Attachment
+from nocopy.interfaces.compute import Log, log_line
 from nocopy.interfaces.wasi_nn.encoding import Dialect, Errno, Target, encoding_of
 from nocopy.interfaces.wasi_nn.errors import errno_of
 from nocopy.interfaces.wasi_nn.grants import NnGrants
@@ -40,6 +41,8 @@ class Nn:
         grants: what the guest may use.
         attached: gives its memory on its device.
         on_error: gets what a failing call was about, which the interface itself cannot say.
+        log: gets a level and a line, of what a guest should know or asked to be told.
+        stdout: writes to the guest's stdout, and does not keep the guest alive.
     """
 
     def __init__(
@@ -48,9 +51,11 @@ class Nn:
         *,
         attached: Callable[[], Attachment],
         on_error: Callable[[Error], None] = lambda _error: None,
+        log: Log = log_line,
+        stdout: Callable[[bytes], None] = lambda _data: None,
     ) -> None:
         self.grants, self.abi = grants, Abi(Dialect.SPEC, Records())
-        self._attached, self._on_error = attached, on_error
+        self._attached, self._on_error, self._log, self._stdout = attached, on_error, log, stdout
         self._time_left: Callable[[], float | None] | None = None
         self._table: Table | None = None
         self._seen = Seen()
@@ -118,8 +123,10 @@ class Nn:
                 attached.limits,
                 attached.ledger,
                 quota,
-                self.grants.copy,
-                self._time_left,
+                copy=self.grants.copy,
+                time_left=self._time_left,
+                log=self._log,
+                stdout=self._stdout,
             )
             table = self._table = Table(host, self.grants)
         return table

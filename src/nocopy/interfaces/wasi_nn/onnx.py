@@ -389,6 +389,7 @@ def fitting(port: Port, tensor: Tensor) -> Tensor:
     Raises:
         NnError: the model takes other tensors.
     """
+    tensor.require_whole()
     if port.element is None:
         raise unsupported(port)
     if tensor.type is not port.element.given:

@@ -9,6 +9,7 @@ A `DeadlineError` ends the guest.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from typing import Protocol, TypeAlias
 
 from nocopy.errors import NnError
 from nocopy.interfaces.attachment import ComputeLimits
+from nocopy.interfaces.compute import Log, log_line
 from nocopy.interfaces.grip import Grip
 from nocopy.interfaces.wasi_nn.encoding import Errno, Target, TensorType
 from nocopy.memory.ledger import Ledger
@@ -68,11 +70,25 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input as a guest gives it. Its data has as many bytes as its shape and type say."""
+    """An input as a guest gives it: its data may have another number of bytes than shape and type say."""
 
     type: TensorType
     shape: tuple[int, ...]
     data: Buffer
+
+    def require_whole(self) -> None:
+        """Refuse data that is not of the size that shape and type say.
+
+        Raises:
+            NnError: it is not.
+        """
+        count, itemsize = math.prod(self.shape), self.type.dtype.itemsize
+        if count * itemsize != self.data.nbytes:
+            raise NnError(
+                Errno.INVALID_ARGUMENT,
+                f"a tensor of {count} elements of {self.type.name} in {self.data.nbytes} bytes was given; it"
+                f" takes {count * itemsize}",
+            )
 
 
 File: TypeAlias = str | os.PathLike[str] | Model
@@ -104,6 +120,10 @@ class Host:
     """Copy each input at `set_input`, for guests that reuse its bytes before they fetch the outputs."""
     time_left: Callable[[], float | None] | None = None
     """Gives the seconds until the guest's call that is running must end, if it has a deadline."""
+    log: Log = log_line
+    """Gets a level and a line: what the guest should know of its options, and what it asked to be logged."""
+    stdout: Callable[[bytes], None] = lambda _data: None
+    """Writes to the guest's stdout, wherever that goes."""
 
     @property
     def until(self) -> float | None:
@@ -151,7 +171,7 @@ class Context(Protocol):
         ...
 
     def close(self) -> None:
-        """Give everything back."""
+        """Give everything back. Called while the guest has the device's turn."""
         ...
 
 
@@ -163,7 +183,7 @@ class Graph(Protocol):
         ...
 
     def close(self) -> None:
-        """Give everything back; its contexts are closed."""
+        """Give everything back; its contexts are closed. Called while the guest has the device's turn."""
         ...
 
 

@@ -117,6 +117,11 @@ class Table:
             self._end(loaded)
 
     def _end(self, loaded: Loaded) -> None:
+        with self.host.grip.turn(None):
+            self._close_graph(loaded)
+
+    def _close_graph(self, loaded: Loaded) -> None:
+        """Give a graph back, on the device's turn."""
         self._graphs -= 1
         self.host.quota.refund(loaded.charged)
         loaded.graph.close()
@@ -161,7 +166,8 @@ class Table:
         running = self._handles.get(handle, Running, "context")
         self._handles.remove(handle)
         self._contexts -= 1
-        running.context.close()
+        with self.host.grip.turn(None):
+            running.context.close()
         loaded = running.loaded
         loaded.contexts -= 1
         if loaded.unloaded and not loaded.contexts:
@@ -178,6 +184,6 @@ class Table:
         for running in self._handles.every(Running):
             running.context.close()
         for loaded in (*self._handles.every(Loaded), *self._closing):
-            self._end(loaded)
+            self._close_graph(loaded)
         self._handles, self._closing = Handles(), []
         self._named.clear()
