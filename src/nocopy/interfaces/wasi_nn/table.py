@@ -44,7 +44,7 @@ class Table:
         self.host, self.grants = host, grants
         self._handles = Handles()
         self._named: dict[tuple[str, bytes], int] = {}
-        self._graphs = self._contexts = 0
+        self._graphs = self._contexts = self._brought = 0
         self._closing: list[Loaded] = []
         host.grip.dependents.append(self)
 
@@ -58,6 +58,12 @@ class Table:
         """
         nbytes = sum(part.nbytes for part in source.parts)
         self._check_graphs()
+        most = self.grants.limits.model_bytes
+        if self._brought + nbytes > most:
+            raise MemoryLimitError(
+                f"a model of {nbytes} bytes was to be loaded from the guest's memory; it may have {most} of such"
+                f" models, and has {self._brought}. Have the host grant it by name, or raise the limit."
+            )
         self.host.quota.charge(nbytes)
         try:
             if encoding is Encoding.AUTODETECT:
@@ -66,6 +72,7 @@ class Table:
         except BaseException:
             self.host.quota.refund(nbytes)
             raise
+        self._brought += nbytes
         return self._add(Loaded(graph, nbytes))
 
     def load_by_name(self, name: str, config: bytes = b"") -> int:
@@ -123,6 +130,7 @@ class Table:
     def _close_graph(self, loaded: Loaded) -> None:
         """Give a graph back, on the device's turn."""
         self._graphs -= 1
+        self._brought -= loaded.charged
         self.host.quota.refund(loaded.charged)
         loaded.graph.close()
 
