@@ -229,7 +229,7 @@ def test_a_host_may_refuse_models_that_guests_bring(tmp_path: Path) -> None:
         g.infer(g.context(g.load_by_name("m")), [np.ones(16, np.float32)], [64])
     with NnGuest(pages=2, nn_limits=NnLimits(model_bytes=len(raw))) as g:
         first = g.load(raw)
-        g.refused(Errno.TOO_LARGE, "may have", "load", *g.parts(raw), 1, 0, OUT)
+        g.refused(Errno.TOO_LARGE, "has brought", "load", *g.parts(raw), 1, 0, OUT)
         g.ok("unload", first)
         g.load(raw)
 

@@ -61,8 +61,8 @@ class Table:
         most = self.grants.limits.model_bytes
         if self._brought + nbytes > most:
             raise MemoryLimitError(
-                f"a model of {nbytes} bytes was to be loaded from the guest's memory; it may have {most} of such"
-                f" models, and has {self._brought}. Have the host grant it by name, or raise the limit."
+                f"a model of {nbytes} bytes was to be loaded from the guest's memory; it may bring {most},"
+                f" and has brought {self._brought}. Have the host grant it by name, or raise the limit."
             )
         self.host.quota.charge(nbytes)
         try:
