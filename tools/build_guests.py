@@ -13,14 +13,18 @@ from pathlib import Path
 from guest_compiler import BARE32, ROOT, compile_guest
 
 FOLDER = ROOT / "src" / "nocopy" / "bench"
-SOURCE = FOLDER / "guest.c"
-GUESTS = {"sharing.wasm": (), "copying.wasm": ("-DCOPYING",)}
+GUESTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "sharing.wasm": ("guest.c", ()),
+    "copying.wasm": ("guest.c", ("-DCOPYING",)),
+    "wasinn.wasm": ("wasinn.c", ()),
+}
+"""By name: the source beside it, and the compiler's flags."""
 
 
 def build(folder: Path) -> None:
     """Compile every guest into `folder`."""
-    for name, flags in GUESTS.items():
-        compile_guest([SOURCE], folder / name, target=BARE32, flags=("-std=c11", "-O3", *flags))
+    for name, (source, flags) in GUESTS.items():
+        compile_guest([FOLDER / source], folder / name, target=BARE32, flags=("-std=c11", "-O3", *flags))
 
 
 def main() -> int:
@@ -32,7 +36,7 @@ def main() -> int:
         stale = [n for n in GUESTS if (Path(folder) / n).read_bytes() != (FOLDER / n).read_bytes()]
     for name in stale:
         print(
-            f"{FOLDER / name} differs from what {SOURCE} compiles to; run tools/build_guests.py",
+            f"{FOLDER / name} differs from what {GUESTS[name][0]} compiles to; run tools/build_guests.py",
             file=sys.stderr,
         )
     return 1 if stale else 0

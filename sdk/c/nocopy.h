@@ -164,6 +164,7 @@ enum {
     NOCOPY_ERROR_SNAPSHOT_MISMATCH = -34, /* A sound snapshot of another module, model or shape than it is to be thawed with */
     NOCOPY_ERROR_SNAPSHOT_WRITE = -35, /* The snapshot could not be written */
     NOCOPY_ERROR_STORE = -36, /* The store cannot be reached, refuses, or has no such snapshot */
+    NOCOPY_ERROR_NN = -40, /* A call of wasi-nn fails */
 };
 
 /* ---- records: the bytes that the host reads; docs/tape.md has every field ----------------------------- */

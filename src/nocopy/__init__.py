@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nocopy.interfaces.attachment import ComputeLimits
     from nocopy.interfaces.host import DeviceGuest as Guest
     from nocopy.interfaces.host import thaw
+    from nocopy.interfaces.wasi_nn.grants import NnLimits, NnModel
     from nocopy.memory import Ledger, LinearMemory, TensorView
     from nocopy.models.find import find_model
     from nocopy.models.load import open_model
@@ -47,6 +48,8 @@ _PLACES = {
     "Limits": ("wasm", "Limits"),
     "LinearMemory": ("memory", "LinearMemory"),
     "Module": ("wasm", "Module"),
+    "NnLimits": ("interfaces.wasi_nn.grants", "NnLimits"),
+    "NnModel": ("interfaces.wasi_nn.grants", "NnModel"),
     "Sampling": ("session.sampler", "Sampling"),
     "Space": ("tape", "Space"),
     "TapeBuilder": ("tape", "TapeBuilder"),
@@ -73,6 +76,8 @@ __all__ = [
     "Limits",
     "LinearMemory",
     "Module",
+    "NnLimits",
+    "NnModel",
     "Sampling",
     "Space",
     "TapeBuilder",

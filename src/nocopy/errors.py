@@ -24,6 +24,7 @@ Error:
     |   |-- SnapshotMismatchError     a sound snapshot of another module, model or shape
     |   |-- SnapshotWriteError        it could not be written; what was there before still is
     |   `-- StoreError                the store is out of reach, refuses, or has no such snapshot
+    |-- NnError               a call of wasi-nn that fails; carries the number that its guest gets
     `-- GuestError            something about a guest
         |-- InvalidModuleError        not WebAssembly, or no memory, or an unknown import
         |-- TrapError                 the guest trapped; carries the Wasm backtrace
@@ -247,3 +248,16 @@ class StoreError(SnapshotError):
     """The store cannot be reached, refuses, or has no such snapshot."""
 
     code = -36
+
+
+class NnError(Error):
+    """A call of wasi-nn fails. `errno` is the number that the guest gets for it.
+
+    `needed` is how many bytes an output has that did not fit.
+    """
+
+    code = -40
+
+    def __init__(self, errno: int, message: str, *, needed: int | None = None) -> None:
+        super().__init__(message)
+        self.errno, self.needed = errno, needed

@@ -50,7 +50,7 @@ def test_what_is_no_time_is_refused(text: str) -> None:
 
 
 def test_limits_come_together_and_the_last_of_a_name_counts() -> None:
-    found = grants.parse_limits(["max-memory=64MiB,timeout=5s", "fuel=1_000", "timeout=1s"])
+    found, _ = grants.parse_limits(["max-memory=64MiB,timeout=5s", "fuel=1_000", "timeout=1s"])
     assert found == Limits(memory=2**26, deadline=1.0, fuel=1000)
 
 

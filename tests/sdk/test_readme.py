@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from nocopy.interfaces.host import DeviceGuest
+from nocopy.models.find import EMBEDDED
 from tests.models.tiny import write_tiny
 from tools.guest_compiler import ROOT
 
@@ -42,6 +43,26 @@ def test_the_guides_memory64_command(tmp_path: Path) -> None:
     subprocess.run([sys.executable, *arguments], cwd=tmp_path, check=True, timeout=200)
     with DeviceGuest(tmp_path / "guest.wasm", device="reference") as guest:
         assert guest.memory.view(1, "f32", guest.call("run")).numpy()[0] == 7
+
+
+def test_the_guides_program_for_wasi_nn(tmp_path: Path, playing: str) -> None:
+    program = re.search(
+        r"```c\n(#include <stdio\.h>\n#include <string\.h>\n#include \"wasi_nn\.h\"\n.*?)```",
+        GUIDE,
+        re.DOTALL,
+    )
+    command = re.search(r"    python (-m ziglang cc .* complete\.c .*)", GUIDE)
+    assert program
+    assert command
+    (tmp_path / "complete.c").write_text(program[1])
+    arguments = [a.replace("sdk/c", str(ROOT / "sdk" / "c")) for a in shlex.split(command[1])]
+    subprocess.run([sys.executable, *arguments], cwd=tmp_path, check=True, timeout=200)
+    models = {"default": EMBEDDED}
+    with DeviceGuest(tmp_path / "complete.wasm", device=playing, nn_models=models, stdout="capture") as guest:
+        guest.run()
+        said = guest.stdout.decode()
+    assert said.startswith("def add(a, b):\n")
+    assert len(said) > 30
 
 
 def test_the_guides_program_with_a_model(tmp_path: Path) -> None:

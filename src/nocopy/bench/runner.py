@@ -46,6 +46,11 @@ BENCHMARKS = {
     "guest_decode": Benchmark(
         "nocopy.bench.guest_decode", "generating from inside a guest, beside the same engine from Python"
     ),
+    "wasinn": Benchmark(
+        "nocopy.bench.wasinn",
+        "an ONNX model through wasi-nn, beside ONNX Runtime in Python and a host that copies",
+        needs_device=False,
+    ),
     "matmul": Benchmark("nocopy.bench.matmul", "matrix products, beside NumPy's on the same pages"),
     "snapshot": Benchmark(
         "nocopy.bench.snapshot",

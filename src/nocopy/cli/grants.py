@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -86,8 +86,13 @@ def parse_env(texts: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def parse_models(texts: Iterable[str]) -> dict[str, str]:
+def parse_names(texts: Iterable[str], option: str, example: str) -> dict[str, str]:
     """Paths of "NAME=FILE" by name.
+
+    Args:
+        texts: as they were given.
+        option: that takes them, for messages.
+        example: one, likewise.
 
     Raises:
         UsageError: a part is empty, or a name comes twice.
@@ -96,15 +101,18 @@ def parse_models(texts: Iterable[str]) -> dict[str, str]:
     for text in texts:
         name, _, path = text.partition("=")
         if not name or not path:
-            raise UsageError(
-                f"--model {text!r} was asked for; it takes NAME=FILE, such as default=model.gguf"
-            )
+            raise UsageError(f"{option} {text!r} was asked for; it takes NAME=FILE, such as {example}")
         if name in found:
             raise UsageError(
-                f"--model {text} was asked for; {name!r} is {found[name]} already. Use other names."
+                f"{option} {text} was asked for; {name!r} is {found[name]} already. Use other names."
             )
         found[name] = path
     return found
+
+
+def parse_models(texts: Iterable[str]) -> dict[str, str]:
+    """Language models of "NAME=FILE" by name. Errors as in `parse_names`."""
+    return parse_names(texts, "--model", "default=model.gguf")
 
 
 LIMITS: dict[str, tuple[str, Callable[[str, str], Any]]] = {
@@ -117,18 +125,26 @@ LIMITS: dict[str, tuple[str, Callable[[str, str], Any]]] = {
 """Name after -W, the field of `Limits` that it sets, and what reads its value."""
 
 
-def parse_limits(texts: Iterable[str]) -> Limits:
+def parse_limits(texts: Iterable[str], others: Collection[str] = ()) -> tuple[Limits, list[tuple[str, str]]]:
     """Limits of "max-memory=64MiB,timeout=5s,fuel=1000000".
+
+    Args:
+        texts: as they were given.
+        others: names that somebody else knows; the second result has them, with their values.
 
     Raises:
         UsageError: a name is unknown or a value is wrong.
     """
-    limits = Limits()
+    limits, rest = Limits(), list[tuple[str, str]]()
     for text in texts:
         for part in text.split(","):
             name, separator, value = part.partition("=")
-            if name not in LIMITS or not separator:
-                raise UsageError(f"-W {part} was asked for; it takes NAME=VALUE with {', '.join(LIMITS)}")
-            field, parse = LIMITS[name]
-            limits = replace(limits, **{field: parse(value, f"-W {name}")})
-    return limits
+            if not separator or (name not in LIMITS and name not in others):
+                known = ", ".join((*LIMITS, *others))
+                raise UsageError(f"-W {part} was asked for; it takes NAME=VALUE with {known}")
+            if name in others:
+                rest.append((name, value))
+            else:
+                field, parse = LIMITS[name]
+                limits = replace(limits, **{field: parse(value, f"-W {name}")})
+    return limits, rest

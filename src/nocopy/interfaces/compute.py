@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import wasmtime
 
 from nocopy.device.protocol import Device, Mode
 from nocopy.errors import ClosedError, DeadlineError, Error, InvalidModuleError, UsageError
@@ -25,7 +24,7 @@ from nocopy.interfaces.imports import (
     RESUME,
 )
 from nocopy.interfaces.model_imports import MODEL_IMPORTS
-from nocopy.interfaces.signature import Import
+from nocopy.interfaces.signature import Import, declared, kind_text
 from nocopy.memory.ledger import Ledger
 from nocopy.memory.linear import LinearMemory
 from nocopy.tape.record import RECORD_BYTES
@@ -103,7 +102,7 @@ class Compute:
             memory,
             limits=self.limits,
             ledger=self.ledger,
-            on_refusal=self._keep_error,
+            on_refusal=self.keep_error,
             on_move=self._moving,
         )
 
@@ -148,7 +147,7 @@ class Compute:
         except DeadlineError:
             raise
         except Error as error:
-            self._keep_error(error)
+            self.keep_error(error)
             return error.code
         return 0
 
@@ -267,10 +266,11 @@ class Compute:
         except DeadlineError:
             raise
         except Error as error:
-            self._keep_error(error)
+            self.keep_error(error)
             return error.code
 
-    def _keep_error(self, error: Error) -> None:
+    def keep_error(self, error: Error) -> None:
+        """Make it what `last_error` gives."""
         text = str(error)
         self.error = text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} …"
 
@@ -305,20 +305,6 @@ class Compute:
             f"{module} imports {MODULE}.{name} as {kind_text(kind)}; it is {signature_text(known)}."
             " Build it with this version's nocopy.h."
         )
-
-
-def declared(kind: object) -> tuple[str, ...] | None:
-    """The parameters of a function that returns one i32; None for anything else."""
-    if not isinstance(kind, wasmtime.FuncType) or [str(r) for r in kind.results] != ["i32"]:
-        return None
-    return tuple(str(p) for p in kind.params)
-
-
-def kind_text(kind: object) -> str:
-    """A type, for messages."""
-    if not isinstance(kind, wasmtime.FuncType):
-        return f"a {type(kind).__name__.removesuffix('Type').lower()}"
-    return f"({', '.join(map(str, kind.params))}) -> ({', '.join(map(str, kind.results))})"
 
 
 def signature_text(function: Import) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from os import PathLike
 from pathlib import Path
@@ -10,14 +11,18 @@ from typing import TYPE_CHECKING, Any, Self
 
 from nocopy.device.discovery import open_device
 from nocopy.device.protocol import Device, Pages
-from nocopy.errors import ExitError, UsageError
+from nocopy.errors import Error, ExitError, NnError, UsageError
 from nocopy.interfaces.attachment import ComputeLimits
 from nocopy.interfaces.clone import Clone
 from nocopy.interfaces.compute import Compute, Log, declared, log_line
 from nocopy.interfaces.freeze import Progress, describe
-from nocopy.interfaces.imports import MODULE, RESUME
+from nocopy.interfaces.imports import LOG_LEVELS, MODULE, RESUME
 from nocopy.interfaces.native import native_submit
 from nocopy.interfaces.thaw import Restore, find_module, granted_dirs
+from nocopy.interfaces.wasi_nn.abi import Nn
+from nocopy.interfaces.wasi_nn.encoding import Dialect, Errno
+from nocopy.interfaces.wasi_nn.grants import Grant, NnLimits, nn_grants
+from nocopy.interfaces.wasi_nn.imports import Abi
 from nocopy.memory.ledger import Ledger
 from nocopy.memory.linear import LinearMemory
 from nocopy.snapshot.image import Image
@@ -79,6 +84,13 @@ class DeviceGuest(Guest):
         imports: more host functions, by (module, name).
         models: the language models that it may open, by name: a GGUF file, a Hugging Face folder, or a model
             that is open and stays the caller's. Guests on one device share what they are both given.
+        nn_models: the models that it may load by name through wasi-nn: an ONNX or GGUF file, or an `NnModel`,
+            which says more.
+        nn_dialect: whose encoding numbers it uses there: "spec", "wasmedge" or "wamr"; by default its
+            imports tell.
+        nn_limits: graphs, contexts and bytes of wasi-nn.
+        nn_copy: copy wasi-nn's inputs at `set_input`, for guests that reuse their bytes before the outputs
+            are there.
         log: gets what the guest logs: a level and a line.
         allow_copy: let a device that cannot share memory copy it; only with a device's name.
         restore: makes it a guest that was frozen; `thaw` and `fork` pass it.
@@ -107,11 +119,16 @@ class DeviceGuest(Guest):
         ledger: Ledger | None = None,
         imports: Mapping[tuple[str, str], HostFunction | NativeFunction] | None = None,
         models: Mapping[str, Source] | None = None,
+        nn_models: Mapping[str, Grant] | None = None,
+        nn_dialect: Dialect | str | None = None,
+        nn_limits: NnLimits | None = None,
+        nn_copy: bool = False,
         log: Log = log_line,
         allow_copy: bool = False,
         restore: Restore | None = None,
     ) -> None:
         check_grants(models or {})
+        granted = nn_grants(nn_models, nn_dialect, nn_limits, nn_copy)
         self.ledger = ledger or Ledger()
         self._use = DeviceUse.of(device, allow_copy=allow_copy)
         self.device: Device = self._use.device
@@ -122,6 +139,10 @@ class DeviceGuest(Guest):
             "compute_limits": compute_limits,
             "imports": imports,
             "models": models,
+            "nn_models": nn_models,
+            "nn_dialect": nn_dialect,
+            "nn_limits": nn_limits,
+            "nn_copy": nn_copy,
             "log": log,
         }
         self._compute = Compute(
@@ -133,6 +154,13 @@ class DeviceGuest(Guest):
             models=models,
         )
         self._compute.can_resume = lambda: declared(self.module.exports.get(RESUME)) == ()
+        self._nn = Nn(
+            granted,
+            attached=lambda: self._compute.attachment,
+            on_error=Failures(self._compute, log).add,
+            log=log,
+            stdout=stdout_of(self),
+        )
         more = dict(imports or {})
         wasi = Wasi(
             args=args,
@@ -156,6 +184,8 @@ class DeviceGuest(Guest):
             raise
 
     def _attach(self, memory: LinearMemory, restore: Restore | None) -> None:
+        if self._nn.used:
+            memory.pages.prefer_large()  # tensors lie there that models pass over
         self._compute.attach(memory)
         if restore is not None:
             restore.bind(self._compute)
@@ -174,7 +204,8 @@ class DeviceGuest(Guest):
             native = native_submit(self._compute, submit, self._calls)
             if native is not None:
                 linked[MODULE, "submit"] = native
-        return linked
+        timed = None if self.limits.deadline is None else self._calls.time_left
+        return linked | self._nn.functions(self.module.name, self.module.imports, timed)
 
     def _time_left(self) -> float | None:
         return self._calls.time_left()
@@ -190,8 +221,13 @@ class DeviceGuest(Guest):
 
     @property
     def last_error(self) -> str:
-        """The text of the guest's last call to `nocopy` that failed; "" if none did."""
+        """The text of the guest's last call to `nocopy` or wasi-nn that failed; "" if none did."""
         return self._compute.error
+
+    @property
+    def nn(self) -> Abi:
+        """How the guest uses wasi-nn: whose numbers, which records."""
+        return self._nn.abi
 
     def play(self, tape: TapeBuilder | Tape, *, timeout: float | None = None) -> None:
         """Play a tape on the guest's memory, from the host; results are there when this returns.
@@ -306,6 +342,7 @@ class DeviceGuest(Guest):
             DeviceError: the device does not give back what is in its own memory.
         """
         with self.quiescent("freezing"), ExitStack() as stack:
+            self._nn.check_empty("freezing")
             manifest, memories = describe(self, self._wasi, self._compute, stack, with_module=with_module)
             return write_snapshot(
                 path, manifest, memories, compress=compress, signer=signer, progress=progress
@@ -334,6 +371,7 @@ class DeviceGuest(Guest):
             raise UsageError(f"{n} forks were asked for; the number must be 0 or more")
         made: list[Self] = []
         with self.quiescent("forking"), ExitStack() as stack:
+            self._nn.check_empty("forking")
             manifest, memories = describe(self, self._wasi, self._compute, stack, with_module=False)
             image = stack.enter_context(Image(memories))
             try:
@@ -378,6 +416,7 @@ class DeviceGuest(Guest):
             super().close()
 
     def _detach(self) -> None:
+        self._nn.close()
         try:
             self._compute.close()
         finally:
@@ -402,6 +441,10 @@ def thaw(
     ledger: Ledger | None = None,
     imports: Mapping[tuple[str, str], HostFunction | NativeFunction] | None = None,
     models: Mapping[str, Source] | None = None,
+    nn_models: Mapping[str, Grant] | None = None,
+    nn_dialect: Dialect | str | None = None,
+    nn_limits: NnLimits | None = None,
+    nn_copy: bool = False,
     log: Log = log_line,
     allow_copy: bool = False,
     verify: Verify = "eager",
@@ -427,6 +470,10 @@ def thaw(
         ledger: likewise.
         imports: likewise.
         models: at least those that it has open, by the names that it knows; compared by their digests.
+        nn_models: as for a new guest; so are the next ones.
+        nn_dialect: likewise.
+        nn_limits: likewise.
+        nn_copy: likewise.
         log: likewise.
         allow_copy: likewise.
         verify: "eager" checks every page first, "lazy" while the guest runs, "off" none: for your own files.
@@ -462,6 +509,10 @@ def thaw(
             ledger=ledger,
             imports=imports,
             models=models,
+            nn_models=nn_models,
+            nn_dialect=nn_dialect,
+            nn_limits=nn_limits,
+            nn_copy=nn_copy,
             log=log,
             allow_copy=allow_copy,
             restore=Restore(
@@ -472,6 +523,39 @@ def thaw(
             guest.snapshot = snapshot
             stack.pop_all()
     return guest
+
+
+class Failures:
+    """What failing calls of wasi-nn were about: the guest only gets a number."""
+
+    MOST = 16
+    """Lines that are logged; a guest may fail a million times."""
+
+    def __init__(self, compute: Compute, log: Log) -> None:
+        self._compute, self._log, self._count = compute, log, 0
+
+    def add(self, error: Error) -> None:
+        """Keep it, and log it."""
+        self._compute.keep_error(error)
+        if isinstance(error, NnError) and error.errno == Errno.END_OF_SEQUENCE:
+            return  # how every answer that is made token by token ends
+        self._count += 1
+        if self._count <= self.MOST:
+            self._log(LOG_LEVELS.index("warning"), f"wasi-nn: {self._compute.error}")
+        elif self._count == self.MOST + 1:
+            self._log(LOG_LEVELS.index("warning"), "wasi-nn: more calls failed; their reasons are not logged")
+
+
+def stdout_of(guest: Guest) -> Callable[[bytes], None]:
+    """What writes to a guest's stdout, without keeping the guest alive."""
+    weak = weakref.ref(guest)
+
+    def write(data: bytes) -> None:
+        guest = weak()
+        if guest is not None:
+            guest.write_stdout(data)
+
+    return write
 
 
 def check_grants(models: Mapping[str, Source]) -> None:

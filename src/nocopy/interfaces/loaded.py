@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
@@ -16,6 +16,7 @@ from nocopy.memory.ledger import Ledger
 from nocopy.models import Model, open_model
 from nocopy.models.architectures import ARCHITECTURES
 from nocopy.session.constraint import Vocabulary
+from nocopy.session.embed import Embedder
 from nocopy.session.engine import Engine
 
 Source: TypeAlias = str | os.PathLike[str] | Model
@@ -25,23 +26,49 @@ Source: TypeAlias = str | os.PathLike[str] | Model
 class Loaded:
     """A model on a device. Every method needs the device's turn.
 
-    `model` and `engine` are what guests share.
+    `model`, `engine` and `embedder` are what guests share. Weights are placed when one of the latter is first
+    asked for.
     """
 
     def __init__(self, source: Source, device: Device, ledger: Ledger | None) -> None:
         self._owned = not isinstance(source, Model)
+        self._device, self._ledger = device, ledger
+        self._closing = ExitStack()
         self.model = source if isinstance(source, Model) else open_model(source)
-        try:
-            architecture = self.model.config.architecture
-            if ARCHITECTURES[architecture].encoder:
-                raise UnsupportedModelError(
-                    f"sessions of a {architecture} model were asked for; it gives embeddings, no text."
-                    " Grant a model that generates."
-                )
-            self.engine = Engine(self.model, device, ledger=ledger)
-        except BaseException:
-            self._close_model()
-            raise
+
+    @property
+    def encoder(self) -> bool:
+        """Whether it gives embeddings, and no text."""
+        return ARCHITECTURES[self.model.config.architecture].encoder
+
+    @cached_property
+    def engine(self) -> Engine:
+        """For sessions.
+
+        Raises:
+            UnsupportedModelError: it gives embeddings.
+            DeviceError: the device has too little memory.
+        """
+        if self.encoder:
+            raise UnsupportedModelError(
+                f"sessions of a {self.model.config.architecture} model were asked for; it gives embeddings,"
+                " no text. Grant a model that generates."
+            )
+        engine = Engine(self.model, self._device, ledger=self._ledger)
+        self._closing.callback(engine.close)
+        return engine
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        """For vectors of texts.
+
+        Raises:
+            UsageError: it generates text.
+            DeviceError: the device has too little memory.
+        """
+        embedder = Embedder(self.model, self._device, ledger=self._ledger)
+        self._closing.callback(embedder.close)
+        return embedder
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -59,10 +86,7 @@ class Loaded:
 
     def close(self) -> None:
         """Let go of the weights, and of the model if it was opened here."""
-        self.engine.close()
-        self._close_model()
-
-    def _close_model(self) -> None:
+        self._closing.close()
         if self._owned:
             self.model.close()
 
@@ -108,6 +132,8 @@ def keep_loaded(source: Source, device: Device, *, ledger: Ledger | None = None)
     with turns.lock:
         lease = Lease(source, device, turns, ledger)
     try:
+        with turns.lock:
+            _ = lease.loaded.engine
         yield lease.loaded
     finally:
         with turns.lock:

@@ -100,7 +100,13 @@ class Sessions:
             )
         with self.grip.turn(self.until):
             source, grip = self.grants[name], self.grip
-            handle = self.handles.add(Lease(source, grip.device, grip.turns, self.ledger))
+            lease = Lease(source, grip.device, grip.turns, self.ledger)
+            try:
+                _ = lease.loaded.engine  # places the weights
+                handle = self.handles.add(lease)
+            except BaseException:
+                lease.close()
+                raise
         self.names[handle] = name
         return handle
 
@@ -211,7 +217,7 @@ class Sessions:
                 context=context,
                 kv=DType(kv),
                 play=self._play,
-                step=self._step(lease.loaded.engine, region),
+                step=tokens_at_once(lease.loaded.engine, region, self.limits.work),
                 tokens=tokens,
             )
         return GuestSession(lease, session, start, start + size)
@@ -263,20 +269,6 @@ class Sessions:
                     f" {other.stop}. Close that, or use other bytes."
                 )
 
-    def _step(self, engine: Engine, region: Region) -> int:
-        """How many tokens a pass may take, so that none costs more than the guest may ask for at once."""
-        limit = self.limits.work
-        cost = engine.tape(region, engine.chunk, logits=True).work
-        if cost <= limit:
-            return engine.chunk
-        one = engine.tape(region, 1, logits=True).work
-        if one > limit:
-            raise TapeError(
-                f"a session was asked for; one token costs {one} elements, and this guest may ask for {limit}"
-                " at once. Raise the work limit, or use a smaller model or context."
-            )
-        return max(1, engine.chunk * limit // cost)
-
     def _pages(self) -> Pages:
         if self.grip.pages is None:
             raise UsageError("a session was asked for; the guest's memory has no bytes")
@@ -299,3 +291,21 @@ class Sessions:
             found.session.close()
         for lease in self.handles.every(Lease):
             lease.close()
+
+
+def tokens_at_once(engine: Engine, region: Region, limit: int) -> int:
+    """How many tokens a pass may take, so that none costs more than a guest may ask for at once.
+
+    Raises:
+        TapeError: one token costs more.
+    """
+    cost = engine.tape(region, engine.chunk, logits=True).work
+    if cost <= limit:
+        return engine.chunk
+    one = engine.tape(region, 1, logits=True).work
+    if one > limit:
+        raise TapeError(
+            f"a session was asked for; one token costs {one} elements, and this guest may ask for {limit}"
+            " at once. Raise the work limit, or use a smaller model or context."
+        )
+    return max(1, engine.chunk * limit // cost)

@@ -1,8 +1,10 @@
-"""How a function of the import module `nocopy` is described, for the linker and for the C header."""
+"""How an imported function is described, for the linker and for the C header."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+import wasmtime
 
 
 @dataclass(frozen=True)
@@ -25,3 +27,17 @@ class Import:
     def kinds(self, *, memory64: bool) -> tuple[str, ...]:
         """The Wasm types of the parameters."""
         return tuple("i64" if p.kind == "ptr" and memory64 else "i32" for p in self.params)
+
+
+def declared(kind: object) -> tuple[str, ...] | None:
+    """The parameters of a function that returns one i32; None for anything else."""
+    if not isinstance(kind, wasmtime.FuncType) or [str(r) for r in kind.results] != ["i32"]:
+        return None
+    return tuple(str(p) for p in kind.params)
+
+
+def kind_text(kind: object) -> str:
+    """A type, for messages."""
+    if not isinstance(kind, wasmtime.FuncType):
+        return f"a {type(kind).__name__.removesuffix('Type').lower()}"
+    return f"({', '.join(map(str, kind.params))}) -> ({', '.join(map(str, kind.results))})"

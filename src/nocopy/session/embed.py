@@ -57,15 +57,19 @@ class Embedder:
         if c.rope:
             self._view(self._frequencies)[...] = c.rope.frequencies
 
-    def embed(self, tokens: list[int], *, normalize: bool = True) -> npt.NDArray[np.float32]:
+    def embed(
+        self, tokens: list[int], *, normalize: bool = True, timeout: float | None = None
+    ) -> npt.NDArray[np.float32]:
         """Return the vector of one text: f32 [width].
 
         Args:
             tokens: with the model's own around them, as its tokenizer adds.
             normalize: divide by its length, so that a dot product is the cosine.
+            timeout: seconds; None means no limit.
 
         Raises:
             UsageError: no tokens, or more than the model's context; the message names both lengths.
+            DeadlineError: it took longer than `timeout`.
         """
         c, n = self.config, len(tokens)
         if not 0 < n <= c.context:
@@ -83,10 +87,16 @@ class Embedder:
             Space.SCRATCH: self._scratch,
         }
         program = self.device.compile(tape, spaces)
-        self.device.play(program)
-        program.close()
+        try:
+            self.device.play(program, timeout=timeout)
+        finally:
+            program.close()
         vector: npt.NDArray[np.float32] = self._view(self._out).copy()
         return vector / np.float32(max(float(np.linalg.norm(vector)), 1e-12)) if normalize else vector
+
+    def work(self, n: int) -> int:
+        """What a text of `n` tokens costs, in elements or multiply-adds."""
+        return self._tape(n).work
 
     def _tape(self, n: int) -> Tape:
         if n in self._tapes:

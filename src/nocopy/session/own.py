@@ -8,9 +8,10 @@ from typing import Self
 from nocopy.memory.dtype import DType
 from nocopy.memory.ledger import Ledger
 from nocopy.memory.linear import LinearMemory
+from nocopy.memory.quota import Quota
 from nocopy.session.engine import Engine
 from nocopy.session.region import Region
-from nocopy.session.session import Session
+from nocopy.session.session import Play, Session
 
 
 class OwnSession(Session):
@@ -23,10 +24,13 @@ class OwnSession(Session):
         ledger: counts the bytes of the region as shared.
         fill: puts the region of a session that was frozen into the memory, before any device has it.
         tokens: those that this region holds.
+        quota: what the memory is charged to; None means no limit.
+        play: as for `Session`.
+        step: likewise.
 
     Raises:
         UsageError: the context or the element type does not suit the model.
-        MemoryLimitError: there is not that much memory.
+        MemoryLimitError: there is not that much memory, or the quota is used up.
     """
 
     def __init__(
@@ -38,9 +42,12 @@ class OwnSession(Session):
         ledger: Ledger | None = None,
         fill: Callable[[LinearMemory], None] | None = None,
         tokens: Sequence[int] = (),
+        quota: Quota | None = None,
+        play: Play | None = None,
+        step: int | None = None,
     ) -> None:
         size = Region(engine.config, 0, context, engine.chunk, kv).nbytes
-        memory = LinearMemory(size, reserve=size, guard=0)
+        memory = LinearMemory(size, reserve=size, guard=0, limit=quota)
         try:
             if fill is not None:
                 fill(memory)
@@ -50,7 +57,9 @@ class OwnSession(Session):
         except BaseException:
             memory.close()
             raise
-        super().__init__(engine, memory, pages, context=context, kv=kv, tokens=tokens)
+        super().__init__(
+            engine, memory, pages, context=context, kv=kv, play=play, step=step, tokens=tokens
+        )
 
     def close(self) -> None:
         """Free the session and its memory. Twice is allowed."""

@@ -6,6 +6,7 @@ One instance of a module, with its memory in our pages, its imports, its permiss
 from __future__ import annotations
 
 import atexit
+import os
 import weakref
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -317,6 +318,28 @@ class Guest:
     def stderr(self) -> bytes:
         """What the guest wrote to a captured stderr."""
         return bytes(self._streams[1].data)
+
+    def write_stdout(self, data: bytes) -> None:
+        """Write where the guest's own stdout goes, for a host function that the guest told to.
+
+        Raises:
+            MemoryLimitError: it is captured, and no more is.
+            UsageError: it is inherited, and this process's stdout is closed.
+        """
+        where, stream = self._wasi.stdout, self._streams[0]
+        if where == "inherit":
+            try:
+                while data:
+                    data = data[os.write(1, data) :]
+            except OSError as error:
+                raise UsageError(
+                    f"{len(data)} bytes were to be written to stdout: {error.strerror}"
+                ) from error
+        elif where != "discard" and stream.write(data) < 0:
+            raise MemoryLimitError(
+                f"{len(data)} bytes more were to be written to stdout; at most"
+                f" {self._wasi.capture_limit} are captured"
+            )
 
     @property
     def fuel(self) -> int | None:
