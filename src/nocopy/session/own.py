@@ -57,9 +57,7 @@ class OwnSession(Session):
         except BaseException:
             memory.close()
             raise
-        super().__init__(
-            engine, memory, pages, context=context, kv=kv, play=play, step=step, tokens=tokens
-        )
+        super().__init__(engine, memory, pages, context=context, kv=kv, play=play, step=step, tokens=tokens)
 
     def close(self) -> None:
         """Free the session and its memory. Twice is allowed."""

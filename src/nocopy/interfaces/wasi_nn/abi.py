@@ -140,8 +140,8 @@ class Nn:
         held = 0 if self._table is None else self._table.held
         if held:
             raise UsageError(
-                f"{what} was asked for; the guest has {held} graphs and contexts of wasi-nn, which no snapshot"
-                " holds. Let it unload them first, or use the models and sessions of `nocopy`."
+                f"{what} was asked for; the guest has {held} graphs and contexts of wasi-nn, which no"
+                " snapshot holds. Let it unload them first, or use the models and sessions of `nocopy`."
             )
 
     def close(self) -> None:
