@@ -114,13 +114,14 @@ class Table:
         if loaded.contexts:
             self._closing.append(loaded)
         else:
-            self._end(loaded)
+            with self.host.grip.turn(None):
+                self._end(loaded)
 
     def _end(self, loaded: Loaded) -> None:
+        """Close a graph, with the device's turn."""
         self._graphs -= 1
         self.host.quota.refund(loaded.charged)
-        with self.host.grip.turn(None):
-            loaded.graph.close()
+        loaded.graph.close()
 
     # Contexts
 
@@ -162,13 +163,13 @@ class Table:
         running = self._handles.get(handle, Running, "context")
         self._handles.remove(handle)
         self._contexts -= 1
-        with self.host.grip.turn(None):
-            running.context.close()
         loaded = running.loaded
         loaded.contexts -= 1
-        if loaded.unloaded and not loaded.contexts:
-            self._closing.remove(loaded)
-            self._end(loaded)
+        with self.host.grip.turn(None):
+            running.context.close()
+            if loaded.unloaded and not loaded.contexts:
+                self._closing.remove(loaded)
+                self._end(loaded)
 
     # What the grip tells
 
