@@ -40,6 +40,9 @@ AXES = {
     "topk": {"values": (1, 4), "x": (1, 4)},
     "conv2d": {"out": (4, 4), "x": (4, 4), "weight": (4, 4)},
     "resize": {"out": (4, 4), "x": (4, 4)},
+    "rope": {"x": (3, 3), "frequencies": (1, 1)},
+    "scatter": {"out": (2, 2), "x": (2, 2), "indices": (1, 1)},
+    "attention": {"q": (3, 3), "k": (3, 3)},
 } | {name: {"x": (1, 4)} for name in ("reduce", "softmax", "rmsnorm", "layernorm", "argmax")}
 """Least and most axes of tensors that dims are taken from; elsewhere missing axes count as size 1."""
 

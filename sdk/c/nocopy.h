@@ -979,6 +979,8 @@ static inline int32_t nocopy_rope(nocopy_tape *tape, uint32_t function, nocopy_t
     nocopy_record *r = nocopy_begin_(tape, NOCOPY_OP_ROPE, function);
     if (!r) return tape->error;
     if (function >= 2) return nocopy_refuse_(tape, NOCOPY_ERROR_USAGE, "rope: unknown function");
+    nocopy_between_(tape, x.axes, 3, 3, "rope: x needs 3 axes");
+    nocopy_between_(tape, frequencies.axes, 1, 1, "rope: frequencies needs 1 axis");
     r->dims[0] = nocopy_size_(&x, 3);
     r->dims[1] = nocopy_size_(&x, 2);
     r->dims[2] = nocopy_size_(&x, 1);
@@ -999,6 +1001,9 @@ static inline int32_t nocopy_scatter(nocopy_tape *tape, nocopy_tensor out, nocop
                                      nocopy_tensor indices) {
     nocopy_record *r = nocopy_begin_(tape, NOCOPY_OP_SCATTER, 0);
     if (!r) return tape->error;
+    nocopy_between_(tape, out.axes, 2, 2, "scatter: out needs 2 axes");
+    nocopy_between_(tape, x.axes, 2, 2, "scatter: x needs 2 axes");
+    nocopy_between_(tape, indices.axes, 1, 1, "scatter: indices needs 1 axis");
     r->dims[0] = nocopy_size_(&x, 2);
     r->dims[1] = nocopy_size_(&x, 1);
     r->dims[2] = nocopy_size_(&out, 2);
@@ -1017,6 +1022,8 @@ static inline int32_t nocopy_attention(nocopy_tape *tape, nocopy_tensor out, noc
                                        uint32_t window) {
     nocopy_record *r = nocopy_begin_(tape, NOCOPY_OP_ATTENTION, 0);
     if (!r) return tape->error;
+    nocopy_between_(tape, q.axes, 3, 3, "attention: q needs 3 axes");
+    nocopy_between_(tape, k.axes, 3, 3, "attention: k needs 3 axes");
     r->dims[0] = nocopy_size_(&q, 3);
     r->dims[1] = nocopy_size_(&q, 2);
     r->dims[2] = nocopy_size_(&q, 1);

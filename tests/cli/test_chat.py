@@ -107,6 +107,11 @@ class Terminal:
         before, _, self.seen = self.seen.partition(text)
         return before
 
+    def wait_for_anything(self, seconds: float = 30) -> None:
+        """Return once something is shown, which stays to be waited for."""
+        if not self.seen:
+            assert select.select([self.descriptor], [], [], seconds)[0], "nothing came"
+
 
 @contextmanager
 def terminal(*arguments: str, **env: str) -> Iterator[Terminal]:
@@ -152,7 +157,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_conversation(arguments, tmp_path):
         screen.wait_for(">>> ")
         screen.type("the heap\r")
         screen.wait_for("the heap\r\n")
-        time.sleep(0.2)
+        screen.wait_for_anything()
         os.killpg(screen.process.pid, signal.SIGINT)
         screen.wait_for(">>> ")
         time.sleep(0.8)  # longer than the grace that other verbs have

@@ -52,9 +52,11 @@ def test_what_is_no_grant_is_refused(
 
 
 def test_quotas_are_limits_like_others() -> None:
-    limits, rest = parse_limits(["nn-graphs=2,timeout=5s", "nn-bytes=16MiB,nn-contexts=1_000"], LIMITS)
+    limits, rest = parse_limits(
+        ["nn-graphs=2,timeout=5s", "nn-bytes=16MiB,nn-contexts=1_000,nn-model-bytes=0"], LIMITS
+    )
     assert limits.deadline == 5
-    assert parse_nn_limits(rest) == NnLimits(graphs=2, contexts=1000, bytes=1 << 24)
+    assert parse_nn_limits(rest) == NnLimits(graphs=2, contexts=1000, bytes=1 << 24, model_bytes=0)
     with pytest.raises(UsageError, match="nn-graphs"):
         parse_limits(["nn-graph=2"], LIMITS)
 

@@ -58,6 +58,14 @@ EXPORT int32_t build(void) {
     const nocopy_tensor corner =
         nocopy_sliced(nocopy_sliced(nocopy_sliced(x, 1, 0, 3, 1), 2, 1, 5, 1), 3, 0, 4, 1);
     nocopy_copy(&tape, nocopy_permuted(hwc, 2, 0, 1, 9), nocopy_selected(corner, 0, 0));
+    const nocopy_tensor heads = nocopy_3d(at(1920), NOCOPY_F32, 3, 2, 8),
+                        keys = nocopy_3d(at(0), NOCOPY_F32, 6, 1, 8),
+                        last = nocopy_1d(indices, NOCOPY_I32, 3);
+    nocopy_rope(&tape, NOCOPY_ROPE_INTERLEAVED, heads, nocopy_3d(at(64), NOCOPY_F32, 3, 2, 8),
+                nocopy_1d(at(400), NOCOPY_F32, 4), last, 1.0f);
+    nocopy_attention(&tape, nocopy_3d(at(1968), NOCOPY_F32, 3, 2, 8), heads, keys, keys, last, 0.5f, 5.0f, 4);
+    nocopy_scatter(&tape, nocopy_2d(at(2016), NOCOPY_F32, 6, 8), nocopy_2d(at(0), NOCOPY_F32, 3, 8), last);
+    nocopy_glu(&tape, NOCOPY_GLU_SILU, nocopy_2d(at(2064), NOCOPY_F32, 6, 8), a, sum);
     return tape.error;
 }
 

@@ -73,6 +73,11 @@ def in_python(
     if op.name == "conv2d":
         sy, sx, py, px, dy, dx = (int(p) for p in params)
         tape.conv2d(*operands, stride=(sy, sx), pad=(py, px), dilation=(dy, dx))  # type: ignore[arg-type]
+    elif op.name == "rope":
+        tape.rope(*operands, interleaved=bool(function), scale=params[0])  # type: ignore[arg-type]
+    elif op.name == "attention":
+        scale, softcap, window = params
+        tape.attention(*operands, scale=scale, softcap=softcap, window=int(window))  # type: ignore[arg-type]
     else:
         getattr(tape, op.name)(*arguments, *operands, *params)
 
@@ -100,7 +105,7 @@ def test_every_builder_agrees_with_python(
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 def test_every_op_and_function_builds(driver: Driver, op: Op) -> None:
     """Shapes that fit, so that the property test cannot pass by refusing everything."""
-    dims = dict.fromkeys(op.dims, 2)
+    dims = dict.fromkeys(op.dims, 2) | ({"f": 1} if op.name == "rope" else {})  # two elements are one pair
     operands: list[Tensor | None] = [
         Tensor(Space.GUEST, 64 * i, tuple(dims[a] for a in o.axes), min(o.dtypes))
         for i, o in enumerate(op.operands)

@@ -59,6 +59,11 @@ def same_in_python(guest: DeviceGuest) -> TapeBuilder:
     tape.resize(at(1728, 1, 4, 5, 9), x)
     tape.fill(Tensor(sums.space, sums.offset + 4, (6, 4), sums.dtype, (8, 2)), 3.0)
     tape.copy(hwc_as_chw, Tensor(x.space, x.offset + 4 * 6, (3, 4, 4), x.dtype, (42, 6, 1)))
+    heads, keys, last = at(1920, 3, 2, 8), at(0, 6, 1, 8), f32(guest.call("indices_at"), 3, dtype=DType.I32)
+    tape.rope(heads, at(64, 3, 2, 8), at(400, 4), last, interleaved=True, scale=1.0)
+    tape.attention(at(1968, 3, 2, 8), heads, keys, keys, last, scale=0.5, softcap=5.0, window=4)
+    tape.scatter(at(2016, 6, 8), at(0, 3, 8), last)
+    tape.glu("silu", at(2064, 6, 8), a, sums)
     return tape
 
 

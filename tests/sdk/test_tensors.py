@@ -122,4 +122,5 @@ def test_too_many_axes_and_strides_over_32_bits_are_impossible(driver: Driver) -
 
 
 def test_itemsizes_are_the_dtypes(driver: Driver) -> None:
-    assert [driver.itemsize(d) for d in range(8)] == [d.itemsize for d in DType] + [0] * (8 - len(DType))
+    known = {int(d): d.itemsize for d in DType}
+    assert [driver.itemsize(d) for d in range(32)] == [known.get(d, 0) for d in range(32)]

@@ -60,7 +60,10 @@ def tolerance(op: str, x: dict[str, Any], y: F64, p: dict[str, Any], amplitude: 
             terms = x["a"].shape[-1] if op == "matmul" else int(np.prod(x["weight"].shape[1:])) + 1
             total, scale = amplitude(size, p | {"scale": 1.0}, y.shape), abs(p.get("scale", 1.0))
             # A player may skip the weights that lie outside the image, or multiply them by 0.
-            free = _overflows(total) | (op == "conv2d" and not np.isfinite(x["weight"]).all())
+            finite = {name: np.where(np.isfinite(v), v, 0) for name, v in size.items()}
+            # Terms that are infinite leave the others to overflow against them: NaN is right then too.
+            summed = amplitude(finite, p | {"scale": 1.0}, y.shape) if not np.isfinite(total).all() else total
+            free = _overflows(summed) | (op == "conv2d" and not np.isfinite(x["weight"]).all())
             error = scale * (growth(terms) * U * total + TINY * terms) + TINY
             if p.get("blocks"):
                 held = {"a": _largest_of_runs(size["a"]), "b": size["b"]}
@@ -164,7 +167,8 @@ def _reduce_tolerance(function: str, size: F64) -> Any:
         return TINY
     total = size.sum(-1)
     error = (growth(n) * U * total + TINY * n) / (n if function == "mean" else 1)
-    return np.where(_overflows(total), np.inf, error)
+    # Terms that are infinite leave the others to overflow against them: NaN is right then too.
+    return np.where(_overflows(np.where(np.isfinite(size), size, 0).sum(-1)), np.inf, error)
 
 
 def function_tolerance(function: str, x: dict[str, F64], y: F64) -> Any:

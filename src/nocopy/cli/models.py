@@ -23,19 +23,17 @@ def ls(*, json: Json = False) -> int:
     from nocopy.models.find import EMBEDDED
 
     found = [as_dict(model) for model in cached_models()]
-    if EMBEDDED.is_file():
-        nbytes = EMBEDDED.stat().st_size
-        found.insert(0, {"name": "", "kind": "gguf", "bytes": nbytes, "path": str(EMBEDDED)})
+    embedded = {"kind": "gguf", "bytes": EMBEDDED.stat().st_size, "path": str(EMBEDDED)}
     if json:
-        print_json({"cache": str(cache_folder()), "models": found})
+        print_json({"cache": str(cache_folder()), "embedded": embedded, "models": found})
         return 0
     rows = table("model", "kind", "size", right=("size",))
-    for model in found:
-        rows.add_row(model["name"] or "(the default)", model["kind"], size(model["bytes"]))
+    for model in ({"name": "(embedded)"} | embedded, *found):
+        rows.add_row(model["name"], model["kind"], size(model["bytes"]))
     console().print(rows)
     if not found:
         console().print(
-            f"No models in {cache_folder()}. Fetch one: nocopy models pull USER/REPO", soft_wrap=True
+            f"No other models in {cache_folder()}. Fetch one: nocopy models pull USER/REPO", soft_wrap=True
         )
     return 0
 

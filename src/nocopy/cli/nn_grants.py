@@ -18,7 +18,12 @@ JOINED = frozenset({"ggml", "bitnet"})
 YES, NO = frozenset({"", "y", "yes", "true"}), frozenset({"n", "no", "false"})
 GRAPH_FILES = {"onnx": "model.onnx"}
 """The file that Wasmtime reads in the directory of an encoding."""
-LIMITS = {"nn-graphs": "graphs", "nn-contexts": "contexts", "nn-bytes": "bytes"}
+LIMITS = {
+    "nn-graphs": "graphs",
+    "nn-contexts": "contexts",
+    "nn-bytes": "bytes",
+    "nn-model-bytes": "model_bytes",
+}
 """Name after -W, and the field of `NnLimits` that it sets."""
 
 
@@ -101,6 +106,6 @@ def parse_nn_limits(parts: Iterable[tuple[str, str]]) -> NnLimits:
     limits = NnLimits()
     for name, value in parts:
         field = LIMITS[name]
-        parse = parse_size if field == "bytes" else parse_count
+        parse = parse_size if field.endswith("bytes") else parse_count
         limits = replace(limits, **{field: parse(value, f"-W {name}")})
     return limits

@@ -72,7 +72,8 @@ def run(
             name="-W",
             metavar="LIMIT=VALUE,...",
             help="What the guest may use: max-memory=SIZE, timeout=TIME, fuel=COUNT, "
-            "max-table-elements=COUNT, nn-graphs=COUNT, nn-contexts=COUNT, nn-bytes=SIZE.",
+            "max-table-elements=COUNT, nn-graphs=COUNT, nn-contexts=COUNT, nn-bytes=SIZE, "
+            "nn-model-bytes=SIZE.",
         ),
     ] = None,
     allow_copy: AllowCopy = False,

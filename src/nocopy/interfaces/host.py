@@ -148,7 +148,8 @@ class DeviceGuest(Guest):
             native = native_submit(self._compute, submit, self._calls)
             if native is not None:
                 linked[MODULE, "submit"] = native
-        return linked | self._nn.functions(self.module.name, self.module.imports, self._calls.time_left)
+        timed = None if self.limits.deadline is None else self._calls.time_left
+        return linked | self._nn.functions(self.module.name, self.module.imports, timed)
 
     def _attach(self, memory: LinearMemory) -> None:
         if self._nn.used:

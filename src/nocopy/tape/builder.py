@@ -203,6 +203,8 @@ class TapeBuilder:
         interleaved. `scale` multiplies what was turned.
         """
         r, h, n = _three("rope: x", x)
+        if len(frequencies.shape) != 1:
+            raise UsageError(f"rope: frequencies has shape {frequencies.shape}; one axis is needed")
         (f,) = frequencies.shape
         shapes = {"out": (r, h, n), "x": (r, h, n), "frequencies": (f,), "positions": (r,)}
         operands = {"out": out, "x": x, "frequencies": frequencies, "positions": positions}
@@ -217,7 +219,7 @@ class TapeBuilder:
             raise UsageError(
                 f"scatter: out {out.shape} and x {x.shape} need two axes and indices {indices.shape} one"
             )
-        (t, w), (r,) = out.shape, indices.shape
+        t, (r, w) = out.shape[0], x.shape
         shapes = {"out": (t, w), "x": (r, w), "indices": (r,)}
         self._emit("scatter", {"out": out, "x": x, "indices": indices}, shapes, (r, w, t))
 

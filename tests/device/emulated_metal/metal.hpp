@@ -39,13 +39,19 @@ struct uint3 {
     uint operator[](int i) const { return i == 0 ? x : i == 1 ? y : z; }
 };
 
+// Two of four elements: without constructors, so that it may lie in a union.
+struct uint2_of_four {
+    uint first, second;
+    operator uint2() const { return uint2(first, second); }
+};
+
 struct uint4 {
     union {
         struct {
             uint x, y, z, w;
         };
         struct {
-            uint2 xy;
+            uint2_of_four xy;
         };
         struct {
             uint3 xyz;
@@ -56,7 +62,7 @@ struct uint4 {
         };
         struct {
             uint _before;
-            uint2 yz;
+            uint2_of_four yz;
         };
     };
     uint4() {}

@@ -220,6 +220,20 @@ def test_quotas_of_graphs_and_bytes() -> None:
         g.refused(Errno.TOO_LARGE, "more bytes", "load", *g.parts(raw), 1, 0, OUT)
 
 
+def test_a_host_may_refuse_models_that_guests_bring(tmp_path: Path) -> None:
+    raw = identity(64)
+    path = tmp_path / "m.onnx"
+    path.write_bytes(raw)
+    with NnGuest(pages=2, nn_models={"m": path}, nn_limits=NnLimits(model_bytes=0)) as g:
+        g.refused(Errno.TOO_LARGE, "Have the host grant it", "load", *g.parts(raw), 1, 0, OUT)
+        g.infer(g.context(g.load_by_name("m")), [np.ones(16, np.float32)], [64])
+    with NnGuest(pages=2, nn_limits=NnLimits(model_bytes=len(raw))) as g:
+        first = g.load(raw)
+        g.refused(Errno.TOO_LARGE, "has brought", "load", *g.parts(raw), 1, 0, OUT)
+        g.ok("unload", first)
+        g.load(raw)
+
+
 def test_outputs_that_the_host_would_keep_count() -> None:
     raw = model(["Neg"], "n")
     with NnGuest(pages=8, nn_limits=NnLimits(bytes=len(raw) + 4096)) as g:

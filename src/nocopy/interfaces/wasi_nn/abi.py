@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from operator import index as unchanged
 from typing import TypeAlias
 
 from nocopy.errors import DeadlineError, Error, NnError
@@ -55,10 +56,10 @@ class Nn:
     ) -> None:
         self.grants, self.abi = grants, Abi(Dialect.SPEC, Records())
         self._attached, self._on_error, self._log, self._stdout = attached, on_error, log, stdout
-        self._time_left: Callable[[], float | None] = lambda: None
+        self._time_left: Callable[[], float | None] | None = None
         self._table: Table | None = None
         self._seen = Seen()
-        self._filled: Callable[[int], int] = self.abi.records.filled
+        self._filled: Callable[[int], int] = unchanged
         self.used = False
         """Whether the guest imports any of it."""
 
@@ -68,21 +69,21 @@ class Nn:
         self,
         guest: str,
         imports: Iterable[tuple[str, str, object]],
-        time_left: Callable[[], float | None] = lambda: None,
+        time_left: Callable[[], float | None] | None = None,
     ) -> Functions:
         """The host functions for a guest's imports from these modules. Errors as in `abi_of`.
 
         Args:
             guest: the module's name, for messages.
             imports: all that it imports.
-            time_left: seconds until the call that is running in the guest must end, or None; it does not
-                refer to the guest.
+            time_left: gives the seconds until the call that is running in the guest must end, if it has a
+                deadline; does not refer to the guest.
         """
         self._time_left = time_left
         needed = needed_from(imports)
         self.used = bool(needed)
         self.abi = abi_of(guest, needed, self.grants.dialect)
-        self._filled = self.abi.records.filled
+        self._filled = self.abi.records.filled if self.abi.records.old else unchanged
         return {(each.module, each.name): self._function(each.name) for each in needed}
 
     def _function(self, name: str) -> HostFunction:

@@ -92,13 +92,15 @@ class NnLimits:
     Args:
         graphs: models that are loaded at once.
         contexts: contexts that are there at once. Guests of the specification cannot free them.
-        bytes: of models that it loads from its own memory, and of tensors that the host keeps for it; 0
-            leaves it the models that were granted by name, whose outputs are written in place.
+        bytes: of the host's memory that they take: models that the guest brings, tensors and caches that are
+            kept for it.
+        model_bytes: of models that it brings, in its own memory; 0 leaves it those that were granted by name.
     """
 
     graphs: int = 64
     contexts: int = 4096
     bytes: int = 1 << 32
+    model_bytes: int = 1 << 32
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():

@@ -36,6 +36,20 @@ class Held:
         host: its `copy` says whether to take all bytes at once.
     """
 
+    __slots__ = (
+        "_charged",
+        "_copy",
+        "_host",
+        "given",
+        "look",
+        "nbytes",
+        "sample",
+        "start",
+        "stop",
+        "tensor",
+        "whole",
+    )
+
     def __init__(self, tensor: Tensor, given: Tensor, host: Host) -> None:
         self.tensor, self.given, self._host = tensor, given, host
         data = tensor.data

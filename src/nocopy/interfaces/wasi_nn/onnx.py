@@ -14,6 +14,7 @@ import json
 import math
 import threading
 import time
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -100,15 +101,37 @@ class State(Enum):
     DONE = "the model has run"
 
 
+NEW, WAITING, DONE = State
+"""An attribute of an enumeration costs more to look up."""
+
+
 class OnnxContext:
     """See `Context`."""
 
+    __slots__ = (
+        "_again",
+        "_bound",
+        "_charged",
+        "_gone",
+        "_held",
+        "_host",
+        "_io",
+        "_model",
+        "_outputs",
+        "_play",
+        "_ready",
+        "_shapes",
+        "_state",
+        "_written",
+    )
+
     def __init__(self, model: OnnxModel, host: Host) -> None:
         self._model, self._host = model, host
+        self._play: Callable[[Any], None] = model.session.run_with_iobinding
         self._held: list[Held | None] = [None] * len(model.inputs)
         self._bound: list[object] = [None] * len(model.inputs)
         self._io: Any = None
-        self._state = State.NEW
+        self._state = NEW
         self._ready = False
         """The outputs' shapes for the inputs that are set are known, and the model may run later."""
         self._shapes: list[tuple[int, ...]] = []
@@ -129,7 +152,7 @@ class OnnxContext:
         """See `Context`."""
         old = self._held[index] if index < len(self._held) else None
         if old is not None and old.given is tensor and not old.copied:
-            if self._state is not State.WAITING and not self._gone:
+            if self._state is not WAITING and not self._gone:
                 self._gone = GONE
             else:
                 self._settle()
@@ -144,7 +167,7 @@ class OnnxContext:
 
     def _settle(self) -> None:
         """Make outputs independent of the inputs, which are about to change."""
-        if self._state is State.WAITING:
+        if self._state is WAITING:
             try:
                 self._compute_now(self._inputs())
             except (NnError, MemoryLimitError) as error:
@@ -173,7 +196,7 @@ class OnnxContext:
                 return
             self._ready, self._shapes = True, shapes
         self._drop()
-        self._state = State.WAITING
+        self._state = WAITING
 
     def _compute_now(self, held: list[Held]) -> None:
         """Run into memory of ONNX Runtime's."""
@@ -188,7 +211,7 @@ class OnnxContext:
         self._written = None
         nbytes = sum(size_of(p, o) for p, o in zip(self._model.outputs, outputs, strict=True))
         self._host.quota.charge(nbytes)
-        self._outputs, self._charged, self._state = outputs, nbytes, State.DONE
+        self._outputs, self._charged, self._state = outputs, nbytes, DONE
         if all(p.element is not None for p in self._model.outputs):
             shapes = [tuple(o.shape()) for o in outputs]
             self._model.learn(tuple(h.tensor.shape for h in held), shapes)
@@ -221,16 +244,23 @@ class OnnxContext:
 
     def _run(self, io: Any) -> None:
         try:
-            if self._host.time_left() is None:
-                self._model.session.run_with_iobinding(io)
+            if self._host.time_left is None:
+                self._play(io)
             else:
-                run_until(self._model.session, io, self._host.until or 0.0)
+                self._play_until(io)
         except DeadlineError:
             raise
         except Exception as error:
             raise NnError(
                 Errno.RUNTIME_ERROR, f"a computation was asked for; ONNX Runtime failed: {one_line(error)}"
             ) from None
+
+    def _play_until(self, io: Any) -> None:
+        until = self._host.until
+        if until is None:
+            self._play(io)
+        else:
+            run_until(self._model.session, io, until)
 
     def compute_single(self) -> None:
         """See `Context`: ONNX models do not compute in pieces."""
@@ -241,22 +271,22 @@ class OnnxContext:
     def get_output(self, index: int, out: Buffer) -> int:
         """See `Context`."""
         again = self._again
-        if again is not None and self._state is State.WAITING and again[0] == index and again[1] is out:
+        if again is not None and self._state is WAITING and again[0] == index and again[1] is out:
             same = True
             for held in self._held:
                 same = same and held is not None and held.look() == held.sample
             if same:
                 self._run(self._io)
-                self._outputs, self._state = [None], State.DONE
+                self._outputs, self._state = [None], DONE
                 return again[2]
         port = find(self._model.outputs, index, "output")
-        if self._state is State.NEW:
+        if self._state is NEW:
             raise NnError(
                 Errno.RUNTIME_ERROR, self._gone or "an output was fetched before anything was computed"
             )
         if port.element is None:
             raise unsupported(port)
-        if self._state is State.WAITING or self._outputs[index] is None:
+        if self._state is WAITING or self._outputs[index] is None:
             if self._gone:
                 raise NnError(Errno.RUNTIME_ERROR, self._gone)
             return self._write(index, port, out)
@@ -292,7 +322,7 @@ class OnnxContext:
         if self._model.provider == CUDA and device == "cpu":
             self._host.ledger.downloaded += nbytes
         self._keep_others(index, io)
-        self._state = State.DONE
+        self._state = DONE
         if self._model.repeats and not any(each.copied for each in held):
             self._again = index, out, nbytes
         return nbytes
@@ -324,7 +354,7 @@ class OnnxContext:
     def _drop(self) -> None:
         """Forget what was computed."""
         self._drop_outputs()
-        self._state, self._gone = State.NEW, ""
+        self._state, self._gone = NEW, ""
 
     def _drop_outputs(self) -> None:
         if self._charged:

@@ -118,8 +118,8 @@ class Host:
     """Bytes that the guest's models and tensors may take of the host: what a backend keeps is charged."""
     copy: bool = False
     """Copy each input at `set_input`, for guests that reuse its bytes before they fetch the outputs."""
-    time_left: Callable[[], float | None] = lambda: None
-    """Seconds until the guest's call that is running must end; None means no limit."""
+    time_left: Callable[[], float | None] | None = None
+    """Gives the seconds until the guest's call that is running must end, if it has a deadline."""
     log: Log = log_line
     """Gets a level and a line: what the guest should know of its options, and what it asked to be logged."""
     stdout: Callable[[bytes], None] = lambda _data: None
@@ -127,8 +127,8 @@ class Host:
 
     @property
     def until(self) -> float | None:
-        """When it must end, by `time.monotonic()`."""
-        left = self.time_left()
+        """When that call must end, by `time.monotonic()`; None means never."""
+        left = None if self.time_left is None else self.time_left()
         return None if left is None else time.monotonic() + left
 
 

@@ -44,7 +44,7 @@ class Table:
         self.host, self.grants = host, grants
         self._handles = Handles()
         self._named: dict[tuple[str, bytes], int] = {}
-        self._graphs = self._contexts = 0
+        self._graphs = self._contexts = self._brought = 0
         self._closing: list[Loaded] = []
         host.grip.dependents.append(self)
 
@@ -58,6 +58,12 @@ class Table:
         """
         nbytes = sum(part.nbytes for part in source.parts)
         self._check_graphs()
+        most = self.grants.limits.model_bytes
+        if self._brought + nbytes > most:
+            raise MemoryLimitError(
+                f"a model of {nbytes} bytes was to be loaded from the guest's memory; it may bring {most},"
+                f" and has brought {self._brought}. Have the host grant it by name, or raise the limit."
+            )
         self.host.quota.charge(nbytes)
         try:
             if encoding is Encoding.AUTODETECT:
@@ -66,6 +72,7 @@ class Table:
         except BaseException:
             self.host.quota.refund(nbytes)
             raise
+        self._brought += nbytes
         return self._add(Loaded(graph, nbytes))
 
     def load_by_name(self, name: str, config: bytes = b"") -> int:
@@ -114,12 +121,16 @@ class Table:
         if loaded.contexts:
             self._closing.append(loaded)
         else:
-            with self.host.grip.turn(None):
-                self._end(loaded)
+            self._end(loaded)
 
     def _end(self, loaded: Loaded) -> None:
-        """Close a graph, with the device's turn."""
+        with self.host.grip.turn(None):
+            self._close_graph(loaded)
+
+    def _close_graph(self, loaded: Loaded) -> None:
+        """Give a graph back, on the device's turn."""
         self._graphs -= 1
+        self._brought -= loaded.charged
         self.host.quota.refund(loaded.charged)
         loaded.graph.close()
 
@@ -163,13 +174,13 @@ class Table:
         running = self._handles.get(handle, Running, "context")
         self._handles.remove(handle)
         self._contexts -= 1
-        loaded = running.loaded
-        loaded.contexts -= 1
         with self.host.grip.turn(None):
             running.context.close()
-            if loaded.unloaded and not loaded.contexts:
-                self._closing.remove(loaded)
-                self._end(loaded)
+        loaded = running.loaded
+        loaded.contexts -= 1
+        if loaded.unloaded and not loaded.contexts:
+            self._closing.remove(loaded)
+            self._end(loaded)
 
     # What the grip tells
 
@@ -181,6 +192,6 @@ class Table:
         for running in self._handles.every(Running):
             running.context.close()
         for loaded in (*self._handles.every(Loaded), *self._closing):
-            self._end(loaded)
+            self._close_graph(loaded)
         self._handles, self._closing = Handles(), []
         self._named.clear()
