@@ -469,11 +469,13 @@ def test_what_is_kept_of_a_guest_is_charged_and_given_back(run: Any, tiny_gguf: 
         nn_limits=NnLimits(bytes=7000),
     )
     assert [done.errno for done in ran.of("options")] == [0, 0, 0, Errno.TOO_LARGE]
-    text = ("prompt", "Hello, world, " * 20)
+    text = ("prompt", "Hello, world, " * 5)
+    with LanguageModel(tiny_gguf, device="reference") as model:
+        size = 4 * len(model.tokenizer.encode(text[1]))
     ran = run(
         *(("name", "m"), "context", text, text, text, "context", text),
         model=tiny_gguf,
-        nn_limits=NnLimits(bytes=600),
+        nn_limits=NnLimits(bytes=2 * size - 1),
     )
     assert [done.errno for done in ran.of("prompt")] == [0, 0, 0, Errno.TOO_LARGE]
     ran = run(
