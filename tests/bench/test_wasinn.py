@@ -8,9 +8,8 @@ import pytest
 from nocopy.bench import wasinn
 from nocopy.bench.copying_nn import CopyingNn
 from nocopy.bench.onnx_models import mobilenet
-from nocopy.bench.wasinn import InPython, agree, inference, open_copying, passing, prepare, program, timed
+from nocopy.bench.wasinn import InPython, agree, inference, open_copying, open_ours, passing, prepare, timed
 from nocopy.errors import DeviceError
-from nocopy.interfaces.host import DeviceGuest
 
 NBYTES = 1 << 16
 
@@ -28,7 +27,7 @@ def test_the_try_in_the_middle_counts() -> None:
 
 def test_the_copying_host_copies_four_times_each_way_and_ours_never() -> None:
     case = passing(NBYTES)
-    with open_copying(case) as (copying, host), DeviceGuest(program("wasinn"), device="reference") as ours:
+    with open_copying(case) as (copying, host), open_ours("reference") as ours:
         for guest in (copying, ours):
             prepare(guest, case)
             for _ in range(3):
@@ -51,7 +50,7 @@ def test_a_host_that_answers_something_else_is_found_out(monkeypatch: pytest.Mon
 
 def test_a_guest_that_cannot_go_on_says_why() -> None:
     case = passing(NBYTES)
-    with DeviceGuest(program("wasinn"), device="reference") as guest:
+    with open_ours("reference") as guest:
         with pytest.raises(DeviceError, match="was to be loaded"):
             prepare(guest, wasinn.Case("nothing", b"\xff" * 16, case.shape, case.outputs))
         prepare(guest, case)

@@ -57,6 +57,10 @@ def test_quotas_are_limits_like_others() -> None:
     )
     assert limits.deadline == 5
     assert parse_nn_limits(rest) == NnLimits(graphs=2, contexts=1000, bytes=1 << 24, model_bytes=0)
+    assert parse_nn_limits([]).model_bytes == 0
+    assert parse_nn_limits([], ["nn,nn-graph=onnx::d"]).model_bytes == 1 << 32
+    assert parse_nn_limits([], ["nn-graph=onnx::d"]).model_bytes == 0
+    assert parse_nn_limits([("nn-model-bytes", "1k")], ["nn=y"]).model_bytes == 1024
     with pytest.raises(UsageError, match="nn-graphs"):
         parse_limits(["nn-graph=2"], LIMITS)
 

@@ -21,6 +21,7 @@ PICTURES = 450
 
 def run(*, status: int = 0, **kw: object) -> DeviceGuest:
     module = find("examples/classify") or Path()
+    kw = {"nn_limits": NnLimits(model_bytes=1 << 20)} | kw
     with DeviceGuest(module, device="reference", stdout="capture", stderr="capture", **kw) as guest:
         with pytest.raises(ExitError) if status else nullcontext() as ended:
             guest.run()
@@ -59,8 +60,10 @@ def test_it_copies_the_network_and_the_first_scores_of_a_shape() -> None:
 
 
 def test_it_says_why_it_cannot() -> None:
-    guest = run(status=1, nn_limits=NnLimits(bytes=0))
+    guest = run(status=1, nn_limits=NnLimits(bytes=0, model_bytes=1 << 20))
     assert guest.stderr == b"classify: load: too large (7)\n"
+    guest = run(status=1, nn_limits=NnLimits())
+    assert guest.stderr == b"classify: load: unsupported operation (6)\n"
 
 
 def test_the_network_is_what_the_training_says() -> None:

@@ -302,3 +302,12 @@ def test_reserving_many_memories_costs_no_resident_memory():
     assert psutil.Process().memory_info().rss - before < 4 << 20
     for memory in memories:
         memory.close()
+
+
+def test_large_pages_are_a_hint_that_changes_nothing_else() -> None:
+    with LinearMemory(8 << 20, reserve=16 << 20, guard=0) as memory:
+        assert memory.pages.prefer_large() in {True, False}
+        assert memory.read(0, 64) == bytes(64)
+        memory.write((8 << 20) - 4, b"last")
+        memory.grow(16 << 20)
+        assert memory.read((8 << 20) - 4, 8) == b"last" + bytes(4)

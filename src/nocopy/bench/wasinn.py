@@ -26,6 +26,7 @@ from nocopy.bench.runner import Progress, silent
 from nocopy.bench.timing import interleaved
 from nocopy.errors import DeviceError
 from nocopy.interfaces.host import DeviceGuest
+from nocopy.interfaces.wasi_nn.grants import NnLimits
 from nocopy.interfaces.wasi_nn.onnx_model import load_runtime
 from nocopy.memory.linear import LinearMemory
 from nocopy.wasm import Guest
@@ -81,7 +82,7 @@ def timed(each: Case, seconds: float = SECONDS) -> dict[str, tuple[float, float]
         DeviceError: they disagree.
     """
     with ExitStack() as stack:
-        ours = stack.enter_context(DeviceGuest(program("wasinn"), device="cpu"))
+        ours = stack.enter_context(open_ours("cpu"))
         copying, _ = stack.enter_context(open_copying(each))
         python = InPython(each)
         for guest in (ours, copying):
@@ -93,6 +94,11 @@ def timed(each: Case, seconds: float = SECONDS) -> dict[str, tuple[float, float]
         }
         agree(each, python, ours, copying)
     return {peer: (times["nocopy"], times[peer]) for peer, times in pairs.items()}
+
+
+def open_ours(device: str) -> DeviceGuest:
+    """Start the program as a guest of ours."""
+    return DeviceGuest(program("wasinn"), device=device, nn_limits=NnLimits(model_bytes=1 << 30))
 
 
 def open_session(each: Case) -> Any:

@@ -23,12 +23,13 @@ def ls(*, json: Json = False) -> int:
     from nocopy.models.find import EMBEDDED
 
     found = [as_dict(model) for model in cached_models()]
-    embedded = {"kind": "gguf", "bytes": EMBEDDED.stat().st_size, "path": str(EMBEDDED)}
+    embedded: dict[str, Any] = {"kind": "gguf", "bytes": EMBEDDED.stat().st_size, "path": str(EMBEDDED)}
     if json:
         print_json({"cache": str(cache_folder()), "embedded": embedded, "models": found})
         return 0
     rows = table("model", "kind", "size", right=("size",))
-    for model in ({"name": "(embedded)"} | embedded, *found):
+    first: dict[str, Any] = {"name": "(embedded)"} | embedded
+    for model in (first, *found):
         rows.add_row(model["name"], model["kind"], size(model["bytes"]))
     console().print(rows)
     if not found:

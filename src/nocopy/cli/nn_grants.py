@@ -75,13 +75,18 @@ def _preload(text: str) -> tuple[str, NnModel]:
     return name, NnModel(first, encoding, target, tuple(more))
 
 
+def _turns_on(part: str) -> bool:
+    option, _, value = part.partition("=")
+    return option == "nn" and value in YES
+
+
 def _wasmtime(part: str) -> tuple[str, NnModel] | None:
-    """The model of one part of -S; None if it only turns wasi-nn on, as it always is."""
+    """The model of one part of -S; None if it only turns wasi-nn on."""
     from nocopy.interfaces.wasi_nn.grants import NnModel
 
-    option, _, value = part.partition("=")
-    if option == "nn" and value in YES:
+    if _turns_on(part):
         return None
+    option, _, value = part.partition("=")
     encoding, separator, folder = value.partition("::")
     if option != "nn-graph" or not separator or not encoding or not folder:
         why = "a guest without grants has no models" if option == "nn" and value in NO else ""
@@ -95,15 +100,24 @@ def _wasmtime(part: str) -> tuple[str, NnModel] | None:
     return Path(folder).resolve().name, NnModel(Path(folder) / file, encoding)
 
 
-def parse_nn_limits(parts: Iterable[tuple[str, str]]) -> NnLimits:
+OWN_MODELS = 1 << 32
+"""Bytes of models that a guest may bring after `-S nn`."""
+
+
+def parse_nn_limits(parts: Iterable[tuple[str, str]], wasmtime: Iterable[str] = ()) -> NnLimits:
     """Quotas of pairs such as ("nn-contexts", "64").
+
+    Args:
+        parts: the pairs.
+        wasmtime: what was given with -S, where "nn" lets the guest bring models, as in Wasmtime.
 
     Raises:
         UsageError: a value is wrong.
     """
     from nocopy.interfaces.wasi_nn.grants import NnLimits
 
-    limits = NnLimits()
+    turned_on = any(_turns_on(part) for text in wasmtime for part in text.split(","))
+    limits = NnLimits(model_bytes=OWN_MODELS if turned_on else 0)
     for name, value in parts:
         field = LIMITS[name]
         parse = parse_size if field.endswith("bytes") else parse_count

@@ -47,7 +47,12 @@ def run(
     ] = None,
     wasi: Annotated[
         list[str] | None,
-        Parameter(name="-S", metavar="nn-graph=FORMAT::DIR", help="The same, as Wasmtime takes it."),
+        Parameter(
+            name="-S",
+            metavar="nn,nn-graph=FORMAT::DIR",
+            help="As Wasmtime takes it: nn lets the guest bring models of its own, which you must trust; "
+            "nn-graph grants one.",
+        ),
     ] = None,
     wasi_nn_dialect: Annotated[
         str | None,
@@ -110,7 +115,7 @@ def run(
         models=models,
         nn_models=nn_models,
         nn_dialect=wasi_nn_dialect,
-        nn_limits=parse_nn_limits(nn_limits),
+        nn_limits=parse_nn_limits(nn_limits, wasi or ()),
         nn_copy=wasi_nn_copy,
         log=print_log,
         allow_copy=allow_copy,

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from nocopy.interfaces.host import DeviceGuest
 from nocopy.interfaces.wasi_nn.encoding import Errno, TensorType
+from nocopy.interfaces.wasi_nn.grants import NnLimits
 from nocopy.interfaces.wasi_nn.imports import MODULE, OLD_PARAMS, PARAMS
 
 PAGE = 65536
@@ -43,12 +44,18 @@ def type_of(array: npt.NDArray[Any]) -> TensorType:
     return TYPES.get(array.dtype) or WIDTHS[array.dtype.itemsize]
 
 
+def limits(**kw: int) -> NnLimits:
+    """Limits of a guest that may bring models."""
+    return NnLimits(**{"model_bytes": 1 << 30} | kw)
+
+
 class NnGuest:
     """The guest and its calls."""
 
     def __init__(
         self, source: str | None = None, *, pages: int = 33, device: Any = "reference", **kw: Any
     ) -> None:
+        kw.setdefault("nn_limits", limits())
         self.guest = DeviceGuest(source or text(pages=pages), device=device, log=lambda *_: None, **kw)
         self.memory = self.guest.memory
         self.next = PAGE

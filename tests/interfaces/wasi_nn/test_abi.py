@@ -18,7 +18,7 @@ from nocopy.interfaces.host import DeviceGuest
 from nocopy.interfaces.wasi_nn.encoding import Dialect, Errno, TensorType
 from nocopy.interfaces.wasi_nn.grants import NnLimits, NnModel
 from nocopy.interfaces.wasi_nn.imports import OLD_MODULE, WASMEDGE
-from tests.interfaces.wasi_nn.nn_guest import DIMS, OUT, PARTS, RECORD, NnGuest, identity, model, text
+from tests.interfaces.wasi_nn.nn_guest import DIMS, OUT, PARTS, RECORD, NnGuest, identity, limits, model, text
 
 SPEC = ["load", "load_by_name", "init_execution_context", "set_input", "compute", "get_output"]
 OLD = text(OLD_MODULE, SPEC, old=True, pages=4)
@@ -27,7 +27,7 @@ DTYPES = [t.dtype for t in TensorType]
 
 @pytest.fixture(scope="module")
 def guest() -> Iterator[NnGuest]:
-    with NnGuest(nn_limits=NnLimits(graphs=10_000, contexts=10_000)) as guest:
+    with NnGuest(nn_limits=limits(graphs=10_000, contexts=10_000)) as guest:
         yield guest
 
 

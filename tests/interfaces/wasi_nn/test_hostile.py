@@ -18,7 +18,18 @@ from nocopy.interfaces.wasi_nn.grants import NnLimits
 from nocopy.interfaces.wasi_nn.imports import MODULE, PARAMS
 from nocopy.prove.residency import resident_bytes
 from nocopy.wasm import Limits
-from tests.interfaces.wasi_nn.nn_guest import DIMS, NAME, OUT, PAGE, RECORD, NnGuest, built, identity, model
+from tests.interfaces.wasi_nn.nn_guest import (
+    DIMS,
+    NAME,
+    OUT,
+    PAGE,
+    RECORD,
+    NnGuest,
+    built,
+    identity,
+    limits,
+    model,
+)
 
 LAST = 2**32 - 1
 TENSOR = struct.Struct("<IIB3xII")
@@ -207,7 +218,7 @@ def test_a_million_contexts(tmp_path: Path) -> None:
 
 def test_quotas_of_graphs_and_bytes() -> None:
     raw = identity(64)
-    with NnGuest(pages=2, nn_limits=NnLimits(graphs=2, contexts=1, bytes=2 * len(raw))) as g:
+    with NnGuest(pages=2, nn_limits=limits(graphs=2, contexts=1, bytes=2 * len(raw))) as g:
         first, _ = g.load(raw), g.load(raw)
         g.refused(Errno.TOO_LARGE, "may have 2", "load", *g.parts(raw), 1, 0, OUT)
         g.ok("unload", first)
@@ -216,16 +227,16 @@ def test_quotas_of_graphs_and_bytes() -> None:
         g.refused(Errno.TOO_LARGE, "may have 1", "init_execution_context", first, OUT)
         g.ok("finalize_execution_context", context)
         g.context(first)
-    with NnGuest(pages=2, nn_limits=NnLimits(bytes=len(raw) - 1)) as g:
+    with NnGuest(pages=2, nn_limits=limits(bytes=len(raw) - 1)) as g:
         g.refused(Errno.TOO_LARGE, "more bytes", "load", *g.parts(raw), 1, 0, OUT)
 
 
-def test_a_host_may_refuse_models_that_guests_bring(tmp_path: Path) -> None:
+def test_guests_bring_models_only_if_the_host_says_so(tmp_path: Path) -> None:
     raw = identity(64)
     path = tmp_path / "m.onnx"
     path.write_bytes(raw)
-    with NnGuest(pages=2, nn_models={"m": path}, nn_limits=NnLimits(model_bytes=0)) as g:
-        g.refused(Errno.TOO_LARGE, "Have the host grant it", "load", *g.parts(raw), 1, 0, OUT)
+    with NnGuest(pages=2, nn_models={"m": path}, nn_limits=NnLimits()) as g:
+        g.refused(Errno.UNSUPPORTED_OPERATION, "may bring none", "load", *g.parts(raw), 1, 0, OUT)
         g.infer(g.context(g.load_by_name("m")), [np.ones(16, np.float32)], [64])
     with NnGuest(pages=2, nn_limits=NnLimits(model_bytes=len(raw))) as g:
         first = g.load(raw)
@@ -236,7 +247,7 @@ def test_a_host_may_refuse_models_that_guests_bring(tmp_path: Path) -> None:
 
 def test_outputs_that_the_host_would_keep_count() -> None:
     raw = model(["Neg"], "n")
-    with NnGuest(pages=8, nn_limits=NnLimits(bytes=len(raw) + 4096)) as g:
+    with NnGuest(pages=8, nn_limits=limits(bytes=len(raw) + 4096)) as g:
         context = g.context(g.load(raw))
         g.set_input(context, 0, np.ones(1024, np.float32))
         g.ok("compute", context)
@@ -268,7 +279,7 @@ def test_a_model_that_wants_more_memory_than_there_is(g: NnGuest) -> None:
 def test_random_calls_crash_nothing_and_leave_nothing(seed: int) -> None:
     rng = random.Random(seed)
     raw = identity(64)
-    with NnGuest(pages=2, limits=Limits(memory=1 << 22), nn_limits=NnLimits(graphs=4, contexts=8)) as g:
+    with NnGuest(pages=2, limits=Limits(memory=1 << 22), nn_limits=limits(graphs=4, contexts=8)) as g:
         handles = [0, 1, LAST]
         parts = g.parts(raw)
         names = list(PARAMS)

@@ -94,13 +94,14 @@ class NnLimits:
         contexts: contexts that are there at once. Guests of the specification cannot free them.
         bytes: of the host's memory that they take: models that the guest brings, tensors and caches that are
             kept for it.
-        model_bytes: of models that it brings, in its own memory; 0 leaves it those that were granted by name.
+        model_bytes: of models that it brings, in its own memory. ONNX Runtime is native code which a hostile
+            model can crash, so the default leaves a guest those that were granted by name.
     """
 
     graphs: int = 64
     contexts: int = 4096
     bytes: int = 1 << 32
-    model_bytes: int = 1 << 32
+    model_bytes: int = 0
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():

@@ -59,6 +59,13 @@ class Table:
         nbytes = sum(part.nbytes for part in source.parts)
         self._check_graphs()
         most = self.grants.limits.model_bytes
+        if not most:
+            raise NnError(
+                Errno.UNSUPPORTED_OPERATION,
+                f"a model of {nbytes} bytes was to be loaded from the guest's memory; it may bring none."
+                " Have the host grant it by name, or allow a guest that you trust to bring models: -S nn,"
+                " NnLimits(model_bytes=...)",
+            )
         if self._brought + nbytes > most:
             raise MemoryLimitError(
                 f"a model of {nbytes} bytes was to be loaded from the guest's memory; it may bring {most},"
