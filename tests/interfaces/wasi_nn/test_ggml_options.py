@@ -32,7 +32,7 @@ WRONG: dict[type, list[Any]] = {
     bool: [0, 1, "true", None, []],
     int: [1.5, True, "3", None, {}, 2**63],
     float: ["0.5", False, None, [1]],
-    str: [1, True, None, ["a"], {}],
+    str: [1, True, None, ["a"], {}, "\ud800", "a\udfff"],
 }
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)

@@ -40,6 +40,7 @@ PROMPT, OPTIONS = 0, 1
 """Inputs."""
 TEXT, METADATA = 0, 1
 """Outputs."""
+NO_TOKENS = np.empty(0, np.int32)
 ABSOLUTE_PEAK = 32760
 """What the largest value becomes with embd-normalize 0: llama.cpp's number for 16-bit integers."""
 
@@ -60,7 +61,7 @@ def open_graph(source: Source, target: Target, config: bytes, host: Host) -> Lan
         )
     file = source.files[0]
     if not isinstance(file, Model) and not Path(file).exists():
-        raise NnError(Errno.MODEL_NOT_FOUND, f"the model '{file}' was to be loaded; its file is gone")
+        raise NnError(Errno.MODEL_NOT_FOUND, "a model was to be loaded by name; its file is gone")
     options = Options()
     if config:
         options = read_options(config, options, host.log)
@@ -100,7 +101,10 @@ class LanguageContext:
     def __init__(self, loaded: Loaded, options: Options, host: Host) -> None:
         self._loaded, self._host = loaded, host
         self._options = options
-        self._prompt: list[int] | None = None
+        self._prompt = NO_TOKENS
+        self._length = 0
+        """Tokens of the prompt; more than the model can have are not kept."""
+        self._charged: dict[str, int] = {}
         self._session: OwnSession | None = None
         self._answer: Answer | None = None
         self._single = False
@@ -116,7 +120,9 @@ class LanguageContext:
                 f"input {index} was given; a language model has {PROMPT}, the prompt, and {OPTIONS}, options",
             )
         if index == OPTIONS:
-            self._options = read_options(tensor.data.read(), self._options, self._host.log)
+            options = read_options(tensor.data.read(), self._options, self._host.log)
+            self._charge("options", options.nbytes)
+            self._options = options
             return
         if tensor.data.nbytes > MAX_INPUT:
             raise NnError(
@@ -130,7 +136,11 @@ class LanguageContext:
                 Errno.INVALID_ARGUMENT,
                 f"a prompt was given that is not UTF-8: byte {error.start}, {error.reason}",
             ) from error
-        self._prompt = self._loaded.model.tokenizer.encode(text, parse_special=True)
+        ids = self._loaded.model.tokenizer.encode(text, parse_special=True)
+        fits = len(ids) <= self._loaded.model.config.context
+        prompt = np.array(ids, np.int32) if fits else NO_TOKENS
+        self._charge("prompt", prompt.nbytes)
+        self._prompt, self._length = prompt, len(ids)
         self._single = False
 
     # Computing
@@ -139,7 +149,9 @@ class LanguageContext:
         """See `Context`. Makes the whole answer; when the context gets full, what there is stays readable."""
         self._forget()
         if self._options.embedding:
-            self._output = self._embed()
+            output = self._embed()
+            self._charge("output", len(output))
+            self._output = output
             return
         start = perf_counter()
         answer = self._begin()
@@ -154,7 +166,7 @@ class LanguageContext:
                 raise
         finally:
             self._say(
-                f"{len(self._prompt or ())} tokens of prompt, {answer.reused} of them in the cache, in"
+                f"{self._length} tokens of prompt, {answer.reused} of them in the cache, in"
                 f" {first - start:.3f} s; {made} tokens of answer in {perf_counter() - first:.3f} s"
             )
 
@@ -182,27 +194,34 @@ class LanguageContext:
 
     def _begin(self) -> Answer:
         """Read the prompt."""
+        session = self._open()
         self._answer = Answer(
-            self._open(),
+            session,
             self._loaded.model.tokenizer,
-            self._given(),
+            self._given(session.context - 1),
             Sampler(self._options.sampling),
             constraint=self._constraint(),
             ignore_end=self._options.ignore_end,
         )
         return self._answer
 
-    def _given(self) -> list[int]:
+    def _given(self, most: int) -> list[int]:
         """The prompt's tokens.
 
         Raises:
-            NnError: there are none.
+            NnError: there are none, or more than `most`.
         """
-        if not self._prompt:
+        if not self._length:
             raise NnError(
                 Errno.INVALID_ARGUMENT, "computing was asked for without a prompt; give one as input 0"
             )
-        return self._prompt
+        if self._length > most:
+            raise NnError(
+                Errno.PROMPT_TOO_LONG,
+                f"the prompt has {self._length} tokens; there is room for {most}. Shorten it, or raise"
+                " ctx-size if the model allows.",
+            )
+        return self._prompt.tolist()
 
     def _forget(self) -> None:
         self._answer, self._single, self._output = None, False, b""
@@ -254,7 +273,7 @@ class LanguageContext:
         engine = self._loaded.engine
         region = Region(engine.config, 0, context, engine.chunk, kv)
         with host.grip.turn(host.until):
-            self.close()
+            self._close_session()
             self._session = OwnSession(
                 engine,
                 context=context,
@@ -298,7 +317,7 @@ class LanguageContext:
         """What was done. Guests made for WasmEdge insist on the last two; there is no llama.cpp here."""
         answer = self._answer
         found = {
-            "input_tokens": len(self._prompt or ()),
+            "input_tokens": self._length,
             "output_tokens": len(answer.tokens) if answer else 0,
             "cached_tokens": answer.reused if answer else 0,
             "llama_build_number": 0,
@@ -316,12 +335,7 @@ class LanguageContext:
                 f"embeddings were asked for of a {architecture} model, which generates text; use one of the"
                 " BERT family",
             )
-        tokens, most = self._given(), self._loaded.model.config.context
-        if len(tokens) > most:
-            raise NnError(
-                Errno.PROMPT_TOO_LONG,
-                f"a text of {len(tokens)} tokens was to be embedded; this model takes up to {most}. Cut it.",
-            )
+        tokens = self._given(self._loaded.model.config.context)
         host, start = self._host, perf_counter()
         with host.grip.turn(host.until):
             embedder = self._loaded.embedder
@@ -354,9 +368,27 @@ class LanguageContext:
 
     def close(self) -> None:
         """See `Context`."""
+        self._close_session()
+        for what in list(self._charged):
+            self._charge(what, 0)
+
+    def _close_session(self) -> None:
         session, self._session = self._session, None
         if session is not None:
             session.close()
+
+    def _charge(self, what: str, nbytes: int) -> None:
+        """Have the guest's quota count what is kept for it.
+
+        Raises:
+            MemoryLimitError: it is used up.
+        """
+        more = nbytes - self._charged.get(what, 0)
+        if more > 0:
+            self._host.quota.charge(more)
+        else:
+            self._host.quota.refund(-more)
+        self._charged[what] = nbytes
 
 
 def embedding(vector: npt.NDArray[np.float32]) -> bytes:

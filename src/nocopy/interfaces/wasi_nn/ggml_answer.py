@@ -20,13 +20,10 @@ class Answer:
     Args:
         session: where the tokens are fed; what it has of the prompt already is used again.
         tokenizer: of the model.
-        prompt: its tokens.
+        prompt: its tokens, fewer than the context has room for.
         sampler: chooses; penalties count tokens of the answer only.
         constraint: what may be said.
         ignore_end: go on past tokens that end a text.
-
-    Raises:
-        NnError: the prompt leaves no room in the context.
     """
 
     def __init__(
@@ -39,12 +36,6 @@ class Answer:
         constraint: Constraint | None = None,
         ignore_end: bool = False,
     ) -> None:
-        if len(prompt) >= session.context:
-            raise NnError(
-                Errno.PROMPT_TOO_LONG,
-                f"the prompt has {len(prompt)} tokens; the context of {session.context} has no room for it"
-                " and an answer. Shorten it, or raise ctx-size.",
-            )
         self.reused = session.extend_to(prompt)
         """How many tokens of the prompt the session had."""
         self.tokens: list[int] = []

@@ -58,6 +58,11 @@ class Options:
     ignore_end: bool = False
     sampling: Sampling = field(default_factory=Sampling)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of text in them."""
+        return len((self.stop + self.grammar + self.schema).encode())
+
 
 Change = Callable[[Options, Any], Options]
 
@@ -299,9 +304,16 @@ def typed(name: str, value: Any, kind: type) -> Any:
         return float(value) if abs(value) < 2**63 else _refuse(name, value, kind)
     if kind is int and isinstance(value, int) and number and -(2**63) <= value < 2**63:
         return value
-    if kind in (bool, str) and isinstance(value, kind):
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind is str and isinstance(value, str) and not _has_surrogates(value):
         return value
     return _refuse(name, value, kind)
+
+
+def _has_surrogates(text: str) -> bool:
+    """Whether JSON's escapes wrote what is no text."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _refuse(name: str, value: Any, kind: type) -> Any:
@@ -309,7 +321,7 @@ def _refuse(name: str, value: Any, kind: type) -> Any:
         bool: "true or false",
         int: "a whole number",
         float: "a number",
-        str: "a string",
+        str: "a string of text",
     }
     raise NnError(
         Errno.INVALID_ARGUMENT,
