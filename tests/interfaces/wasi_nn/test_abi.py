@@ -231,6 +231,20 @@ def test_models_that_the_host_granted(named: NnGuest) -> None:
     assert named.load_by_name("one") != named.load_by_name("two")
 
 
+def test_a_guest_is_frozen_and_forked_once_it_has_let_go_of_its_graphs(
+    named: NnGuest, tmp_path: Path
+) -> None:
+    graph = named.load_by_name("one")
+    with pytest.raises(UsageError, match="1 graphs and contexts of wasi-nn"):
+        named.guest.freeze(tmp_path / "guest.nocopy")
+    with pytest.raises(UsageError, match="forking was asked for"):
+        named.guest.fork(2)
+    named.ok("unload", graph)
+    named.guest.freeze(tmp_path / "guest.nocopy")
+    (clone,) = named.guest.fork(1)
+    clone.close()
+
+
 @pytest.mark.parametrize("name", ["", "three", "One", "one\0", "../model.onnx", "/etc/passwd", "é"])
 def test_a_guest_cannot_name_anything_else(named: NnGuest, name: str) -> None:
     named.refused(Errno.NOT_FOUND, "granted 'one', 'two'", "load_by_name", *named.name(name), OUT)
