@@ -138,7 +138,7 @@ def _sessions(sessions: Sessions, memory: int) -> list[SessionState]:
             region.kv.name.lower(),
             handle,
             token_bytes(found.session.tokens),
-            found.fresh,
+            fresh=found.fresh,
             constraint=constraint_state(found.constraint),
         )
 

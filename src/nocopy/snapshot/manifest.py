@@ -157,8 +157,8 @@ class SessionState:
     kv: Name
     handle: U32
     tokens: bytes
-    fresh: bool = False
     sampler: SamplerState | None = None
+    fresh: bool = False
     constraint: ConstraintState | None = None
 
 
