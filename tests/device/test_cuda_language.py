@@ -159,3 +159,14 @@ def test_splits_are_bounded(rows: int, tokens: int) -> None:
     assert (len(chosen.launches) == 2) == (splits > 1 and rows > 1)
     if rows == 1 and tokens == 131072:
         assert splits == 33
+
+
+def test_a_long_row_is_searched_by_several_blocks(batch: Batch, driver: EmulatedDriver) -> None:
+    for rows, at in ((1, 4999), (2, 0), (1, 2500)):
+        values = normal(at, rows, 5000)
+        values[:, at] = values[:, 4000] = 9
+        values[:, 7] = np.nan
+        batch.tape.argmax(batch.room((rows,), I32), batch.put(values))
+    batch.tape.argmax(batch.room((1,), I32), batch.put(np.full((1, 4500), np.nan)))
+    batch.judge()
+    assert driver.launched == ["argmax_split", "argmax", "argmax_split", "argmax_split"]

@@ -42,6 +42,8 @@ WARPS = 8
 """Warps of a block of attention."""
 SPAN = 256
 """Elements of a head that a warp of attention holds."""
+SHORTEST_PART = 1024
+"""Elements of a row that are worth a block of argmax."""
 SHORTEST_SPLIT = 128
 """Tokens that are worth a block of attention."""
 COUNTERS = 1024
@@ -190,7 +192,9 @@ def plan(record: bytes, spaces: Mapping[Space, int], stop: int, multiprocessors:
     shape = GEOMETRY[fields.op.name](fields, multiprocessors)
     bases = tuple(spaces.get(space, 0) for space in Space)
     shapes, workspace = [shape], 0
-    if shape.splits > 1:
+    if shape.kernel == "argmax_split":
+        workspace = 8 * shape.blocks
+    elif shape.splits > 1:
         workspace = _state_bytes(fields) * shape.splits
         if shape.source != "attention_row":  # its last block joins
             shapes += [_join(fields, shape.splits, multiprocessors)]
@@ -363,6 +367,16 @@ def _attention(fields: Fields, multiprocessors: int) -> Shape:
     return Shape("attention", kernel, jobs * splits, (32 * WARPS // rows, rows), splits)
 
 
+def _argmax(fields: Fields, multiprocessors: int) -> Shape:
+    """A team for each row; where rows are few and long, several blocks."""
+    d = fields.named
+    rows = d["d0"] * d["d1"] * d["d2"]
+    splits = min(_ceil(d["n"], SHORTEST_PART), 2 * multiprocessors // rows)
+    if splits < 4:
+        return _per_row("topk")(fields, multiprocessors)
+    return Shape("topk", "argmax_split", rows * splits, (256, 1), splits)
+
+
 def _attention_row(fields: Fields, kernel: str, heads: int, multiprocessors: int) -> Shape:
     """One row: blocks that have no tokens end at once, so there are as many as the longest row can use."""
     d = fields.named
@@ -411,7 +425,7 @@ GEOMETRY: dict[str, Callable[[Fields, int], Shape]] = {
     "rmsnorm": _per_row("norm"),
     "layernorm": _per_row("norm"),
     "gather": _per_element("gather", ("r", "w")),
-    "argmax": _per_row("topk"),
+    "argmax": _argmax,
     "topk": _topk,
     "conv2d": _conv2d,
     "resize": _per_element("resize", ("n", "c", "oh", "ow")),

@@ -5,7 +5,7 @@
 // count themselves in the words before the workspace, which are zero between launches.
 // Bound: the latency of memory for short rows, the bytes of k and v for long ones.
 #include "attention.cuh"
-#include "stream.cuh"
+#include "split.cuh"
 
 constexpr uint32_t TOKENS = 128;    // of a part, at least
 constexpr uint32_t IN_FLIGHT = 4;   // tokens that a team of lanes reads at once
@@ -97,21 +97,6 @@ struct RowWalk {
         }
     }
 };
-
-// True for all threads of the last block of `count` that comes here; what the others wrote is then visible.
-__device__ inline bool last_of(const nocopy_launch& launch, uint64_t counter, uint32_t count) {
-    __shared__ bool last;
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        uint32_t* word = (uint32_t*)launch.workspace - 1 - counter;
-        last = atomicAdd(word, 1u) == count - 1;
-        if (last) *word = 0;
-    }
-    __syncthreads();
-    __threadfence();
-    return last;
-}
 
 template <int READING, int HEADS>
 __device__ inline void attend_row(const nocopy_launch& launch) {
