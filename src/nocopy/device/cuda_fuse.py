@@ -21,7 +21,7 @@ from nocopy.tape.validate import Tape
 
 PRODUCT = struct.Struct("<7Q6I2f")
 """`nocopy_product` in kernels/cuda/fused.cu."""
-FUSED = struct.Struct(f"<{3 * PRODUCT.size}s5Q5If")
+FUSED = struct.Struct(f"<{3 * PRODUCT.size}s5Q5If2I")
 """`nocopy_fused` there."""
 MAX_PRODUCTS = 3
 WARPS = 8
@@ -175,7 +175,7 @@ class Fuser:
         return (self._addresses[Space(space)] + offset) % 2**64
 
     def _row(self, fields: Fields, slot: int, count: int, dtype: DType = DType.F32) -> int:
-        """The address of `count` elements, one after the other, that are all of an operand; 0 if it is not so."""
+        """The address of an operand that is `count` elements one after the other; 0 if it is not."""
         axes = [fields.named[axis] for axis in fields.op.operands[slot].axes]
         strides = fields.strides[slot]
         wide = [(n, s) for n, s in zip(axes, strides, strict=False) if n != 1]
@@ -202,7 +202,7 @@ class Fuser:
         return Group(k, x, norm, normed, _float(fields.params[0]))
 
     def _products(self, group: Group | None, at: int) -> tuple[Group | None, int]:
-        """Products of the same row with weights of one type, each with its bias; and the record after them."""
+        """Products of one row with weights of one type, each with its bias; and the record after them."""
         products: list[Product] = []
         while len(products) < MAX_PRODUCTS:
             product = self._product(group, at)
@@ -386,13 +386,14 @@ class Fuser:
         slot_bytes = 2 * chunk // dtype.block * dtype.itemsize
         base = HEAD_BYTES + -(-group.k // STEP[dtype]) * STEP[dtype] * 4
         slots = self._slots(base, WARPS * slot_bytes)
-        if not slots or -(-group.k // chunk) > MAX_PIECES // WARPS:
+        chunks = -(-group.k // chunk)
+        if not slots or chunks > MAX_PIECES // WARPS:
             return None
         pairs = products[0].rows if group.gate else sum(p.rows // 2 for p in products)
         packed = FUSED.pack(
             b"".join(p.pack() for p in products).ljust(MAX_PRODUCTS * PRODUCT.size, b"\0"),
             group.x, group.norm, group.normed, group.positions, group.gated,
-            len(products), group.k, group.gate, chunk, slots, group.eps,
+            len(products), group.k, group.gate, chunk, slots, group.eps, -(-(2**32) // chunks) % 2**32, 0,
         )  # fmt: skip
         blocks = min(self._chip.multiprocessors, pairs)
         shape = Shape("fused", f"fused_{dtype.name.lower()}", blocks, (32 * WARPS, 1))

@@ -378,11 +378,11 @@ def _argmax(fields: Fields, multiprocessors: int) -> Shape:
 
 
 def _attention_row(fields: Fields, kernel: str, heads: int, multiprocessors: int) -> Shape:
-    """One row: blocks that have no tokens end at once, so there are as many as the longest row can use."""
+    """One row: at most a block for each multiprocessor; those that have no tokens end at once."""
     d = fields.named
     jobs = d["g"] * _ceil(d["h"] // d["g"], heads)
     most = min(_ceil(d["t"], SHORTEST_SPLIT), MAX_WORKSPACE // _state_bytes(fields))
-    splits = max(1, min(2 * multiprocessors // jobs, most)) if jobs <= COUNTERS else 1
+    splits = max(1, min(multiprocessors // jobs, most)) if jobs <= COUNTERS else 1
     name = kernel.replace("attention", "attention_row")
     return Shape("attention_row", name, jobs * splits, (32 * WARPS, 1), splits)
 

@@ -113,6 +113,10 @@ static bool __any_sync(uint32_t mask, bool value) {
 
 static void __threadfence() {}
 
+static uint32_t __umulhi(uint32_t a, uint32_t b) {
+    return (uint32_t)((uint64_t)a * b >> 32);
+}
+
 static uint32_t atomicAdd(uint32_t* where, uint32_t value) {
     uint32_t old = *where;
     *where += value;

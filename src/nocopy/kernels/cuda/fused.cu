@@ -37,10 +37,11 @@ struct nocopy_fused {
     uint32_t gate;          // 1 + the function of a gate; 0 for none
     uint32_t chunk, slots;  // elements of a row in one slot; slots of each warp
     float eps;
+    uint32_t reciprocal, reserved;  // 2^32 / pieces of a row, rounded up
 };
 
 static_assert(sizeof(nocopy_product) == 88, "device/cuda_fuse.py packs this struct");
-static_assert(sizeof(nocopy_fused) == 328, "device/cuda_fuse.py packs this struct");
+static_assert(sizeof(nocopy_fused) == 336, "device/cuda_fuse.py packs this struct");
 
 constexpr uint32_t MAX_PIECES = 1024;  // of pairs, whose sums a block keeps at a time
 constexpr uint32_t MAX_FUSED_WARPS = 16;
@@ -83,10 +84,26 @@ struct Sums {
     float a, b;
 };
 
-__device__ inline float finished(const nocopy_product& p, uint32_t row, float sum) {
-    float y = p.scale * sum;
-    return p.bias ? y + ((const float*)p.bias)[row] : y;
-}
+// What a pair's results need beside its sums, read while the weights are still on their way.
+struct Beside {
+    float a_bias = 0.0f, b_bias = 0.0f, a_residual = 0.0f, b_residual = 0.0f, frequency = 0.0f;
+    int32_t position = -1;
+
+    __device__ Beside() {}
+    __device__ Beside(const nocopy_fused& f, const RowPair& pair) {
+        const nocopy_product &p = f.products[pair.a_product], &other = f.products[pair.b_product];
+        if (f.positions) position = *(const int32_t*)f.positions;
+        if (p.bias) a_bias = ((const float*)p.bias)[pair.a_row];
+        if (other.bias) b_bias = ((const float*)other.bias)[pair.b_row];
+        if (p.residual) {
+            a_residual = load_fresh_float((const float*)p.residual + pair.a_row);
+            b_residual = load_fresh_float((const float*)p.residual + pair.b_row);
+        }
+        if (p.turn == TURN_NONE) return;
+        uint32_t place = p.turn == TURN_HALF ? pair.a_row % p.head : pair.a_row % p.head / 2;
+        frequency = ((const float*)p.frequencies)[place];
+    }
+};
 
 __device__ inline void store_cached(const nocopy_product& p, int32_t position, uint32_t row, float value) {
     if (!p.cache || position < 0 || (uint32_t)position >= p.cache_rows) return;
@@ -104,13 +121,14 @@ __device__ inline uint32_t gate_of(uint32_t function) {
 }
 
 // What becomes of the sums of a pair.
-__device__ inline void finish_pair(const nocopy_fused& f, const RowPair& pair, const Sums& sums) {
+__device__ inline void finish_pair(const nocopy_fused& f, const RowPair& pair, const Beside& beside,
+                                   const Sums& sums) {
     const nocopy_product &p = f.products[pair.a_product], &other = f.products[pair.b_product];
-    float a = finished(p, pair.a_row, sums.a), b = finished(other, pair.b_row, sums.b);
-    int32_t position = f.positions ? *(const int32_t*)f.positions : -1;
+    float a = p.scale * sums.a, b = other.scale * sums.b;
+    if (p.bias) a = a + beside.a_bias;
+    if (other.bias) b = b + beside.b_bias;
     if (p.turn != TURN_NONE) {
-        uint32_t place = p.turn == TURN_HALF ? pair.a_row % p.head : pair.a_row % p.head / 2;
-        float angle = (float)position * ((const float*)p.frequencies)[place];
+        float angle = (float)beside.position * beside.frequency;
         float c = p.turn_scale * cosf(angle), s = p.turn_scale * sinf(angle);
         float turned = a * c - b * s;
         b = a * s + b * c;
@@ -122,12 +140,11 @@ __device__ inline void finish_pair(const nocopy_fused& f, const RowPair& pair, c
         ((float*)f.gated)[pair.a_row] = unary_function(gate_of(f.gate - 1), a) * b;
         return;
     }
-    store_cached(p, position, pair.a_row, a);
-    store_cached(p, position, pair.b_row, b);
+    store_cached(p, beside.position, pair.a_row, a);
+    store_cached(p, beside.position, pair.b_row, b);
     if (p.residual) {
-        float* residual = (float*)p.residual;
-        residual[pair.a_row] = load_fresh_float(residual + pair.a_row) + a;
-        residual[pair.b_row] = load_fresh_float(residual + pair.b_row) + b;
+        ((float*)p.residual)[pair.a_row] = beside.a_residual + a;
+        ((float*)p.residual)[pair.b_row] = beside.b_residual + b;
     }
 }
 
@@ -209,26 +226,47 @@ __device__ inline void load_norm(const nocopy_fused& f, Words4* x) {
 // Puts x, times norm, in shared memory, and each warp's sum of squares beside it.
 template <typename B>
 __device__ inline void load_row(const nocopy_fused& f, const FusedMemory& shared) {
+    constexpr uint32_t AT_ONCE = 8;  // quads of a thread that are on their way together
     const uint32_t quads = Cut<B>::quads(f.k);
     float squares = 0.0f;
-    for (uint32_t q = threadIdx.x; q < quads; q += blockDim.x) {
-        uint32_t at = Cut<B>::at(q, f.k);
-        if (at >= f.k) continue;
-        Words4 words = load_fresh((const float*)f.x + at);
-        if (f.norm) {
-            Words4 norm = shared.x[q];
+    for (uint32_t first = threadIdx.x; first < quads; first += AT_ONCE * blockDim.x) {
+        Words4 held[AT_ONCE];
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                float v = __uint_as_float(words.v[i]);
-                squares = fmaf(v, v, squares);
-                words.v[i] = __float_as_uint(v * __uint_as_float(norm.v[i]));
-            }
+        for (uint32_t j = 0; j < AT_ONCE; ++j) {
+            uint32_t q = first + j * blockDim.x, at = q < quads ? Cut<B>::at(q, f.k) : f.k;
+            if (at < f.k) held[j] = load_fresh((const float*)f.x + at);
         }
-        shared.x[q] = words;
+#pragma unroll
+        for (uint32_t j = 0; j < AT_ONCE; ++j) {
+            uint32_t q = first + j * blockDim.x;
+            if (q >= quads || Cut<B>::at(q, f.k) >= f.k) continue;
+            if (f.norm) {
+                Words4 norm = shared.x[q];
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    float v = __uint_as_float(held[j].v[i]);
+                    squares = fmaf(v, v, squares);
+                    held[j].v[i] = __float_as_uint(v * __uint_as_float(norm.v[i]));
+                }
+            }
+            shared.x[q] = held[j];
+        }
     }
     if (!f.norm) return;
     squares = warp_sum(squares);
     if (threadIdx.x % 32 == 0) shared.squares[threadIdx.x / 32] = squares;
+}
+
+// Every block writes its share of the normed row.
+template <typename B>
+__device__ inline void store_normed(const nocopy_fused& f, const Words4* x, float root) {
+    const uint32_t quads = Cut<B>::quads(f.k), each = (quads + gridDim.x - 1) / gridDim.x;
+    const uint32_t stop = min(quads, (blockIdx.x + 1) * each);
+    for (uint32_t q = blockIdx.x * each + threadIdx.x; q < stop; q += blockDim.x) {
+        uint32_t at = Cut<B>::at(q, f.k);
+        if (at >= f.k) continue;
+        for (int i = 0; i < 4; ++i) ((float*)f.normed)[at + i] = __uint_as_float(x[q].v[i]) / root;
+    }
 }
 
 // What sums are divided by.
@@ -248,15 +286,17 @@ __device__ inline void fused(const nocopy_fused& f) {
     const uint32_t row_bytes = f.k / B::ELEMENTS * B::BYTES;
     const uint64_t all = RowPair::count(f);
     const uint32_t first = (uint32_t)(all * blockIdx.x / gridDim.x);
-    const uint32_t pieces = ((uint32_t)(all * (blockIdx.x + 1) / gridDim.x) - first) * chunks;
+    const uint32_t pairs = (uint32_t)(all * (blockIdx.x + 1) / gridDim.x) - first, pieces = pairs * chunks;
     FusedMemory shared(f, f.slots * slot_bytes, Cut<B>::quads(f.k));
     Ring ring(shared.ring + warp * f.slots * slot_bytes,
               shared.barriers + warp * f.slots * Ring::BARRIER_BYTES, f.slots, slot_bytes);
     uint32_t begun = warp;
+    auto pair_of = [&](uint32_t piece) { return __umulhi(piece, f.reciprocal); };  // piece / chunks
     auto begin = [&] {
         if (begun < pieces) {
-            RowPair pair(f, first + begun / chunks);
-            uint32_t skip = begun % chunks * chunk_bytes;
+            uint32_t index = chunks == 1 ? begun : pair_of(begun);
+            RowPair pair(f, first + index);
+            uint32_t skip = (begun - index * chunks) * chunk_bytes;
             ring.begin(weight_row(f.products[pair.a_product], pair.a_row) + skip,
                        weight_row(f.products[pair.b_product], pair.b_row) + skip,
                        min(chunk_bytes, row_bytes - skip));
@@ -269,12 +309,16 @@ __device__ inline void fused(const nocopy_fused& f) {
     load_norm<B>(f, shared.x);
     wait_for_previous();
     load_row<B>(f, shared);
+    Beside own;
+    if (threadIdx.x < pairs) own = Beside(f, RowPair(f, first + threadIdx.x));
     __syncthreads();
+    const float root = root_of(f, shared);
+    if (f.normed) store_normed<B>(f, shared.x, root);
     const uint32_t at_once = MAX_PIECES / warps / chunks * warps;  // pairs
     for (uint32_t start = 0; start < pieces; start += at_once * chunks) {
         const uint32_t stop = min(pieces, start + at_once * chunks);
         for (uint32_t piece = start + warp; piece < stop; piece += warps) {
-            uint32_t from = piece % chunks * f.chunk, elements = min(f.chunk, f.k - from);
+            uint32_t from = (chunks == 1 ? 0 : piece - pair_of(piece) * chunks) * f.chunk, elements = min(f.chunk, f.k - from);
             const uint8_t* a = ring.ready();
             Sums sums =
                 multiply_pair<B>(a, a + elements / B::ELEMENTS * B::BYTES, shared.x, from, elements);
@@ -285,23 +329,17 @@ __device__ inline void fused(const nocopy_fused& f) {
             if (threadIdx.x % 32 == 0) shared.sums[piece - start] = sums;
         }
         __syncthreads();
-        const float root = root_of(f, shared);
         for (uint32_t pair = threadIdx.x; pair < (stop - start) / chunks; pair += blockDim.x) {
             Sums sums = {};
             for (uint32_t c = 0; c < chunks; ++c) {
                 sums.a += shared.sums[pair * chunks + c].a;
                 sums.b += shared.sums[pair * chunks + c].b;
             }
-            finish_pair(f, RowPair(f, first + start / chunks + pair), {sums.a / root, sums.b / root});
+            RowPair place(f, first + start / chunks + pair);
+            finish_pair(f, place, start == 0 && pair == threadIdx.x ? own : Beside(f, place),
+                        {sums.a / root, sums.b / root});
         }
-        __syncthreads();  // all have read the sums
-    }
-    if (blockIdx.x || !f.normed) return;
-    const float root = root_of(f, shared);
-    for (uint32_t q = threadIdx.x; q < Cut<B>::quads(f.k); q += blockDim.x) {
-        uint32_t at = Cut<B>::at(q, f.k);
-        if (at >= f.k) continue;
-        for (int i = 0; i < 4; ++i) ((float*)f.normed)[at + i] = __uint_as_float(shared.x[q].v[i]) / root;
+        if (stop < pieces) __syncthreads();  // all have read the sums
     }
 }
 
