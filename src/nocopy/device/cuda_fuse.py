@@ -28,8 +28,8 @@ WARPS = 8
 """Warps of a block."""
 PIECE_BYTES = 2048
 """Bytes of a weight's row that one copy moves: two rows' make a slot."""
-MAX_SLOTS = 4
-"""Slots of a warp's ring."""
+MAX_SLOTS = 2
+"""Slots of a warp's ring: three or four leave less room beside a block, and measured slower."""
 MAX_PIECES = 1024
 """Pieces of pairs whose sums a block keeps at a time, as in fused.cu."""
 HEAD_BYTES = MAX_PIECES * 8 + 16 * 4 + WARPS * MAX_SLOTS * 8
