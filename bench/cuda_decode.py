@@ -6,9 +6,9 @@ python bench/cuda_decode.py [--type bf16|q8_0|q4_0] [--context N] [--tokens N]
 The model has the shape of Llama 3.2 1B (1.24 B parameters) and noise for weights. Decoding is wall-clock time
 from Python, twice: one play a token, its logits read in host pages; and greedily, tokens fed ahead on the GPU
 as `Session.likeliest` does. The floor is the time to read the weights once, at the speed at which the GPU
-copies them within its memory. For passes of more rows a kernel's row is the median time of all launches of its
-kind in one pass, played by themselves, so that weights come from memory and not from a cache. `--check N`
-compares N greedy tokens with those of the cpu device.
+copies them within its memory. For passes of more rows a kernel's row is the median time of all launches of
+its kind in one pass, played by themselves, so that weights come from memory and not from a cache.
+`--check N` compares N greedy tokens with those of the cpu device.
 """
 
 from __future__ import annotations

@@ -295,7 +295,7 @@ def test_words_that_many_records_read_are_fetched_once(bench: Bench, driver: Emu
     """From host pages, at the start of a play; and what the tape itself writes is never a stale copy."""
     table = bench.put(normal(1, 40, 8), F32, Space.GUEST)
     written, kept = (bench.put([i], I32, Space.GUEST) for i in (3, 5))
-    for i in range(20):
+    for i in range(40):
         bench.tape.gather(bench.room(1, 8), table, kept if i % 2 else written)
     bench.tape.argmax(written, bench.put(normal(4, 1, 30)))
     bench.tape.gather(bench.room(1, 8), table, written)

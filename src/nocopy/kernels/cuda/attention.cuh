@@ -1,6 +1,6 @@
-// What the kernels of attention share: how elements of a head are read, which tokens a row sees, and the online
-// softmax. Whoever walks over tokens keeps the largest score so far, the sum of exp(score - largest), and the
-// values weighted alike; two such states merge into one.
+// What the kernels of attention share: how elements of a head are read, which tokens a row sees, and the
+// online softmax. Whoever walks over tokens keeps the largest score so far, the sum of exp(score - largest),
+// and the values weighted alike; two such states merge into one.
 #pragma once
 
 #include "blocks.cuh"

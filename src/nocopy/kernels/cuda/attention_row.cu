@@ -1,9 +1,9 @@
-// attention of one row, as decoding needs it: see attention.cu for what it computes. A block takes up to HEADS
-// heads of one group and a part of the tokens. There are launch.splits parts at most, and as many in use as give
-// each TOKENS tokens; so the work follows the row's length, not the cache's. A warp takes up to two heads, so
-// that a block has registers beside it for one of the next kernel, and reads IN_FLIGHT tokens a team of lanes
-// before it uses the first. The last block of a group's joins all parts (split.cuh).
-// Bound: the latency of memory for short rows, the bytes of k and v for long ones.
+// attention of one row, as decoding needs it: see attention.cu for what it computes. A block takes up to
+// HEADS heads of one group and a part of the tokens. There are launch.splits parts at most, and as many in
+// use as give each TOKENS tokens; so the work follows the row's length, not the cache's. A warp takes up to
+// two heads, so that a block has registers beside it for one of the next kernel, and reads IN_FLIGHT tokens a
+// team of lanes before it uses the first. The last block of a group's joins all parts (split.cuh). Bound: the
+// latency of memory for short rows, the bytes of k and v for long ones.
 #include "attention.cuh"
 #include "split.cuh"
 

@@ -6,10 +6,10 @@
 //     or, of two weights, out[i] = function(y[0][i]) * y[1][i]
 //
 // Every result that the separate ops would have written is written. Two rows of the weights make a pair: one
-// after the other, or those that a rotation or a gate combines. Blocks share out the pairs evenly; the warps of
-// a block share out pieces of them, `chunk` elements of both rows, which each streams through a ring of its own
-// (stream.cuh), begun before the kernel waits for the one before it. x lies in shared memory in the order in
-// which lanes read it. The norm's root multiplies sums, not elements, so that nobody waits for it.
+// after the other, or those that a rotation or a gate combines. Blocks share out the pairs evenly; the warps
+// of a block share out pieces of them, `chunk` elements of both rows, which each streams through a ring of
+// its own (stream.cuh), begun before the kernel waits for the one before it. x lies in shared memory in the
+// order in which lanes read it. The norm's root multiplies sums, not elements, so that nobody waits for it.
 // Bound: the bytes of the weights.
 #include "blocks.cuh"
 #include "functions.cuh"
@@ -318,10 +318,10 @@ __device__ inline void fused(const nocopy_fused& f) {
     for (uint32_t start = 0; start < pieces; start += at_once * chunks) {
         const uint32_t stop = min(pieces, start + at_once * chunks);
         for (uint32_t piece = start + warp; piece < stop; piece += warps) {
-            uint32_t from = (chunks == 1 ? 0 : piece - pair_of(piece) * chunks) * f.chunk, elements = min(f.chunk, f.k - from);
+            uint32_t from = (chunks == 1 ? 0 : piece - pair_of(piece) * chunks) * f.chunk,
+                     elements = min(f.chunk, f.k - from);
             const uint8_t* a = ring.ready();
-            Sums sums =
-                multiply_pair<B>(a, a + elements / B::ELEMENTS * B::BYTES, shared.x, from, elements);
+            Sums sums = multiply_pair<B>(a, a + elements / B::ELEMENTS * B::BYTES, shared.x, from, elements);
             __syncwarp();  // all lanes have read the slot
             begin();
             sums.a = warp_sum(sums.a);
@@ -343,9 +343,10 @@ __device__ inline void fused(const nocopy_fused& f) {
     }
 }
 
-#define NOCOPY_FUSED(name, B)                                                                                 \
-    extern "C" __global__ void __launch_bounds__(256, 2) name(const __grid_constant__ nocopy_fused argument) { \
-        fused<B>(argument);                                                                                   \
+#define NOCOPY_FUSED(name, B)                                 \
+    extern "C" __global__ void __launch_bounds__(256, 2)      \
+        name(const __grid_constant__ nocopy_fused argument) { \
+        fused<B>(argument);                                   \
     }
 
 NOCOPY_FUSED(fused_f32, F32Words)

@@ -1,6 +1,6 @@
 // The order of a program's kernels. One may start while the one before it still runs (programmatic dependent
-// launch, sm_90 and newer): its blocks take their places and read what no kernel writes, such as weights. What
-// the kernels before it wrote, it may read only when wait_for_previous() has returned; before, it writes
+// launch, sm_90 and newer): its blocks take their places and read what no kernel writes, such as weights.
+// What the kernels before it wrote, it may read only when wait_for_previous() has returned; before, it writes
 // nothing. Without such a launch, or on an older chip, both do nothing.
 #pragma once
 

@@ -1,6 +1,6 @@
-// Results that several blocks make parts of: the block that is the last to finish its part joins them all. Parts
-// are handed on in the workspace; the blocks of a result count themselves in one of the words before it, which
-// are zero between launches.
+// Results that several blocks make parts of: the block that is the last to finish its part joins them all.
+// Parts are handed on in the workspace; the blocks of a result count themselves in one of the words before
+// it, which are zero between launches.
 #pragma once
 
 #include "stream.cuh"

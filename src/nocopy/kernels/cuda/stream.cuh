@@ -1,9 +1,9 @@
 // How a warp streams weights through shared memory, and reads what other kernels have just written.
 //
-// A Ring belongs to one warp: `slots` places of `slot_bytes` each. begin() starts the copy of up to two pieces
-// into a slot, ready() waits for the oldest copy that was begun. From sm_90 on the copies are bulk copies that
-// one lane starts and a barrier of each slot counts; before, each lane copies 16 bytes at a time. Addresses and
-// sizes are multiples of 16.
+// A Ring belongs to one warp: `slots` places of `slot_bytes` each. begin() starts the copy of up to two
+// pieces into a slot, ready() waits for the oldest copy that was begun. From sm_90 on the copies are bulk
+// copies that one lane starts and a barrier of each slot counts; before, each lane copies 16 bytes at a time.
+// Addresses and sizes are multiples of 16.
 #pragma once
 
 #include "blocks.cuh"
@@ -92,7 +92,8 @@ struct Ring {
 
     static __device__ void copy(uint32_t to, const uint8_t* from, uint32_t bytes, uint32_t barrier) {
         asm volatile(
-            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                to),
             "l"(from), "r"(bytes), "r"(barrier)
             : "memory");
     }
