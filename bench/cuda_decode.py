@@ -4,9 +4,11 @@ python bench/cuda_decode.py [--type bf16|q8_0|q4_0] [--context N] [--tokens N]
     [--prefill N ...] [--check N] [--json FILE]
 
 The model has the shape of Llama 3.2 1B (1.24 B parameters) and noise for weights. Decoding is wall-clock time
-from Python: one play a token, its logits read in host pages. A kernel's row is the median time of all
-launches of its kind in one pass, played by themselves, so that weights come from memory and not from a
-cache. `--check N` compares N greedy tokens with those of the cpu device.
+from Python, twice: one play a token, its logits read in host pages; and greedily, tokens fed ahead on the GPU
+as `Session.likeliest` does. The floor is the time to read the weights once, at the speed at which the GPU
+copies them within its memory. For passes of more rows a kernel's row is the median time of all launches of
+its kind in one pass, played by themselves, so that weights come from memory and not from a cache.
+`--check N` compares N greedy tokens with those of the cpu device.
 """
 
 from __future__ import annotations
@@ -134,6 +136,7 @@ def main() -> None:
     device = cuda.open_device()
     ledger, kv = Ledger(), DType[chosen.kv.upper()]
     start = time.perf_counter()
+    print(device.info.product, flush=True)
     opened = Opened(model, device, chosen.context, kv, ledger)
     seconds = time.perf_counter() - start
     row("upload", ledger.uploaded / 1e9 / seconds, "GB/s")
@@ -148,7 +151,9 @@ def main() -> None:
     ms = milliseconds(lambda: session.append([1]), chosen.tokens)
     row(f"decode after {session.length} tokens, context {session.context}", 1e3 / ms, "tokens/s")
     row("weights read while decoding", ledger.uploaded / 1e6 / ms, "GB/s")
-    for length in (1, *chosen.prefill):
+    decode_ahead(session, prompt, chosen.tokens)
+    floor(device, ledger.uploaded)
+    for length in chosen.prefill:
         kernel_rows(opened, device, length)
     if chosen.check:
         check(opened, model, prompt[:41], chosen.check, chosen.context, kv)
@@ -156,6 +161,38 @@ def main() -> None:
     device.close()
     if chosen.json:
         chosen.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def decode_ahead(session: Session, prompt: list[int], count: int) -> None:
+    """Greedy tokens after short and long prompts; each is drawn and fed."""
+    for length in (128, 896):
+        session.truncate(0)
+        session.append((prompt * 2)[:length])
+        for warm in (32, count):
+            start = time.perf_counter()
+            for i in range(warm):
+                session.append([session.likeliest(warm - 1 - i)])
+            ms = 1e3 * (time.perf_counter() - start) / warm
+        row(f"greedy, fed ahead, after {session.length - count} tokens", ms, "ms a token")
+
+
+def floor(device: cuda.CudaDevice, weights: int) -> None:
+    """What reading the weights once would take."""
+    nbytes, driver = 1 << 30, device.driver
+    with driver.current():
+        a, b = driver.allocate(nbytes), driver.allocate(nbytes)
+
+        def copies() -> None:
+            for _ in range(16):
+                driver.copy_within(b, a, nbytes)
+            driver.wait(None)
+
+        copies()
+        rate = 16 * 2 * nbytes / milliseconds(copies, 5) / 1e6
+        driver.free(a)
+        driver.free(b)
+    row("memory copied within the GPU, read and written", rate, "GB/s")
+    row("weights at that speed", weights / rate / 1e6, "ms")
 
 
 def check(opened: Opened, model: Model, prompt: list[int], count: int, context: int, kv: DType) -> None:

@@ -19,6 +19,7 @@ import pytest
 
 from nocopy.device import cuda
 from nocopy.device.cuda_compile import kernel_sources
+from nocopy.device.cuda_fuse import Chip
 from nocopy.errors import DeviceError, DeviceLostError
 
 HERE = Path(__file__).parent / "emulated_cuda"
@@ -85,6 +86,7 @@ class EmulatedDriver:
     def __init__(self, library: ctypes.CDLL, *, memory_bytes: int = 1 << 24) -> None:
         self.product, self.version, self.capability = "emulated GPU", 13000, (9, 0)
         self.memory_bytes, self.multiprocessors = memory_bytes, 3
+        self.chip = Chip(self.multiprocessors, 233472, 232448)
         self.refuse: set[str] = set()
         self.lost = False
         self.endless = False
@@ -190,6 +192,9 @@ class EmulatedDriver:
     def copy_out(self, host: int, device: int, nbytes: int) -> None:
         self.copy_in(host, device, nbytes)
 
+    def copy_within(self, to: int, source: int, nbytes: int) -> None:
+        self.copy_in(to, source, nbytes)
+
     # Kernels
 
     def load(self, code: bytes) -> bytes:
@@ -199,21 +204,24 @@ class EmulatedDriver:
 
     def function(self, module: bytes, name: str) -> int:
         self._called("function")
-        assert f"NOCOPY_KERNEL({name}," in kernel_sources()[f"{module.decode()}.cu"]
+        source = kernel_sources()[f"{module.decode()}.cu"]
+        assert f"NOCOPY_KERNEL({name}," in source or f"NOCOPY_FUSED({name}," in source
         address = ctypes.cast(getattr(self._library, name), ctypes.c_void_p).value
         assert address
         self._names[address] = name
         return address
 
     def launcher(
-        self, function: int, grid: int, block: tuple[int, int], argument: bytes
+        self, function: int, grid: int, block: tuple[int, int], argument: bytes, shared: int = 0
     ) -> Callable[[], int]:
         assert 1 <= grid < 2**31
         assert block[0] * block[1] <= 1024
+        assert shared <= self.chip.block_shared_bytes
 
         def run() -> int:
             self.launched.append(self._names[function])
-            return self._library.emulate(ctypes.c_void_p(function), grid, *block, argument)
+            size = ctypes.c_size_t(len(argument))
+            return self._library.emulate(ctypes.c_void_p(function), grid, *block, shared, argument, size)
 
         def start() -> int:
             self._called("start")

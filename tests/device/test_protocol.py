@@ -70,6 +70,38 @@ def test_a_device_describes_itself(device: Device, device_name: str):
     assert all(isinstance(k, str) and isinstance(v, str) for k, v in info.details.items())
 
 
+def test_near_memory_stands_in_for_host_pages_until_it_is_flushed(fresh: Device, region: Region):
+    """Where host pages are as near as memory of the device's own, there is none."""
+    ledger = Ledger()
+    near = fresh.near(region.address + 64, 4096, ledger=ledger)
+    if near is None:
+        assert fresh.info.name != "cuda"
+        return
+    region.bytes[:] = 7
+    region.bytes[64:80].view(np.float32)[:] = (1, 2, 3, 4)
+    near.reload(0, 16)
+    tape, x = TapeBuilder(), Tensor(Space.KV, 0, (4,), F32)
+    tape.binary("add", x, x, x)
+    fresh.play(fresh.compile(tape.build({Space.KV: near.nbytes}), {Space.KV: near}))
+    assert region.bytes[64:80].view(np.float32).tolist() == [1, 2, 3, 4]
+    near.flush(0, 16)
+    assert region.bytes[64:80].view(np.float32).tolist() == [2, 4, 6, 8]
+    assert (region.bytes[:64] == 7).all()
+    assert (region.bytes[80:] == 7).all()
+    other = fresh.near(region.address + 8192, 4096)
+    assert other is not None
+    other.copy(near, 16)
+    other.flush(4, 16)
+    assert region.bytes[8192:8196].tolist() == [7] * 4
+    assert region.bytes[8196:8208].view(np.float32).tolist() == [4, 6, 8]
+    assert (ledger.uploaded, ledger.downloaded) == (16, 16)
+    with pytest.raises(UsageError, match="4096"):
+        near.flush(0, 4097)
+    near.close()
+    with pytest.raises(ClosedError):
+        near.flush(0, 16)
+
+
 def test_probe_says_what_opening_does(device_name: str):
     status = probe(device_name)
     assert status.name == device_name

@@ -104,6 +104,10 @@ class CpuDevice:
             raise DeviceError(f"allocating {nbytes} bytes was asked for; the system has less: {e}") from e
         return HostPages(ctypes.addressof(ctypes.c_char.from_buffer(owner)), nbytes, owner=owner)
 
+    def near(self, address: int, nbytes: int, *, ledger: Ledger | None = None) -> None:
+        """See `Device.near`: host pages are this device's own."""
+        del address, nbytes, ledger
+
     def place(
         self,
         ranges: Sequence[tuple[int, int]],

@@ -13,23 +13,28 @@ import ctypes
 import logging
 import mmap
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from nocopy.device.cuda_compile import Compiler, cache_directory
 from nocopy.device.cuda_driver import Driver, Start, version_name
-from nocopy.device.cuda_launch import Launch, Plan, plan
+from nocopy.device.cuda_fuse import Fuser
+from nocopy.device.cuda_launch import COUNTERS, KernelLaunch, Plan, plan
 from nocopy.device.cuda_pages import (
     CudaPages,
     DevicePages,
+    NearPages,
     RangedCudaPages,
+    RegisteredPages,
     Staging,
     import_pages,
     stagings,
 )
 from nocopy.device.cuda_upload import upload
+from nocopy.device.cuda_words import Words, find_words, redirected
 from nocopy.device.protocol import DeviceInfo, Mode, OnDemand, Pages, Program, check_range, check_spaces
 from nocopy.device.ranges import touched
 from nocopy.errors import (
@@ -41,7 +46,7 @@ from nocopy.errors import (
     UsageError,
 )
 from nocopy.memory.ledger import Ledger
-from nocopy.tape.record import RECORD_BYTES, Space
+from nocopy.tape.record import Space
 from nocopy.tape.validate import Tape
 
 GRAPH_RECORDS = 1024
@@ -169,6 +174,14 @@ class CudaDevice:
         self._pages.append(pages)
         return pages
 
+    def near(self, address: int, nbytes: int, *, ledger: Ledger | None = None) -> NearPages:
+        """See `Device.near`: device memory, which kernels read fifty times as fast as host pages."""
+        self._check_open("allocating")
+        with self._driver.current():
+            pages = NearPages(self._driver, address, nbytes, self._pages.remove, ledger)
+        self._pages.append(pages)
+        return pages
+
     def place(
         self,
         ranges: Sequence[tuple[int, int]],
@@ -193,18 +206,11 @@ class CudaDevice:
         self._check_open("compiling")
         check_spaces(tape, spaces)
         used = {space: self._own(space, spaces[space]) for space in tape.sizes}
-        addresses = {space: pages.device_address for space, pages in used.items()}
-        stop = self._driver.stop_address if tape.work > STOPPABLE_WORK else 0
-        records = bytes(tape)
-        plans = [
-            plan(records[at : at + RECORD_BYTES], addresses, stop, self._driver.multiprocessors)
-            for at in range(0, len(records), RECORD_BYTES)
-        ]
         with self._driver.current():
             for space, each in used.items():
                 if isinstance(each, RangedCudaPages):
                     each.reach(touched(tape, space))
-            starts, frees = self._join(plans)
+            starts, frees = self._join(tape, used)
         places = tuple((pages, pages.device_address) for pages in used.values())
         program = CudaProgram(self, tape, starts, frees, places, stagings(tape, used))
         self._programs.append(program)
@@ -219,10 +225,13 @@ class CudaDevice:
             raise ClosedError(f"space {space.name.lower()} was given pages that are closed")
         return pages
 
-    def _join(self, plans: list[Plan]) -> tuple[list[Start], list[Callable[[], None]]]:
+    def _join(
+        self, tape: Tape, used: Mapping[Space, CudaPages]
+    ) -> tuple[list[Start], list[Callable[[], None]]]:
         """The calls that start a tape's pieces, and those that free what they hold."""
         frees: list[Callable[[], None]] = []
         try:
+            plans = list(self._plans(tape, used, frees))
             workspace = self._workspace(plans, frees)
             launches = [self._launcher(launch, workspace) for each in plans for launch in each.launches]
             # One launch is joined too: a graph starts 2.5 us sooner than a kernel (bench/cuda_launch.py).
@@ -237,16 +246,40 @@ class CudaDevice:
             raise
         return starts, frees
 
+    def _plans(
+        self, tape: Tape, used: Mapping[Space, CudaPages], frees: list[Callable[[], None]]
+    ) -> Iterator[Plan]:
+        """The launches of a tape in order: groups of records where the GPU can play them as one."""
+        driver = self._driver
+        addresses = {space: pages.device_address for space, pages in used.items()}
+        stop = driver.stop_address if tape.work > STOPPABLE_WORK else 0
+        words, copy = Words(()), 0
+        if isinstance(used.get(Space.GUEST), RegisteredPages):
+            words = find_words(tape)
+        if words.ranges:
+            copy = driver.allocate(words.nbytes)
+            frees.append(lambda: driver.free(copy))
+            for record in words.copies(addresses[Space.GUEST], copy):
+                yield plan(record, addresses, 0, driver.multiprocessors)
+        records = redirected(tape, words, addresses, copy)
+        fuser = Fuser(tape, records, addresses, driver.chip) if _fusible(used) else None
+        at = 0
+        while at < len(records):
+            group = fuser.group(at) if fuser else None
+            found, count = group or (plan(records[at], addresses, stop, driver.multiprocessors), 1)
+            yield found
+            at += count
+
     def _workspace(self, plans: list[Plan], frees: list[Callable[[], None]]) -> int:
         """Device memory that the launches of a record hand results on in; records run one after another."""
         nbytes = max((each.workspace for each in plans), default=0)
         if not nbytes:
             return 0
-        address = self._driver.allocate(nbytes)
+        address = self._driver.allocate(4 * COUNTERS + nbytes)
         frees.append(lambda: self._driver.free(address))
-        return address
+        return address + 4 * COUNTERS
 
-    def _launcher(self, launch: Launch, workspace: int) -> Start:
+    def _launcher(self, launch: KernelLaunch, workspace: int) -> Start:
         source, kernel = launch.shape.source, launch.shape.kernel
         function = self._functions.get(kernel)
         if function is None:
@@ -254,7 +287,9 @@ class CudaDevice:
             if module is None:
                 module = self._modules[source] = self._driver.load(self._compiler.code(source))
             function = self._functions[kernel] = self._driver.function(module, kernel)
-        return self._driver.launcher(function, launch.grid, launch.shape.block, launch.argument(workspace))
+        return self._driver.launcher(
+            function, launch.grid, launch.shape.block, launch.argument(workspace), launch.shared
+        )
 
     def drop_program(self, program: CudaProgram) -> None:
         """Free what a closing program holds."""
@@ -353,6 +388,14 @@ class CudaDevice:
         else:
             for pages in opened:
                 pages.leak = None
+
+
+def _fusible(used: Mapping[Space, CudaPages]) -> bool:
+    """True if weights lie in the GPU's memory and no two spaces share bytes: see `Fuser`."""
+    if not isinstance(used.get(Space.WEIGHTS), DevicePages):
+        return False
+    ranges = sorted((p.device_address, p.device_address + p.nbytes) for p in used.values())
+    return all(a[1] <= b[0] for a, b in pairwise(ranges))
 
 
 def open_device(*, allow_copy: bool = False) -> CudaDevice:

@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import Any
 
 from nocopy.device.cuda_compile import INSTALL
+from nocopy.device.cuda_fuse import Chip
 from nocopy.errors import DeviceError, DeviceLostError, DeviceUnavailableError
 
 OLDEST_CAPABILITY = (8, 0)
@@ -34,6 +35,11 @@ _STREAM_NON_BLOCKING = 0x1
 _CAPTURE_RELAXED = 2  # a kernel may be loaded while its first launch is captured
 _SCHEDULE_SPIN = 0x1
 _MULTIPROCESSORS, _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 16, 75, 76  # CUdevice_attribute
+_SHARED_BYTES, _BLOCK_SHARED_BYTES = 81, 97  # the same: of a multiprocessor, and of a block that asks for it
+_DYNAMIC_SHARED_BYTES, _SHARED_CARVEOUT = 8, 9  # CUfunction_attribute
+_OVERLAP = 6  # CUlaunchAttributeID: programmatic stream serialization
+_OLDEST_OVERLAP = (9, 0), 12030
+"""Compute capability and driver from which on a graph's kernel may start before the last one has ended."""
 _SPINS = 400
 """Polls before the wait starts to sleep: about 0.2 ms, longer than any small program."""
 
@@ -54,6 +60,12 @@ class _LaunchConfig(ctypes.Structure):
     )
 
 
+class _LaunchAttribute(ctypes.Structure):
+    """CUlaunchAttribute, with the value that `_OVERLAP` has."""
+
+    _fields_ = (("id", ctypes.c_uint), ("pad", ctypes.c_char * 4), ("value", ctypes.c_int * 16))
+
+
 class Driver:
     """The first GPU that CUDA shows (`CUDA_VISIBLE_DEVICES` chooses).
 
@@ -70,6 +82,13 @@ class Driver:
         (self.memory_bytes,) = self._ask("cuDeviceTotalMem", gpu)
         self.capability = (self._attribute(_CAPABILITY_MAJOR, gpu), self._attribute(_CAPABILITY_MINOR, gpu))
         self.multiprocessors = self._attribute(_MULTIPROCESSORS, gpu)
+        self.chip = Chip(
+            self.multiprocessors,
+            self._attribute(_SHARED_BYTES, gpu),
+            self._attribute(_BLOCK_SHARED_BYTES, gpu),
+        )
+        oldest_chip, oldest_driver = _OLDEST_OVERLAP
+        self._overlaps = self.capability >= oldest_chip and self.version >= oldest_driver
         self._refuse_old()
         self._abandoned = False
         self._context = self._create_context(gpu)
@@ -269,6 +288,10 @@ class Driver:
         """Copy to the host after what was started so far."""
         self._ask("cuMemcpyDtoHAsync", host, device, nbytes, self._stream)
 
+    def copy_within(self, to: int, source: int, nbytes: int) -> None:
+        """Copy from device memory to device memory, after what was started so far."""
+        self._ask("cuMemcpyDtoDAsync", to, source, nbytes, self._stream)
+
     # Kernels
 
     def load(self, code: bytes) -> Any:
@@ -277,17 +300,35 @@ class Driver:
 
     def function(self, module: Any, name: str) -> int:
         """The handle of one of its kernels."""
-        return int(self._ask("cuModuleGetFunction", module, name.encode())[0])
+        (function,) = self._ask("cuModuleGetFunction", module, name.encode())
+        # Kernels that divide a multiprocessor's memory differently cannot be on it at the same time.
+        self._set(function, _SHARED_CARVEOUT, 100)
+        return int(function)
 
-    def launcher(self, function: int, grid: int, block: tuple[int, int], argument: bytes) -> Start:
-        """A call that launches a kernel with this argument on the stream."""
+    def _set(self, function: Any, attribute: int, value: int) -> None:
+        self._ask("cuFuncSetAttribute", function, self._cuda.CUfunction_attribute(attribute), value)
+
+    def launcher(
+        self, function: int, grid: int, block: tuple[int, int], argument: bytes, shared: int = 0
+    ) -> Start:
+        """A call that launches a kernel with this argument, and `shared` bytes a block, on the stream."""
+        if shared:
+            self._set(self._cuda.CUfunction(function), _DYNAMIC_SHARED_BYTES, self.chip.block_shared_bytes)
         value = ctypes.create_string_buffer(argument, len(argument))
         parameters = (ctypes.c_void_p * 1)(ctypes.addressof(value))
-        config = _LaunchConfig((grid, 1, 1), (*block, 1), 0, self._stream_handle.value, None, 0)
+        overlap = (_LaunchAttribute * 1)((_OVERLAP, b"", (1,)))
+        config = _LaunchConfig(
+            (grid, 1, 1),
+            (*block, 1),
+            shared,
+            self._stream_handle.value,
+            ctypes.addressof(overlap),
+            int(self._overlaps),
+        )
         launch, handle = self._launch, ctypes.c_void_p(function)
         where, what = ctypes.c_void_p(ctypes.addressof(config)), ctypes.c_void_p(ctypes.addressof(parameters))
 
-        def start(_keep: Any = (value, parameters, config)) -> int:
+        def start(_keep: Any = (value, parameters, overlap, config)) -> int:
             return launch(where, handle, what, None)
 
         return start

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Protocol
 
 from nocopy.memory.dtype import BLOCKS, DType
 from nocopy.tape.ops import BY_CODE, Op
@@ -41,8 +42,12 @@ WARPS = 8
 """Warps of a block of attention."""
 SPAN = 256
 """Elements of a head that a warp of attention holds."""
+SHORTEST_PART = 1024
+"""Elements of a row that are worth a block of argmax."""
 SHORTEST_SPLIT = 128
 """Tokens that are worth a block of attention."""
+COUNTERS = 1024
+"""Words of 32 bits before a workspace, zero between launches, in which blocks count themselves."""
 MAX_WORKSPACE = 2**26
 """Bytes that the splits of one record may hand on."""
 
@@ -67,6 +72,9 @@ class Launch:
     bases: tuple[int, ...]
     stop: int
 
+    shared = 0
+    """Bytes of dynamic shared memory of each block."""
+
     @property
     def grid(self) -> int:
         """Blocks, as far as a grid holds them; kernels loop over the rest."""
@@ -77,11 +85,34 @@ class Launch:
         return ARGUMENT.pack(self.record, *self.bases, self.stop, workspace, self.shape.splits)
 
 
+class KernelLaunch(Protocol):
+    """What a device needs to know of a launch."""
+
+    @property
+    def shape(self) -> Shape:
+        """Kernel and threads."""
+        ...
+
+    @property
+    def grid(self) -> int:
+        """Blocks."""
+        ...
+
+    @property
+    def shared(self) -> int:
+        """Bytes of dynamic shared memory of each block."""
+        ...
+
+    def argument(self, workspace: int) -> bytes:
+        """The kernel's one argument, with the device address of a workspace."""
+        ...
+
+
 @dataclass(frozen=True)
 class Plan:
     """The launches of a record, in order, and the bytes of device memory that they hand results on in."""
 
-    launches: tuple[Launch, ...] = ()
+    launches: tuple[KernelLaunch, ...] = ()
     workspace: int = 0
 
 
@@ -161,9 +192,12 @@ def plan(record: bytes, spaces: Mapping[Space, int], stop: int, multiprocessors:
     shape = GEOMETRY[fields.op.name](fields, multiprocessors)
     bases = tuple(spaces.get(space, 0) for space in Space)
     shapes, workspace = [shape], 0
-    if shape.splits > 1:
-        shapes += [_join(fields, shape.splits, multiprocessors)]
+    if shape.kernel == "argmax_split":
+        workspace = 8 * shape.blocks
+    elif shape.splits > 1:
         workspace = _state_bytes(fields) * shape.splits
+        if shape.source != "attention_row":  # its last block joins
+            shapes += [_join(fields, shape.splits, multiprocessors)]
     return Plan(tuple(Launch(each, fields.pack(), bases, stop) for each in shapes), workspace)
 
 
@@ -323,12 +357,34 @@ def _scatter(fields: Fields, multiprocessors: int) -> Shape:
 def _attention(fields: Fields, multiprocessors: int) -> Shape:
     """Up to 8 rows share a block; tokens are split until the GPU has two blocks a multiprocessor."""
     d = fields.named
-    rows = 1 << min(d["r"], WARPS).bit_length() - 1
     kernel, heads = _attention_kernel(fields)
+    if d["r"] == 1 and kernel != "attention_any" and fields.words(1) and fields.dtype(1) is DType.F32:
+        return _attention_row(fields, kernel, heads, multiprocessors)
+    rows = 1 << min(d["r"], WARPS).bit_length() - 1
     jobs = _ceil(d["r"], rows) * d["g"] * _ceil(d["h"] // d["g"], heads) * _ceil(d["n"], SPAN)
     most = min(_ceil(d["t"], SHORTEST_SPLIT), MAX_WORKSPACE // _state_bytes(fields))
     splits = max(1, min(2 * multiprocessors // jobs, most))
     return Shape("attention", kernel, jobs * splits, (32 * WARPS // rows, rows), splits)
+
+
+def _argmax(fields: Fields, multiprocessors: int) -> Shape:
+    """A team for each row; where rows are few and long, several blocks."""
+    d = fields.named
+    rows = d["d0"] * d["d1"] * d["d2"]
+    splits = min(_ceil(d["n"], SHORTEST_PART), 2 * multiprocessors // rows)
+    if splits < 4:
+        return _per_row("topk")(fields, multiprocessors)
+    return Shape("topk", "argmax_split", rows * splits, (256, 1), splits)
+
+
+def _attention_row(fields: Fields, kernel: str, heads: int, multiprocessors: int) -> Shape:
+    """One row: at most a block for each multiprocessor; those that have no tokens end at once."""
+    d = fields.named
+    jobs = d["g"] * _ceil(d["h"] // d["g"], heads)
+    most = min(_ceil(d["t"], SHORTEST_SPLIT), MAX_WORKSPACE // _state_bytes(fields))
+    splits = max(1, min(multiprocessors // jobs, most)) if jobs <= COUNTERS else 1
+    name = kernel.replace("attention", "attention_row")
+    return Shape("attention_row", name, jobs * splits, (32 * WARPS, 1), splits)
 
 
 def _attention_kernel(fields: Fields) -> tuple[str, int]:
@@ -369,7 +425,7 @@ GEOMETRY: dict[str, Callable[[Fields, int], Shape]] = {
     "rmsnorm": _per_row("norm"),
     "layernorm": _per_row("norm"),
     "gather": _per_element("gather", ("r", "w")),
-    "argmax": _per_row("topk"),
+    "argmax": _argmax,
     "topk": _topk,
     "conv2d": _conv2d,
     "resize": _per_element("resize", ("n", "c", "oh", "ow")),

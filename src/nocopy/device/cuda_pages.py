@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from nocopy.device.chunks import Chunk
-from nocopy.device.protocol import Mode, OnDemand, check_range
+from nocopy.device.protocol import Mode, Near, OnDemand, check_range
 from nocopy.device.ranges import Imports
-from nocopy.errors import ClosedError, CopyRefusedError, DeviceError, DeviceLostError
+from nocopy.errors import ClosedError, CopyRefusedError, DeviceError, DeviceLostError, UsageError
 from nocopy.memory.ledger import Ledger
 from nocopy.tape.record import Space
 from nocopy.tape.validate import Tape
@@ -45,6 +45,14 @@ class MemoryDriver(Protocol):
 
     def copy_out(self, host: int, device: int, nbytes: int) -> None:
         """Copy to the host after what was started so far."""
+        ...
+
+    def copy_within(self, to: int, source: int, nbytes: int) -> None:
+        """Copy from device memory to device memory, after what was started so far."""
+        ...
+
+    def wait(self, deadline: float | None) -> bool:
+        """Wait for all that was started."""
         ...
 
     def enter(self) -> None:
@@ -256,6 +264,57 @@ class DevicePages(CudaPages):
 
     def _release(self) -> None:
         self.driver.free(self.device_address)
+
+
+class NearPages(DevicePages):
+    """Device memory that stands in for host pages. See `Near`."""
+
+    def __init__(
+        self,
+        driver: MemoryDriver,
+        host: int,
+        nbytes: int,
+        forget: Callable[[CudaPages], None],
+        ledger: Ledger | None,
+    ) -> None:
+        super().__init__(driver, nbytes, forget)
+        self._host, self._ledger = host, ledger
+
+    def flush(self, start: int, stop: int) -> None:
+        """See `Near.flush`."""
+        self._copy(
+            start, stop, lambda n: self.driver.copy_out(self._host + start, self.device_address + start, n)
+        )
+        if self._ledger:
+            self._ledger.downloaded += stop - start
+
+    def reload(self, start: int, stop: int) -> None:
+        """See `Near.reload`."""
+        self._copy(
+            start, stop, lambda n: self.driver.copy_in(self.device_address + start, self._host + start, n)
+        )
+        if self._ledger:
+            self._ledger.uploaded += stop - start
+
+    def copy(self, source: Near, nbytes: int) -> None:
+        """See `Near.copy`."""
+        self._copy(
+            0, nbytes, lambda n: self.driver.copy_within(self.device_address, source.device_address, n)
+        )
+
+    def _copy(self, start: int, stop: int, copy: Callable[[int], None]) -> None:
+        if self.closed:
+            raise ClosedError("copying device memory was asked for; it, or its device, is closed")
+        if not 0 <= start <= stop <= self.nbytes:
+            raise UsageError(f"bytes {start} to {stop} of {self.nbytes} of device memory were to be copied")
+        if start == stop:
+            return
+        self.driver.enter()
+        try:
+            copy(stop - start)
+            self.driver.wait(None)
+        finally:
+            self.driver.leave()
 
 
 class StagedPages(CudaPages):

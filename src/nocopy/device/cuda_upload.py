@@ -34,10 +34,6 @@ class UploadDriver(MemoryDriver, Protocol):
         """Free what `pin` returned."""
         ...
 
-    def wait(self, deadline: float | None) -> bool:
-        """Wait for all that was started."""
-        ...
-
 
 def upload(
     driver: UploadDriver,

@@ -152,6 +152,10 @@ class MetalDevice:
         self._pages.add(pages)
         return pages
 
+    def near(self, address: int, nbytes: int, *, ledger: Ledger | None = None) -> None:
+        """See `Device.near`: host pages are this device's own."""
+        del address, nbytes, ledger
+
     def place(
         self,
         ranges: Sequence[tuple[int, int]],

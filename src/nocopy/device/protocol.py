@@ -99,6 +99,25 @@ class Pages(Protocol):
         ...
 
 
+class Near(Pages, Protocol):
+    """Memory of a device's own that stands in for a range of host pages until `flush`.
+
+    Offsets are bytes from the start of the range. Nothing is copied by itself.
+    """
+
+    def flush(self, start: int, stop: int) -> None:
+        """Copy bytes [start, stop) to the host pages; counts them as downloaded."""
+        ...
+
+    def reload(self, start: int, stop: int) -> None:
+        """Copy bytes [start, stop) from the host pages; counts them as uploaded."""
+        ...
+
+    def copy(self, source: Near, nbytes: int) -> None:
+        """Copy the first bytes of another range of the same device, without the host."""
+        ...
+
+
 class Program(Protocol):
     """A tape made ready for a device and its spaces. Keeps nothing alive."""
 
@@ -147,6 +166,23 @@ class Device(Protocol):
 
     def allocate(self, nbytes: int) -> Pages:
         """Allocate zero-filled memory that only kernels need to reach; `address` may be 0.
+
+        Raises:
+            DeviceError: there is not that much; the message names what was asked and what there is.
+            ClosedError: the device is closed.
+        """
+        ...
+
+    def near(self, address: int, nbytes: int, *, ledger: Ledger | None = None) -> Near | None:
+        """Make memory for what kernels read again and again, such as a KV cache, beside the host's.
+
+        Args:
+            address: the host bytes that it stands in for; they stay mapped until it is closed.
+            nbytes: their number.
+            ledger: counts what is copied between them.
+
+        Returns:
+            The memory, zero-filled; None on a device for which host pages are as near as its own.
 
         Raises:
             DeviceError: there is not that much; the message names what was asked and what there is.

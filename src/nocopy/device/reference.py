@@ -112,6 +112,10 @@ class ReferenceDevice:
             raise DeviceError(f"{nbytes} bytes of memory were asked for; the system refused: {e}") from e
         return HostPages(ctypes.addressof(ctypes.c_char.from_buffer(owner)), nbytes, owner=owner)
 
+    def near(self, address: int, nbytes: int, *, ledger: Ledger | None = None) -> None:
+        """See `Device.near`: host pages are this device's own."""
+        del address, nbytes, ledger
+
     def place(
         self,
         ranges: Sequence[tuple[int, int]],

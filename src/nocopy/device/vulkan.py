@@ -152,6 +152,10 @@ class VulkanDevice:
         self._queue.run_once(commands, f"clearing {nbytes} bytes")
         return pages
 
+    def near(self, address: int, nbytes: int, *, ledger: Ledger | None = None) -> None:
+        """See `Device.near`: host pages are this device's own."""
+        del address, nbytes, ledger
+
     def place(
         self,
         ranges: Sequence[tuple[int, int]],

@@ -48,6 +48,9 @@ def describe(
         UsageError: the guest holds something that cannot be kept; the message says what.
         DeviceError: the device does not give back what is in its own memory.
     """
+    sessions = compute.sessions
+    if sessions is not None:
+        sessions.flush()
     state = guest.read_state()
     memories, states = list(guest.memories), _memories(guest)
     main = next(i for i, memory in enumerate(memories) if memory is guest.memory)
@@ -63,7 +66,6 @@ def describe(
     scratch = add(compute.attachment.grip.read_scratch(compute.ledger))
     binary = guest.module.binary
     held = add(_filled(binary)) if with_module else None
-    sessions = compute.sessions
     models = [] if sessions is None else _models(sessions)
     manifest = Manifest(
         "guest",

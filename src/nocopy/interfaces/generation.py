@@ -102,7 +102,10 @@ def generate(
         if session.length == session.context:
             return made, Finish.CONTEXT
         check()
-        token = sampler.sample(session.logits, constraint.allowed() if constraint else None)
+        if sampler.greedy and constraint is None:
+            token = session.likeliest(most - made)
+        else:
+            token = sampler.sample(session.logits, constraint.allowed() if constraint else None)
         sampler.accept([token])
         if constraint is not None:
             constraint.accept(token)

@@ -105,6 +105,7 @@ class ModelCalls:
     def session_logits(self, session: int, out: int) -> int:
         """See `MODEL_IMPORTS`."""
         found = self._ready(session)
+        found.session.refresh()
         logits = found.session.region.logits
         self._write_u64(out, logits.offset)
         return logits.shape[0]

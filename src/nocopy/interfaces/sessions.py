@@ -191,6 +191,13 @@ class Sessions:
         self.handles.restore(used, {**kept, **made})
         self.names = dict(names)
 
+    def flush(self) -> None:
+        """Have the memory hold all that the open sessions know, for who reads it. Errors as in `append`."""
+        for _, each in self.open_ones:
+            each.session.refresh()
+            with self.grip.turn(self.until):
+                each.session.flush()
+
     def open(self, handle: int, start: int, size: int, context: int, kv: int) -> int:
         """Return the handle of a new session in the bytes [start, start + size) of the memory.
 
@@ -227,7 +234,10 @@ class Sessions:
         old = self.session(handle)
         region = old.session.region
         self._check_place(Region(region.config, start, region.context, region.chunk, region.kv), size)
-        session = old.session.fork(self.memory, self._pages(), offset=start)
+        old.session.refresh()
+        pages = self._pages()
+        with self.grip.turn(self.until):
+            session = old.session.fork(self.memory, pages, offset=start)
         constraint = old.constraint.copy() if old.constraint else None
         return self.handles.add(GuestSession(old.lease, session, start, start + size, constraint, old.fresh))
 

@@ -42,25 +42,53 @@ class Engine:
         progress: Callable[[int], None] | None = None,
     ) -> None:
         self.model, self.device, self.config = model, device, model.config
+        self.ledger = ledger
         self.chunk = min(chunk, model.config.context)
         self.placement = place(model, device, ledger, progress)
-        widest = self.record(Region(self.config, 0, self.config.context, self.chunk, DType.F16), self.chunk)
-        self.scratch = device.allocate(-(-widest.scratch_bytes // 65536) * 65536)
-        self._tapes: OrderedDict[tuple[Region, int, bool], Tape] = OrderedDict()
+        region = Region(self.config, 0, self.config.context, self.chunk, DType.F16)
+        widest = self.record(region, self.chunk).scratch_bytes
+        self._logits = Tensor(
+            Space.SCRATCH, self.record(region, 1).scratch_bytes, (1, self.config.vocabulary), DType.F32
+        )
+        last = self._logits.offset + 4 * self.config.vocabulary
+        self.scratch = device.allocate(-(-max(widest, last) // 65536) * 65536)
+        self._tapes: OrderedDict[tuple[Region, int, bool | None], Tape] = OrderedDict()
 
     def tape(self, region: Region, rows: int, *, logits: bool) -> Tape:
         """The pass over `rows` tokens of a session that lies at `region`."""
-        key = (region, rows, logits)
+        return self._kept(
+            (region, rows, logits), lambda: bytes(self.record(region, rows, logits=logits).tape)
+        )
+
+    def ahead(self, region: Region, steps: int) -> Tape:
+        """The passes over `steps` tokens one after another, each but the first the likeliest after the last.
+
+        Token i + 1 is written behind token i; the logits after the last one are written where the region
+        has them.
+        """
+        return self._kept((region, steps, None), lambda: self._record_ahead(region, steps))
+
+    def _record_ahead(self, region: Region, steps: int) -> bytes:
+        records: list[bytes] = []
+        for i in range(steps):
+            logits = self._logits if i + 1 < steps else _row(region.logits)
+            g = decoder(self.config, self.placement.tensors, region.batch(1, i), logits)
+            token = Tensor(Space.GUEST, region.tokens.offset + 4 * (i + 1), (1,), DType.I32)
+            g.tape.argmax(token, logits)
+            records.append(bytes(g.tape))
+        return b"".join(records)
+
+    def _kept(self, key: tuple[Region, int, bool | None], record: Callable[[], bytes]) -> Tape:
         if key in self._tapes:
             self._tapes.move_to_end(key)
             return self._tapes[key]
-        g = self.record(region, rows, logits=logits)
         spaces = {
             Space.GUEST: GUEST_BYTES,
             Space.WEIGHTS: self.placement.pages.nbytes,
             Space.SCRATCH: self.scratch.nbytes,
+            Space.KV: GUEST_BYTES,
         }
-        tape = validate(bytes(g.tape), spaces, work_limit=2**62)
+        tape = validate(record(), spaces, work_limit=2**62)
         self._tapes[key] = tape
         if len(self._tapes) > TAPES:
             self._tapes.popitem(last=False)
@@ -68,16 +96,22 @@ class Engine:
 
     def record(self, region: Region, rows: int, *, logits: bool = True) -> Graph:
         """Record the pass over `rows` tokens of a session at `region`, not yet validated."""
-        out = region.logits
-        row = Tensor(out.space, out.offset, (1, *out.shape), out.dtype) if logits else None
+        row = _row(region.logits) if logits else None
         return decoder(self.config, self.placement.tensors, region.batch(rows), row)
 
-    def compile(self, tape: Tape, guest: Pages) -> Program:
-        """Make a pass ready to play on a guest's memory."""
+    def compile(self, tape: Tape, guest: Pages, cache: Pages | None = None) -> Program:
+        """Make a pass ready to play on a guest's memory; `cache` is what the device keeps near."""
         spaces = {Space.GUEST: guest, Space.WEIGHTS: self.placement.pages, Space.SCRATCH: self.scratch}
+        if cache is not None:
+            spaces[Space.KV] = cache
         return self.device.compile(tape, spaces)
 
     def close(self) -> None:
         """Let go of the weights and the scratch; sessions must be closed first. Twice is allowed."""
         self.scratch.close()
         self.placement.close()
+
+
+def _row(x: Tensor) -> Tensor:
+    """[n] seen as [1, n]."""
+    return Tensor(x.space, x.offset, (1, *x.shape), x.dtype)

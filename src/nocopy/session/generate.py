@@ -82,7 +82,7 @@ def generate(
     room = session.context - session.length
     limit = room if request.limit is None else min(request.limit, room)
     for made in range(limit):
-        token, logprob, top = _next(session, sampler, request)
+        token, logprob, top = _next(session, sampler, request, limit - made)
         if token in tokenizer.end_ids and not request.ignore_end:
             yield Step(-1, held.flush(stream.finish()), "stop")
             return
@@ -102,10 +102,13 @@ def generate(
 
 
 def _next(
-    session: Session, sampler: Sampler, request: Generation
+    session: Session, sampler: Sampler, request: Generation, wanted: int
 ) -> tuple[int, float | None, tuple[LogProbability, ...]]:
     allowed = request.constraint.allowed() if request.constraint else None
-    token = sampler.sample(session.logits, allowed)
+    if sampler.greedy and allowed is None and request.logprobs is None:
+        token = session.likeliest(wanted - 1)
+    else:
+        token = sampler.sample(session.logits, allowed)
     sampler.accept([token])
     if request.constraint:
         request.constraint.accept(token)

@@ -29,13 +29,18 @@ PAGE = 65536
 
 @dataclass(frozen=True)
 class Region:
-    """The layout of one session from byte `offset` of the guest space."""
+    """The layout of one session from byte `offset` of the guest space.
+
+    `near` says that the device keeps the cache in memory of its own, which kernels reach as `Space.KV`; its
+    place in the region is then where it comes back to.
+    """
 
     config: Config
     offset: int
     context: int
     chunk: int
     kv: DType
+    near: bool = False
 
     def __post_init__(self) -> None:
         if self.offset % PAGE:
@@ -74,19 +79,25 @@ class Region:
         return self._after(last, self.config.vocabulary, DType.F32)
 
     @cached_property
+    def home(self) -> int:
+        """The byte of the memory at which the cache begins."""
+        return _up(_end(self.logits), PAGE)
+
+    @cached_property
     def cache(self) -> Cache:
-        """Keys and values of `context` tokens."""
-        return Cache(self.config, Space.GUEST, _up(_end(self.logits), PAGE), self.context, self.kv)
+        """Keys and values of `context` tokens, where kernels reach them."""
+        space, offset = (Space.KV, 0) if self.near else (Space.GUEST, self.home)
+        return Cache(self.config, space, offset, self.context, self.kv)
 
     @cached_property
     def nbytes(self) -> int:
         """Size of the region: a multiple of 64 KiB."""
-        return _up(self.cache.offset + self.cache.nbytes, PAGE) - self.offset
+        return _up(self.home + self.cache.nbytes, PAGE) - self.offset
 
-    def batch(self, rows: int) -> Batch:
-        """A pass over the first `rows` of tokens and positions."""
-        tokens = Tensor(Space.GUEST, self.tokens.offset, (rows,), DType.I32)
-        positions = Tensor(Space.GUEST, self.positions.offset, (rows,), DType.I32)
+    def batch(self, rows: int, first: int = 0) -> Batch:
+        """A pass over `rows` of tokens and positions, from `first` on."""
+        tokens = Tensor(Space.GUEST, self.tokens.offset + 4 * first, (rows,), DType.I32)
+        positions = Tensor(Space.GUEST, self.positions.offset + 4 * first, (rows,), DType.I32)
         return Batch(tokens, positions, positions, self.frequencies, ((0, rows, self.cache),))
 
     def _after(self, previous: Tensor, count: int, dtype: DType) -> Tensor:

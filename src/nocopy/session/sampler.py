@@ -80,6 +80,17 @@ class Sampler:
         n = self.options.repeat_last_n
         self.recent: deque[int] = deque(maxlen=None if n < 0 else n)
 
+    @property
+    def greedy(self) -> bool:
+        """True if it always takes the likeliest token, whatever came before."""
+        o = self.options
+        return o.temperature == 0 and not (self._penalises or o.logit_bias)
+
+    @property
+    def _penalises(self) -> bool:
+        o = self.options
+        return o.repeat_penalty != 1 or o.frequency_penalty != 0 or o.presence_penalty != 0
+
     def accept(self, tokens: Sequence[int]) -> None:
         """Count tokens, prompt or drawn, among the recent ones."""
         self.recent.extend(tokens)
@@ -117,9 +128,7 @@ class Sampler:
     def _adjusted(self, logits: F32) -> F32:
         """Penalties and bias; a copy only if there are any."""
         o = self.options
-        penalised = self.recent and (
-            o.repeat_penalty != 1 or o.frequency_penalty != 0 or o.presence_penalty != 0
-        )
+        penalised = self.recent and self._penalises
         if not penalised and not o.logit_bias:
             return logits
         scores = logits.copy()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,10 @@ from nocopy.tape import Tensor
 
 PROGRAMS = 16
 """Compiled passes that a session keeps."""
+AHEAD = 8
+"""Most tokens that are fed ahead of being asked for; a power of two."""
+PATIENCE = 0.02
+"""Seconds that feeding ahead may take: nobody should see text come in bursts."""
 
 Play = Callable[[Callable[[], Program]], None]
 """Plays the program that it gets from a function, which it calls once the device is free."""
@@ -59,19 +65,28 @@ class Session:
         context = engine.config.context if context is None else context
         self.engine, self.memory, self.pages = engine, memory, pages
         self._closed = False
-        self.region = Region(engine.config, offset, context, engine.chunk, kv)
-        if offset + self.region.nbytes > memory.size:
+        region = Region(engine.config, offset, context, engine.chunk, kv)
+        if offset + region.nbytes > memory.size:
             raise UsageError(
-                f"a session of {context} tokens needs {self.region.nbytes} bytes from byte {offset};"
+                f"a session of {context} tokens needs {region.nbytes} bytes from byte {offset};"
                 f" the memory has {memory.size}. Grow it, or use a shorter context."
             )
+        self.region = region
         self.tokens: list[int] = []
         if tokens:
             self._check(tokens, have=0)
             self.tokens.extend(tokens)
+        self._near = engine.device.near(
+            memory.address + region.home, region.cache.nbytes, ledger=engine.ledger
+        )
+        self.region = replace(region, near=self._near is not None)
         self.step = engine.chunk if step is None else step
         self._play = play or _at_once(engine.device)
-        self._programs: OrderedDict[tuple[int, bool], Program] = OrderedDict()
+        self._programs: OrderedDict[tuple[int, bool | None], Program] = OrderedDict()
+        self._ahead: list[int] = []
+        self._next: int | None = None
+        self._stale = False
+        self._seconds = 0.0
         for rope, place in self.region.frequencies.items():
             found, wanted = self._array(place), np.asarray(rope.frequencies, np.float32)
             if not np.array_equal(found, wanted):  # a page that is not written stays shared
@@ -79,6 +94,7 @@ class Session:
         # Made once: a view costs more than a small model's pass. The memory never moves.
         self._tokens, self._positions = self._array(self.region.tokens), self._array(self.region.positions)
         self._logits: npt.NDArray[np.float32] | None = self._array(self.region.logits)
+        self.reload()
 
     @property
     def length(self) -> int:
@@ -95,6 +111,7 @@ class Session:
         """f32 [vocabulary] after the last token: a view of the region, written again by each pass."""
         if self._logits is None:
             raise ClosedError("the logits of a session were asked for; it is closed")
+        self.refresh()
         return self._logits
 
     def append(self, tokens: Sequence[int], *, logits: bool = True) -> None:
@@ -105,6 +122,14 @@ class Session:
             ClosedError: the session is closed.
         """
         self._check(tokens)
+        if self._ahead[:1] == list(tokens):
+            self.tokens.append(self._ahead.pop(0))
+            self._stale = bool(self._ahead)
+            return
+        self._forget_ahead()
+        self._feed(tokens, logits=logits)
+
+    def _feed(self, tokens: Sequence[int], *, logits: bool) -> None:
         for start in range(0, len(tokens), self.step):
             part = tokens[start : start + self.step]
             rows, at = len(part), len(self.tokens)
@@ -113,6 +138,68 @@ class Session:
             wanted = logits and start + rows == len(tokens)
             self._play(partial(self._program, rows, wanted))
             self.tokens.extend(part)
+
+    def likeliest(self, more: int = 0) -> int:
+        """Return the token with the largest logit, the lowest of equals.
+
+        Args:
+            more: how many more such tokens will be appended and asked for. Devices with time to spare feed
+                some of them ahead, in one go; appending them then costs nothing.
+
+        Raises:
+            UsageError: no logit is a number.
+            ClosedError: the session is closed.
+        """
+        if self._ahead:
+            return self._ahead[0]
+        token = int(self.logits.argmax()) if self._next is None else self._next
+        if not np.isfinite(self.logits[token]):
+            raise UsageError("no token can be drawn: the logits are not numbers")
+        steps = min(
+            more, self._steps_ahead(), self.context - len(self.tokens), self.region.chunk - 1, self.step
+        )
+        if steps > 0:
+            self._feed_ahead(token, 1 << steps.bit_length() - 1)
+        return token
+
+    def _steps_ahead(self) -> int:
+        """As many steps as `PATIENCE` allows, by how long the last ones took; one while nothing is known."""
+        return min(AHEAD, int(PATIENCE / self._seconds)) if self._seconds else 1
+
+    def _feed_ahead(self, token: int, steps: int) -> None:
+        """Feed a token and the likeliest after it, `steps` in all; they are not part of the session yet."""
+        at = len(self.tokens)
+        self._tokens[0] = token
+        self._positions[:steps] = np.arange(at, at + steps)
+        self._stale = True
+        start = perf_counter()
+        self._play(partial(self._program, steps, None))
+        found: list[int] = self._tokens[: steps + 1].tolist()
+        # The first play of a shape compiles it; that is no measure.
+        self._seconds = min((perf_counter() - start) / steps, self._seconds or np.inf)
+        *self._ahead, self._next = found
+
+    def _forget_ahead(self) -> None:
+        self._ahead.clear()
+        self._next, self._stale = None, False
+
+    def refresh(self) -> None:
+        """Have the region hold the logits after the last token, if those of a token ahead are there."""
+        if self._stale and self.tokens:
+            last = self.tokens.pop()
+            self._forget_ahead()
+            self._feed([last], logits=True)
+
+    def flush(self) -> None:
+        """Have the region hold all that the session knows: for who reads, copies or freezes its bytes."""
+        self.refresh()
+        if self._near is not None:
+            self._near.flush(0, self.length * self.region.cache.token_bytes)
+
+    def reload(self) -> None:
+        """Take the cache of its tokens from the region, after somebody else has written it there."""
+        if self._near is not None:
+            self._near.reload(0, self.length * self.region.cache.token_bytes)
 
     def truncate(self, length: int) -> None:
         """Forget all but the first `length` tokens. Costs nothing: the cache is overwritten later.
@@ -124,6 +211,8 @@ class Session:
             raise UsageError(
                 f"truncating to {length} tokens was asked for; the session has {len(self.tokens)}"
             )
+        if length < len(self.tokens):
+            self._forget_ahead()
         del self.tokens[length:]
 
     def extend_to(self, tokens: Sequence[int]) -> int:
@@ -158,8 +247,11 @@ class Session:
             step=self.step,
         )
         used = self.length * self.region.cache.token_bytes
-        source = self.memory.view(used, "u8", self.region.cache.offset).numpy()
-        memory.view(used, "u8", other.region.cache.offset).numpy()[...] = source
+        if self._near is not None and other._near is not None:
+            other._near.copy(self._near, used)
+        else:
+            source = self.memory.view(used, "u8", self.region.home).numpy()
+            memory.view(used, "u8", other.region.home).numpy()[...] = source
         other.logits[...] = self.logits
         other.tokens = list(self.tokens)
         return other
@@ -173,6 +265,8 @@ class Session:
         """Free what the session has compiled; the region stays as it is. Twice is allowed."""
         self._closed = True
         self._forget()
+        if self._near is not None:
+            self._near.close()
         self._logits = None
         self._tokens = self._positions = np.empty(0, np.int32)  # arrays keep the memory mapped
 
@@ -195,11 +289,13 @@ class Session:
             wrong, top = (low if low < 0 else high), self.engine.config.vocabulary - 1
             raise UsageError(f"token {wrong} was fed; tokens are 0 to {top}")
 
-    def _program(self, rows: int, logits: bool) -> Program:
+    def _program(self, rows: int, logits: bool | None) -> Program:
+        """The pass over some rows, with logits or without; or as many steps ahead, for None."""
         key = (rows, logits)
         if key not in self._programs:
-            tape = self.engine.tape(self.region, rows, logits=logits)
-            self._programs[key] = self.engine.compile(tape, self.pages)
+            engine, region = self.engine, self.region
+            tape = engine.ahead(region, rows) if logits is None else engine.tape(region, rows, logits=logits)
+            self._programs[key] = engine.compile(tape, self.pages, self._near)
             if len(self._programs) > PROGRAMS:
                 self._programs.popitem(last=False)[1].close()
         self._programs.move_to_end(key)

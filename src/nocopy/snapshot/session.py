@@ -70,6 +70,7 @@ def freeze_session(
     """
     region, model = session.region, session.engine.model
     size = session.memory.pages.state.size
+    session.flush()
     state = SessionState(
         0,
         region.offset,

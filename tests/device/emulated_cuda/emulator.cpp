@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <ucontext.h>
 
@@ -16,6 +17,7 @@
 #define __grid_constant__
 #define __launch_bounds__(threads, blocks)
 #define __noinline__ __attribute__((noinline))
+#define __forceinline__ inline
 
 struct Dim {
     uint32_t x, y;
@@ -100,9 +102,19 @@ static T __shfl_sync(uint32_t, T value, int from) {
     return value;
 }
 
+static void __syncwarp() {
+    emulator::meet_warp();
+}
+
 static bool __any_sync(uint32_t mask, bool value) {
     for (int other = 16; other; other >>= 1) value |= __shfl_xor_sync(mask, value, other);
     return value;
+}
+
+static void __threadfence() {}
+
+static uint32_t __umulhi(uint32_t a, uint32_t b) {
+    return (uint32_t)((uint64_t)a * b >> 32);
 }
 
 static uint32_t atomicAdd(uint32_t* where, uint32_t value) {
@@ -147,11 +159,16 @@ static float cuda_powf(float a, float b) {
 
 namespace emulator {
 
-static void (*kernel)(const nocopy_launch);
-static const nocopy_launch* argument;
+std::vector<uint8_t> block_memory;
+static void (*kernel)();
+static const void* argument;
+static size_t argument_bytes;
 
 static void body() {
-    kernel(*argument);
+    if (argument_bytes == sizeof(nocopy_fused))
+        ((void (*)(const nocopy_fused))kernel)(*(const nocopy_fused*)argument);
+    else
+        ((void (*)(const nocopy_launch))kernel)(*(const nocopy_launch*)argument);
     fibers[current].ended = true;
     ++progress;
     yield();
@@ -187,12 +204,14 @@ static bool run_block() {
 
 }  // namespace emulator
 
-// Launches a kernel; 0, or 1 if a barrier was not reached by all threads.
-extern "C" int emulate(void (*kernel)(const nocopy_launch), uint32_t grid, uint32_t x, uint32_t y,
-                       const nocopy_launch* launch) {
+// Launches a kernel with its argument of `bytes`, and `shared` bytes of dynamic shared memory, which are
+// arbitrary when a block begins; 0, or 1 if a barrier was not reached by all threads.
+extern "C" int emulate(void (*kernel)(), uint32_t grid, uint32_t x, uint32_t y, uint32_t shared,
+                       const void* launch, size_t bytes) {
     using namespace emulator;
     emulator::kernel = kernel;
     argument = launch;
+    argument_bytes = bytes;
     gridDim = {grid, 1};
     blockDim = {x, y};
     while (fibers.size() < x * y) {
@@ -202,6 +221,8 @@ extern "C" int emulate(void (*kernel)(const nocopy_launch), uint32_t grid, uint3
     fibers.resize(x * y);
     for (uint32_t b = 0; b < grid; ++b) {
         blockIdx = {b, 0};
+        block_memory.assign(shared ? shared + 127 : 0, 0xa5);
+        block_memory.shrink_to_fit();
         if (!run_block()) return 1;
     }
     return 0;

@@ -124,7 +124,9 @@ int device_memory(size_t* bytes, int) {
     return *bytes = MEMORY, SUCCESS;
 }
 int device_attribute(int* value, int attribute, int) {
-    *value = attribute == 75 ? 9 : attribute == 76 ? 0 : attribute == 16 ? 3 : 1;
+    static const std::map<int, int> VALUES = {{16, 3}, {75, 9}, {76, 0}, {81, 233472}, {97, 232448}};
+    auto found = VALUES.find(attribute);
+    *value = found == VALUES.end() ? 1 : found->second;
     return SUCCESS;
 }
 
@@ -235,13 +237,21 @@ int module_load(std::string** module, const char* image) {
     *module = new std::string(image, sections > segments ? sections : segments);
     return SUCCESS;
 }
+std::map<void*, size_t> argument_bytes;  // of each kernel that was looked up
 int module_function(void** function, std::string* module, const char* name) {
     CURRENT(c);
     if (module->find(std::string(".text.") + name + '\0') == std::string::npos) return NOT_FOUND;
     Dl_info self;
     dladdr((void*)&module_function, &self);
     *function = dlsym(dlopen(self.dli_fname, RTLD_LAZY), name);
+    bool is_fused = !strncmp(name, "fused_", 6);
+    argument_bytes[*function] = is_fused ? sizeof(nocopy_fused) : sizeof(nocopy_launch);
     return *function ? SUCCESS : NOT_FOUND;
+}
+int set_attribute(void* function, int attribute, int value) {
+    if (!argument_bytes.count(function)) return INVALID_VALUE;
+    bool known = (attribute == 8 && value <= 232448) || (attribute == 9 && value <= 100);
+    return known ? SUCCESS : INVALID_VALUE;
 }
 
 struct LaunchConfig {
@@ -251,20 +261,35 @@ struct LaunchConfig {
     unsigned attribute_count;
 };
 
+// True if a kernel's operands begin in memory that the context has.
+bool reachable(Context* c, const std::vector<uint8_t>& argument) {
+    if (argument.size() == sizeof(nocopy_fused)) {
+        auto& fused = *(const nocopy_fused*)argument.data();
+        for (uint32_t p = 0; p < fused.count; ++p)
+            if (!c->reaches(fused.products[p].weight) || !c->reaches(fused.products[p].out)) return false;
+        return c->reaches(fused.x);
+    }
+    auto& launch = *(const nocopy_launch*)argument.data();
+    for (auto& operand : launch.record.operands)
+        if (operand.dtype && !c->reaches(launch.spaces[operand.space])) return false;
+    return true;
+}
+
 int launch(const LaunchConfig* config, void* function, void** parameters, void**) {
     CURRENT(c);
     if (!config->stream || config->grid[1] != 1 || config->block[2] != 1) return INVALID_VALUE;
-    if (config->block[0] * config->block[1] > 1024 || config->attribute_count) return INVALID_VALUE;
-    nocopy_launch argument = *(nocopy_launch*)parameters[0];
+    if (config->block[0] * config->block[1] > 1024 || config->shared_bytes > 232448) return INVALID_VALUE;
+    if (config->attribute_count > 1) return INVALID_VALUE;
+    size_t bytes = argument_bytes.at(function);
+    std::vector<uint8_t> argument((uint8_t*)parameters[0], (uint8_t*)parameters[0] + bytes);
     LaunchConfig shape = *config;
     return c->start([=] {
-        for (auto& operand : argument.record.operands)
-            if (operand.dtype && !c->reaches(argument.spaces[operand.space])) {
-                faulted = true;
-                return (int)ILLEGAL_ADDRESS;
-            }
-        auto kernel = (void (*)(const nocopy_launch))function;
-        int stuck = emulate(kernel, shape.grid[0], shape.block[0], shape.block[1], &argument);
+        if (!reachable(c, argument)) {
+            faulted = true;
+            return (int)ILLEGAL_ADDRESS;
+        }
+        int stuck = emulate((void (*)())function, shape.grid[0], shape.block[0], shape.block[1],
+                            shape.shared_bytes, argument.data(), bytes);
         return stuck ? (int)LAUNCH_FAILED : (int)SUCCESS;
     });
 }
@@ -338,8 +363,10 @@ const std::map<std::string, void*> FUNCTIONS = {
     {"cuMemsetD8Async", (void*)fill},
     {"cuMemcpyHtoDAsync", (void*)copy_memory},
     {"cuMemcpyDtoHAsync", (void*)copy_memory},
+    {"cuMemcpyDtoDAsync", (void*)copy_memory},
     {"cuModuleLoadData", (void*)module_load},
     {"cuModuleGetFunction", (void*)module_function},
+    {"cuFuncSetAttribute", (void*)set_attribute},
     {"cuLaunchKernelEx", (void*)launch},
     {"cuStreamCreate", (void*)stream_create},
     {"cuStreamQuery", (void*)stream_query},

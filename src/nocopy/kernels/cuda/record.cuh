@@ -14,6 +14,7 @@ typedef unsigned long long uint64_t;
 
 #include "../tape.h"
 #include "half.cuh"
+#include "order.cuh"
 
 struct nocopy_launch {
     nocopy_record record;
@@ -27,9 +28,15 @@ static_assert(sizeof(nocopy_record) == 256, "the record format");
 static_assert(sizeof(nocopy_launch) == 312, "device/cuda_launch.py packs this struct");
 
 // `blocks` of up to `threads` threads are to fit a multiprocessor: that bounds the registers of each.
-#define NOCOPY_KERNEL(name, threads, blocks)                      \
-    extern "C" __global__ void __launch_bounds__(threads, blocks) \
-        name(const __grid_constant__ nocopy_launch launch)
+#define NOCOPY_KERNEL(name, threads, blocks)                                  \
+    __device__ __forceinline__ void name##_body(const nocopy_launch& launch); \
+    extern "C" __global__ void __launch_bounds__(threads, blocks)             \
+        name(const __grid_constant__ nocopy_launch launch) {                  \
+        let_next_start();                                                     \
+        wait_for_previous();                                                  \
+        name##_body(launch);                                                  \
+    }                                                                         \
+    __device__ __forceinline__ void name##_body(const nocopy_launch& launch)
 
 // True once the host has asked the program to stop: its results no longer matter, only that it ends.
 __device__ inline bool stopped(const nocopy_launch& launch) {

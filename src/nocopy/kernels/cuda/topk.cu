@@ -8,6 +8,7 @@
 // sorted. The next chunk continues below that key. Should x change meanwhile, the result is any, but no index
 // leaves its range. Bound: the bytes of x, times the passes.
 #include "rows.cuh"
+#include "split.cuh"
 
 constexpr uint32_t CHUNK = 1024;
 constexpr uint32_t DIGITS = 256;
@@ -37,6 +38,24 @@ NOCOPY_KERNEL(argmax, 1024, 1) {
         uint64_t best = row_combine(launch, launch.record.dims[3], (uint64_t)0, key, Larger());
         if (threadIdx.x == 0) out.as<int32_t>()[out.at(row.i0, row.i1, row.i2)] = (int32_t)index_of(best);
     });
+}
+
+// The same for few long rows: launch.splits blocks a row.
+NOCOPY_KERNEL(argmax_split, 256, 4) {
+    Tensor out(launch, 0), x(launch, 1);
+    const uint32_t* d = launch.record.dims;
+    const uint64_t n = d[3], row = blockIdx.x / launch.splits, split = blockIdx.x % launch.splits;
+    const uint64_t i2 = row % d[2], i1 = row / d[2] % d[1], i0 = row / d[2] / d[1];
+    const uint64_t first = n * split / launch.splits, stop = n * (split + 1) / launch.splits;
+    const uint64_t start = x.at(i0, i1, i2) + first * x.strides[3];
+    uint64_t* parts = (uint64_t*)launch.workspace + row * launch.splits;
+    auto key = [&](uint64_t i) { return rank_key(load(x, start + i * x.strides[3]), first + i); };
+    uint64_t best = row_combine(launch, stop - first, (uint64_t)0, key, Larger());
+    if (threadIdx.x == 0) parts[split] = best;
+    if (!last_of(launch, row, (uint32_t)launch.splits)) return;
+    auto part = [&](uint64_t i) { return *(volatile uint64_t*)(parts + i); };
+    best = row_combine(launch, launch.splits, (uint64_t)0, part, Larger());
+    if (threadIdx.x == 0) out.as<int32_t>()[out.at(i0, i1, i2)] = (int32_t)index_of(best);
 }
 
 struct Selection {
