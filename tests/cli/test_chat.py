@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -107,6 +107,15 @@ class Terminal:
         before, _, self.seen = self.seen.partition(text)
         return before
 
+    def interrupt_until(self, text: str) -> None:
+        """Press Ctrl-C until `text` is shown: one pressed as a prompt appears can be lost."""
+        for _ in range(30):
+            os.killpg(self.process.pid, signal.SIGINT)
+            with suppress(AssertionError):
+                self.wait_for(text, 1)
+                return
+        raise AssertionError(f"{text!r} did not come; there was {self.seen!r}")
+
     def wait_for_anything(self, seconds: float = 30) -> None:
         """Return once something is shown, which stays to be waited for."""
         if not self.seen:
@@ -163,8 +172,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_conversation(arguments, tmp_path):
         time.sleep(0.8)  # longer than the grace that other verbs have
         screen.type("/tokens\r")
         assert re.search(r"\d messages, \d+ of 256 tokens", screen.wait_for(">>> "))
-        os.killpg(screen.process.pid, signal.SIGINT)
-        screen.wait_for("/quit ends")
+        screen.interrupt_until("/quit ends")
         screen.wait_for(">>> ")
         screen.type("/quit\r")
         assert screen.process.wait(timeout=30) == 0

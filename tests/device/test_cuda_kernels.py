@@ -47,6 +47,10 @@ def large_cases() -> dict[str, tuple[str, Callable[[TapeBuilder], None]]]:
         ),
         "a block finds the largest": (
             "argmax",
+            lambda t: t.argmax(tensor(c, 1, dtype=I32), tensor(a, 1, 3000)),
+        ),
+        "several blocks find the largest": (
+            "argmax_split",
             lambda t: t.argmax(tensor(c, 1, dtype=I32), tensor(a, 1, 4000)),
         ),
         "a thread takes a column": (
