@@ -18,7 +18,7 @@ from nocopy.models.ggml import GGMLType
 from nocopy.session.session import Session
 
 KINDS = (GGMLType.BF16, GGMLType.Q8_0, GGMLType.Q4_0)
-PROMPT, STEPS, TURNS = 64, 24, 3
+PROMPT, STEPS, TURNS = 64, 24, 5
 
 
 def rows(device: Device, *, progress: Progress = silent) -> list[Row]:

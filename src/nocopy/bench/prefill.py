@@ -18,7 +18,7 @@ from nocopy.session.session import Session
 
 KINDS = (GGMLType.BF16, GGMLType.Q4_0)
 PROMPTS = (64, 512)
-TURNS = 3
+TURNS = 5
 MULTIPLY_ADDS = LAYERS * WIDTH * (2 * HEADS * HEAD + 2 * GROUPS * HEAD + 3 * HIDDEN)
 """For one token, without the head, which only the last token of a prompt needs."""
 
