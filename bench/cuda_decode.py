@@ -105,8 +105,8 @@ def kernel_rows(opened: Opened, device: cuda.CudaDevice, rows_at_once: int) -> N
     engine, session = opened.engine, opened.session
     tape = engine.tape(session.region, rows_at_once, logits=True)
     pages = {Space.GUEST: opened.pages, Space.WEIGHTS: engine.placement.pages, Space.SCRATCH: engine.scratch}
-    if session._near is not None:
-        pages[Space.KV] = session._near
+    if session.near is not None:
+        pages[Space.KV] = session.near
     sizes = {space: p.nbytes for space, p in pages.items()}
 
     def taken(records: bytes) -> float:

@@ -19,7 +19,8 @@ from nocopy.memory.dtype import DType
 from nocopy.memory.linear import LinearMemory
 from nocopy.tape import Space, TapeBuilder, Tensor
 
-SECONDS = 3.0  # for each case
+SECONDS = 6.0  # for each case
+SETTLE = 0.25  # OpenBLAS has threads that spin for 0.1 to 0.2 s after a product
 SEED = 1
 
 
@@ -94,7 +95,8 @@ def _compare(device: Device, memory: LinearMemory, pages: Pages, case: Case) -> 
     rng = np.random.default_rng(SEED)
     for view in views:
         view[...] = rng.standard_normal(view.shape, np.float32).astype(view.dtype)
-    times = interleaved({"ours": lambda: device.play(program), "numpy": _peer(case, *views)}, seconds=SECONDS)
+    contenders = {"ours": lambda: device.play(program), "numpy": _peer(case, *views)}
+    times = interleaved(contenders, seconds=SECONDS, settle=SETTLE)
     program.close()
     if case.is_product:
         amount, unit = 2e-9 * case.m * case.n * case.k, "GFLOP/s"

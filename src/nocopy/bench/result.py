@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
-LOWER_IS_BETTER = frozenset({"ns", "us", "ms", "s"})
+LOWER_IS_BETTER = frozenset({"ns", "us", "ms", "s", "MiB"})
 HIGHER_IS_BETTER = frozenset({"GB/s", "GFLOP/s", "1/s"})
 
 

@@ -57,6 +57,7 @@ BENCHMARKS = {
         "freezing and thawing a conversation, beside the disk and beside reading it again",
         chart="once, ms",
     ),
+    "open": Benchmark("nocopy.bench.open", "opening a model of 2.5 GB, beside reading it into memory"),
     "decode": Benchmark("nocopy.bench.decode", "a language model token by token, beside llama.cpp"),
     "snapshot_file": Benchmark(
         "nocopy.bench.snapshot_file",

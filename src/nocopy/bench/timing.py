@@ -11,7 +11,9 @@ MOST_SAMPLES = 200
 LEAST_SAMPLES = 3
 
 
-def interleaved(contenders: Mapping[str, Callable[[], Any]], *, seconds: float) -> dict[str, float]:
+def interleaved(
+    contenders: Mapping[str, Callable[[], Any]], *, seconds: float, settle: float = 0.0
+) -> dict[str, float]:
     """Time each contender, in turns, and return its median in seconds.
 
     Args:
@@ -19,6 +21,8 @@ def interleaved(contenders: Mapping[str, Callable[[], Any]], *, seconds: float) 
             after the clock has stopped.
         seconds: for all of them together. Each runs at least `LEAST_SAMPLES` times, whatever that takes,
             after one untimed round, or two if they fit that time.
+        settle: seconds for which each is called, untimed, before it is timed in a turn: threads of the one
+            before may still wait for more work, busily, on the cores that this one needs.
     """
     start = perf_counter()
     for _ in range(2):
@@ -32,6 +36,9 @@ def interleaved(contenders: Mapping[str, Callable[[], Any]], *, seconds: float) 
         if turn >= LEAST_SAMPLES and perf_counter() > end:
             break
         for name, call in contenders.items():
+            settled = perf_counter() + settle
+            while perf_counter() < settled:
+                _timed(call)
             samples[name].append(_timed(call))
     return {name: median(taken) for name, taken in samples.items()}
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nocopy.device.protocol import Device, Pages, Program
+from nocopy.device.protocol import Device, Near, Pages, Program
 from nocopy.errors import ClosedError, UsageError
 from nocopy.memory.dtype import DType
 from nocopy.memory.linear import LinearMemory
@@ -95,6 +95,11 @@ class Session:
         self._tokens, self._positions = self._array(self.region.tokens), self._array(self.region.positions)
         self._logits: npt.NDArray[np.float32] | None = self._array(self.region.logits)
         self.reload()
+
+    @property
+    def near(self) -> Near | None:
+        """The device's own memory that stands in for the cache; None where the region is as near."""
+        return self._near
 
     @property
     def length(self) -> int:
