@@ -1,7 +1,7 @@
 """Opening a model of 2.5 GB: the time until its first pass could be played, and how resident memory grows.
 
-Beside reading the file into memory of one's own, as a host does that loads its weights. A device with memory of
-its own uploads them while opening.
+Beside reading the file into memory of one's own, as a host does that loads its weights. A device that has
+memory of its own uploads them while opening.
 """
 
 from __future__ import annotations
