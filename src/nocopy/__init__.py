@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from nocopy.errors import Error
     from nocopy.interfaces.attachment import ComputeLimits
     from nocopy.interfaces.host import DeviceGuest as Guest
-    from nocopy.interfaces.host import thaw
+    from nocopy.interfaces.thaw import thaw
     from nocopy.interfaces.wasi_nn.grants import NnLimits, NnModel
     from nocopy.memory import Ledger, LinearMemory, TensorView
     from nocopy.models.find import find_model
@@ -58,7 +58,7 @@ _PLACES = {
     "find_model": ("models.find", "find_model"),
     "open_device": ("device.discovery", "open_device"),
     "open_model": ("models.load", "open_model"),
-    "thaw": ("interfaces.host", "thaw"),
+    "thaw": ("interfaces.thaw", "thaw"),
     "thaw_session": ("snapshot.session", "thaw_session"),
 }
 """Public name: the module under `nocopy`, and what it is called there."""

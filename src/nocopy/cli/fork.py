@@ -38,7 +38,7 @@ def fork(
     from nocopy.cli.output import errors
     from nocopy.cli.status import status_of
     from nocopy.errors import ExitError, GuestError, UsageError
-    from nocopy.interfaces.host import thaw
+    from nocopy.interfaces.thaw import thaw
 
     if n < 1:
         raise UsageError(f"{n} clones were asked for; the number must be 1 or more")

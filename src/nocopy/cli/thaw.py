@@ -45,7 +45,7 @@ def thaw(
 ) -> int:
     """See `app.VERBS`."""
     from nocopy.cli.freeze import write
-    from nocopy.interfaces.host import thaw as thaw_guest
+    from nocopy.interfaces.thaw import thaw as thaw_guest
 
     given = thawing(options, module, verify, key)
     with thaw_guest(file, stdin="inherit", stdout="inherit", stderr="inherit", **given) as guest:

@@ -14,7 +14,7 @@ EXAMPLES = {
     "mlp": "a trained classifier reads handwritten digits",
     "agent": "a language model uses tools that the guest implements (needs --model default=FILE)",
     "timetravel": "an agent that is forked at every line it writes (needs --model default=FILE)",
-    "classify": "a convolutional network reads handwritten digits, through wasi-nn (needs onnxruntime)",
+    "classify": "a convolutional network reads digits, through wasi-nn (needs -S nn and onnxruntime)",
     "search": "lines of text are found by their meaning, through wasi-nn (needs --nn-model minilm=FILE)",
 }
 """Names, with what each one shows."""

@@ -2,65 +2,39 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from nocopy.device.discovery import open_device
 from nocopy.device.protocol import Device, Pages
-from nocopy.errors import Error, ExitError, NnError, UsageError
+from nocopy.errors import ExitError, UsageError
 from nocopy.interfaces.attachment import ComputeLimits
 from nocopy.interfaces.clone import Clone
 from nocopy.interfaces.compute import Compute, Log, declared, log_line
+from nocopy.interfaces.device_use import DeviceUse
 from nocopy.interfaces.freeze import Progress, describe
-from nocopy.interfaces.imports import LOG_LEVELS, MODULE, RESUME
+from nocopy.interfaces.imports import MODULE, RESUME
 from nocopy.interfaces.native import native_submit
-from nocopy.interfaces.thaw import Restore, find_module, granted_dirs
+from nocopy.interfaces.restore import Restore
 from nocopy.interfaces.wasi_nn.abi import Nn
-from nocopy.interfaces.wasi_nn.encoding import Dialect, Errno
+from nocopy.interfaces.wasi_nn.encoding import Dialect
+from nocopy.interfaces.wasi_nn.failures import Failures, stdout_of
 from nocopy.interfaces.wasi_nn.grants import Grant, NnLimits, nn_grants
 from nocopy.interfaces.wasi_nn.imports import Abi
 from nocopy.memory.ledger import Ledger
 from nocopy.memory.linear import LinearMemory
 from nocopy.snapshot.image import Image
-from nocopy.snapshot.manifest import WasiState
-from nocopy.snapshot.origin import FileOrigin
-from nocopy.snapshot.read import Snapshot, Verify, open_snapshot
-from nocopy.snapshot.sign import Signer, Verifier
+from nocopy.snapshot.read import Snapshot
+from nocopy.snapshot.sign import Signer
 from nocopy.snapshot.write import Written, write_snapshot
 from nocopy.tape.builder import TapeBuilder
 from nocopy.tape.validate import Tape
-from nocopy.wasm import Dir, Guest, HostFunction, Limits, Module, NativeFunction, Wasi, default_engine
+from nocopy.wasm import Dir, Guest, HostFunction, Limits, Module, NativeFunction, Wasi
 
 if TYPE_CHECKING:
     from nocopy.interfaces.loaded import Source
-
-
-class DeviceUse:
-    """A device that guests use: opened by its name for them, and closed with the last; or somebody else's."""
-
-    def __init__(self, device: Device, *, owned: bool) -> None:
-        self.device = device
-        self._owned, self._users = owned, 0
-
-    @classmethod
-    def of(cls, device: str | Device | DeviceUse, *, allow_copy: bool) -> DeviceUse:
-        """A use by one more guest."""
-        if isinstance(device, str):
-            use = cls(open_device(device, allow_copy=allow_copy), owned=True)
-        else:
-            use = device if isinstance(device, DeviceUse) else cls(device, owned=False)
-        use._users += 1
-        return use
-
-    def end(self) -> None:
-        """One guest less."""
-        self._users -= 1
-        if self._owned and not self._users:
-            self.device.close()
 
 
 class DeviceGuest(Guest):
@@ -423,139 +397,6 @@ class DeviceGuest(Guest):
             if self.snapshot is not None:
                 self.snapshot.close()
             self._use.end()
-
-
-def thaw(
-    path: str | PathLike[str],
-    *,
-    module: str | bytes | bytearray | PathLike[str] | Module | None = None,
-    device: str | Device = "auto",
-    args: Sequence[str] | None = None,
-    env: Mapping[str, str] | None = None,
-    dirs: Sequence[str | PathLike[str] | Dir] = (),
-    stdin: Any = None,
-    stdout: Any = "discard",
-    stderr: Any = "discard",
-    limits: Limits | None = None,
-    compute_limits: ComputeLimits | None = None,
-    ledger: Ledger | None = None,
-    imports: Mapping[tuple[str, str], HostFunction | NativeFunction] | None = None,
-    models: Mapping[str, Source] | None = None,
-    nn_models: Mapping[str, Grant] | None = None,
-    nn_dialect: Dialect | str | None = None,
-    nn_limits: NnLimits | None = None,
-    nn_copy: bool = False,
-    log: Log = log_line,
-    allow_copy: bool = False,
-    verify: Verify = "eager",
-    key: Verifier | None = None,
-) -> DeviceGuest:
-    """Return a guest that goes on from a snapshot, on any device.
-
-    Everything that it may use is granted anew, by the names that it knows; what is not named here is as for
-    `DeviceGuest`.
-
-    Args:
-        path: the file.
-        module: what it was frozen of; None for the module in the file.
-        device: where it goes on.
-        args: None for those that it had.
-        env: likewise.
-        dirs: exactly those that it had, by the names under which it sees them.
-        stdin: as for a new guest; so are the next ones.
-        stdout: likewise.
-        stderr: likewise.
-        limits: likewise; they are not those that it had.
-        compute_limits: likewise.
-        ledger: likewise.
-        imports: likewise.
-        models: at least those that it has open, by the names that it knows; compared by their digests.
-        nn_models: as for a new guest; so are the next ones.
-        nn_dialect: likewise.
-        nn_limits: likewise.
-        nn_copy: likewise.
-        log: likewise.
-        allow_copy: likewise.
-        verify: "eager" checks every page first, "lazy" while the guest runs, "off" none: for your own files.
-        key: the file must be signed by it.
-
-    Raises:
-        UsageError: there is no such file, or the file is none of a guest.
-        SnapshotFileError: it breaks the format.
-        SnapshotDamagedError: a digest does not match.
-        SnapshotSignatureError: it is not signed by `key`.
-        SnapshotMismatchError: another module, model or directory than it had; the message says what differs.
-        DeviceUnavailableError, CopyRefusedError, MemoryLimitError: as `DeviceGuest`.
-    """
-    snapshot = open_snapshot(path, verify=verify, key=key)
-    with ExitStack() as stack:
-        stack.callback(snapshot.close)
-        manifest = snapshot.manifest
-        counted = limits is not None and limits.fuel is not None
-        engine = module.engine if isinstance(module, Module) else default_engine(fuel=counted)
-        found = find_module(snapshot, module, engine)
-        wasi = manifest.wasi or WasiState()
-        guest = DeviceGuest(
-            found,
-            device=device,
-            args=wasi.args if args is None else args,
-            env={v.name: v.value for v in wasi.env} if env is None else env,
-            dirs=granted_dirs(wasi.preopens, dirs),
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            limits=limits,
-            compute_limits=compute_limits,
-            ledger=ledger,
-            imports=imports,
-            models=models,
-            nn_models=nn_models,
-            nn_dialect=nn_dialect,
-            nn_limits=nn_limits,
-            nn_copy=nn_copy,
-            log=log,
-            allow_copy=allow_copy,
-            restore=Restore(
-                manifest, FileOrigin(snapshot), Clone(manifest.generation).next(), snapshot.digest
-            ),
-        )
-        if verify == "lazy":
-            guest.snapshot = snapshot
-            stack.pop_all()
-    return guest
-
-
-class Failures:
-    """What failing calls of wasi-nn were about: the guest only gets a number."""
-
-    MOST = 16
-    """Lines that are logged; a guest may fail a million times."""
-
-    def __init__(self, compute: Compute, log: Log) -> None:
-        self._compute, self._log, self._count = compute, log, 0
-
-    def add(self, error: Error) -> None:
-        """Keep it, and log it."""
-        self._compute.keep_error(error)
-        if isinstance(error, NnError) and error.errno == Errno.END_OF_SEQUENCE:
-            return  # how every answer that is made token by token ends
-        self._count += 1
-        if self._count <= self.MOST:
-            self._log(LOG_LEVELS.index("warning"), f"wasi-nn: {self._compute.error}")
-        elif self._count == self.MOST + 1:
-            self._log(LOG_LEVELS.index("warning"), "wasi-nn: more calls failed; their reasons are not logged")
-
-
-def stdout_of(guest: Guest) -> Callable[[bytes], None]:
-    """What writes to a guest's stdout, without keeping the guest alive."""
-    weak = weakref.ref(guest)
-
-    def write(data: bytes) -> None:
-        guest = weak()
-        if guest is not None:
-            guest.write_stdout(data)
-
-    return write
 
 
 def check_grants(models: Mapping[str, Source]) -> None:
