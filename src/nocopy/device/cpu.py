@@ -59,14 +59,14 @@ class CpuDevice:
         self._play = lib.nocopy_play
         self._player: int | None = player
         self._finalizer = weakref.finalize(self, lib.nocopy_player_destroy, player)
-        self._threads, self._level = threads, level or names[-1]
+        details = {"simd": level or names[-1], "threads": str(threads)}
+        self._info = DeviceInfo("cpu", _product(), Mode.SAME_POINTER, 0, details)
         self._on_close: list[weakref.WeakMethod[Callable[[], None]]] = []
 
     @property
     def info(self) -> DeviceInfo:
         """What it is; `details` has `simd` (the instruction-set level) and `threads`."""
-        details = {"simd": self._level, "threads": str(self._threads)}
-        return DeviceInfo("cpu", _product(), Mode.SAME_POINTER, 0, details)
+        return self._info
 
     @property
     def player(self) -> int:
