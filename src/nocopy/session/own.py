@@ -57,7 +57,14 @@ class OwnSession(Session):
         except BaseException:
             memory.close()
             raise
-        super().__init__(engine, memory, pages, context=context, kv=kv, play=play, step=step, tokens=tokens)
+        try:
+            super().__init__(
+                engine, memory, pages, context=context, kv=kv, play=play, step=step, tokens=tokens
+            )
+        except BaseException:
+            pages.close()
+            memory.close()
+            raise
 
     def close(self) -> None:
         """Free the session and its memory. Twice is allowed."""
