@@ -159,7 +159,7 @@ def test_passes_after_each_other_are_one_kernel(bench: Bench, steps: int) -> Non
 @pytest.mark.parametrize("weights", [F32, F16, *sorted(QUANTISED)], ids=lambda d: d.name)
 def test_weights_of_all_types(bench: Bench, weights: DType) -> None:
     k = 2048 if weights is DType.Q6_K else 256
-    shape = Shape(weights=weights, k=k, hidden=k, heads=k // 64, groups=2, n=64, layers=1, vocabulary=34)
+    shape = Shape(weights=weights, k=k, hidden=k, heads=8, groups=2, n=k // 8, layers=1, vocabulary=34)
     assert Model(bench, shape).play(70) == LAUNCHES
 
 

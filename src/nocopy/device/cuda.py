@@ -100,8 +100,8 @@ class CudaDevice:
         self._compiler = compiler
         self._allow_copy = allow_copy
         self._closed = False
-        self._modules: dict[str, Any] = {}
-        self._functions: dict[str, int] = {}
+        self._modules: dict[tuple[str, tuple[str, ...]], Any] = {}
+        self._functions: dict[tuple[str, tuple[str, ...]], int] = {}
         self._pages: list[CudaPages] = []
         self._programs: list[CudaProgram] = []
         self._info = DeviceInfo(
@@ -313,12 +313,14 @@ class CudaDevice:
         )
 
     def _function(self, shape: Shape) -> int:
-        function = self._functions.get(shape.kernel)
+        key = shape.kernel, shape.defines
+        function = self._functions.get(key)
         if function is None:
-            module = self._modules.get(shape.source)
+            code = shape.source, shape.defines
+            module = self._modules.get(code)
             if module is None:
-                module = self._modules[shape.source] = self._driver.load(self._compiler.code(shape.source))
-            function = self._functions[shape.kernel] = self._driver.function(module, shape.kernel)
+                module = self._modules[code] = self._driver.load(self._compiler.code(*code))
+            function = self._functions[key] = self._driver.function(module, shape.kernel)
         return function
 
     def drop_program(self, program: CudaProgram) -> None:

@@ -33,7 +33,8 @@ IN_FLIGHT = 40 << 10
 """Bytes of weights that are on their way to a multiprocessor: more delay what blocks wait for, fewer leave
 memory idle."""
 SUMS_BYTES = 1024 * 8
-STAGES_HELD = 4
+STAGES_HELD = 16
+"""As in walk.cu."""
 FEWEST_PRODUCTS = 4
 """Products of a run that is worth a kernel of its own."""
 MOST_PARTS = 32
@@ -352,9 +353,11 @@ class Walks:
         ahead = min(in_flight // WARPS, slots)
         tail = len(run.stages), slots, slot_bytes, ahead, in_flight % WARPS if ahead < slots else 0, row_words
         shared = fixed + slots * WARPS * slot_bytes
-        return WalkLaunch(
-            Shape("walk", "walk", grid, (THREADS, 1)), stages, self._words, shared, tail, self._stop
-        )
+        weights = sum(1 << dtype for dtype in {s.dtype for s in run.stages if s.kind == PRODUCT})
+        caches = sum(1 << dtype for dtype in {s.dtype for s in run.stages if s.kind == ATTENTION})
+        defines = f"WALK_WEIGHTS={weights}", f"WALK_CACHES={caches}"
+        shape = Shape("walk", "walk", grid, (THREADS, 1), defines=defines)
+        return WalkLaunch(shape, stages, self._words, shared, tail, self._stop)
 
 
 class _Kept:

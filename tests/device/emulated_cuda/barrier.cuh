@@ -53,6 +53,11 @@ inline bool passed(uint64_t* barrier, uint32_t parity) {
     return true;
 }
 
+inline void await(uint64_t* barrier, uint32_t parity) {
+    while (!passed(barrier, parity)) {
+    }
+}
+
 inline void relax() {
     emulator::yield();
 }

@@ -1,6 +1,6 @@
-// What kernels share that attend to a row's tokens as decoding needs it: a block takes a part of the tokens, a
-// warp up to two heads, so that a block has registers beside it for one of the next kernel, and reads IN_FLIGHT
-// tokens a team of lanes before it uses the first.
+// What kernels share that attend to a row's tokens as decoding needs it: a block takes a part of the tokens,
+// a warp up to two heads, so that a block has registers beside it for one of the next kernel, and reads
+// IN_FLIGHT tokens a team of lanes before it uses the first.
 #pragma once
 
 #include "attention.cuh"
@@ -83,8 +83,8 @@ struct RowWalk {
     Seen seen[OWN];
     float scale, softcap;
 
-    // Of the tokens of a part, warp `index` of `count` takes every count-th run. `team` lanes hold a head of n
-    // elements, this one those from `place` on; fetch(token, key, value) reads a token's.
+    // Of the tokens of a part, warp `index` of `count` takes every count-th run. `team` lanes hold a head of
+    // n elements, this one those from `place` on; fetch(token, key, value) reads a token's.
     template <typename Fetch>
     __device__ void over(const Part& part, uint64_t place, uint64_t n, uint32_t team, uint32_t index,
                          uint32_t count, Fetch fetch) {

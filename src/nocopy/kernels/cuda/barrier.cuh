@@ -1,8 +1,8 @@
 // What the warps and blocks of one long kernel wait for each other with (sm_90 and newer).
 //
 // A barrier in shared memory counts arrivals and the bytes of bulk copies; when all that was announced is
-// there, its phase ends, and the next begins. Words in device memory carry their own sign that they are there:
-// the lowest bit, the tag, which whoever writes a place the next time inverts. So a value is handed to
+// there, its phase ends, and the next begins. Words in device memory carry their own sign that they are
+// there: the lowest bit, the tag, which whoever writes a place the next time inverts. So a value is handed to
 // other blocks by one store and one load, with no fence, for one bit of its mantissa.
 #pragma once
 
@@ -28,12 +28,23 @@ __device__ inline void arrive(uint64_t* barrier) {
 // True once the phase of this parity has ended: phases have parity 0, 1, 0 ...
 __device__ inline bool passed(uint64_t* barrier, uint32_t parity) {
     uint32_t done;
-    asm volatile(
-        "{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-        : "=r"(done)
-        : "r"(shared_address(barrier)), "r"(parity)
-        : "memory");
+    asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                 : "=r"(done)
+                 : "r"(shared_address(barrier)), "r"(parity)
+                 : "memory");
     return done;
+}
+
+// The same for who has nothing else to do.
+__device__ inline void await(uint64_t* barrier, uint32_t parity) {
+    uint32_t done;
+    do {
+        asm volatile(
+            "{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+            : "=r"(done)
+            : "r"(shared_address(barrier)), "r"(parity)
+            : "memory");
+    } while (!done);
 }
 
 // Starts the copy of two pieces of `bytes` to shared memory, one behind the other, and arrives.

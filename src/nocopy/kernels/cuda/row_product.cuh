@@ -6,8 +6,8 @@
 //     or, of two weights, out[i] = function(y[0][i]) * y[1][i]
 //
 // Two rows of the weights make a pair: one after the other, or those that a rotation or a gate combines. Here
-// is what a pair is and what becomes of its sums; fused.cu and walk.cu play it. x lies in shared memory in the
-// order in which lanes read it. A result whose address is 0 is not written.
+// is what a pair is and what becomes of its sums; fused.cu and walk.cu play it. x lies in shared memory in
+// the order in which lanes read it. A result whose address is 0 is not written.
 #pragma once
 
 #include "blocks.cuh"
@@ -124,6 +124,21 @@ __device__ inline void store_if(uint64_t to, uint32_t row, float value) {
     if (to) ((float*)to)[row] = value;
 }
 
+struct alignas(8) TwoFloats {
+    float a, b;
+};
+
+// Both results of a pair of one product; as one word where they are neighbours: memory behind a bus takes
+// half words one by one.
+__device__ inline void store_both(uint64_t to, uint32_t a_row, uint32_t b_row, float a, float b) {
+    if (to && b_row == a_row + 1 && (to + 4 * (uint64_t)a_row) % 8 == 0) {
+        *(TwoFloats*)(to + 4 * (uint64_t)a_row) = {a, b};
+        return;
+    }
+    store_if(to, a_row, a);
+    store_if(to, b_row, b);
+}
+
 __device__ inline uint32_t gate_of(uint32_t function) {
     return function == NOCOPY_GLU_SILU   ? NOCOPY_UNARY_SILU
            : function == NOCOPY_GLU_GELU ? NOCOPY_UNARY_GELU
@@ -144,13 +159,14 @@ __device__ inline Sums finish_pair(const nocopy_fused& f, const RowPair& pair, c
         b = a * s + b * c;
         a = turned;
     }
-    store_if(p.out, pair.a_row, a);
-    store_if(other.out, pair.b_row, b);
     if (f.gate) {
+        store_if(p.out, pair.a_row, a);
+        store_if(other.out, pair.b_row, b);
         float gated = unary_function(gate_of(f.gate - 1), a) * b;
         store_if(f.gated, pair.a_row, gated);
         return {gated, 0.0f};
     }
+    store_both(p.out, pair.a_row, pair.b_row, a, b);
     store_cached(p, beside.position, pair.a_row, a);
     store_cached(p, beside.position, pair.b_row, b);
     if (!p.residual) return {a, b};

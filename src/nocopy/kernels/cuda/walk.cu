@@ -1,13 +1,14 @@
-// A language model's pass over one row, or several such passes one after another, in one kernel: its stages are
-// products (row_product.cuh), attention (attention_row.cuh), the look-up of a row, and the likeliest token.
+// A language model's pass over one row, or several such passes one after another, in one kernel: its stages
+// are products (row_product.cuh), attention (attention_row.cuh), the look-up of a row, and the likeliest
+// token.
 //
 // As many blocks as multiprocessors run to the end of the program together. A stage needs all results of the
 // one before it, so blocks hand them on through words that carry a tag (barrier.cuh); no block waits for a
 // fence or a counter. Of a block, WALK_WARPS warps compute. Each streams its own weights through a ring in
 // shared memory, across stages: while it waits for a row, the weights of the next stages arrive. Only some
 // bytes are on their way at a time, since a longer queue delays the words that blocks wait for. The other
-// warps bring rows: they read what was handed on until all of it is there, apply the norm's weight, and put it
-// in shared memory in the order in which lanes read it. Bound: the bytes of the weights and of the cache.
+// warps bring rows: they read what was handed on until all of it is there, apply the norm's weight, and put
+// it in shared memory in the order in which lanes read it. Bound: the bytes of the weights and of the cache.
 //
 // Words of the exchange are zero when the kernel starts, and a place is used again only after every block has
 // written something that it could not know before it had read the place: the host sees to that
@@ -19,11 +20,17 @@
 
 constexpr uint32_t WALK_WARPS = 8, ROW_BRINGERS = 4;  // warps
 constexpr uint32_t WALK_THREADS = 32 * (WALK_WARPS + ROW_BRINGERS), WALKERS = 32 * WALK_WARPS;
-constexpr uint32_t NO_TAG = 2;        // the row lies in memory since before the kernel began
-constexpr uint32_t NOWHERE = ~0u;     // nobody needs it
+constexpr uint32_t NO_TAG = 2;          // the row lies in memory since before the kernel began
+constexpr uint32_t NOWHERE = ~0u;       // nobody needs it
 constexpr uint32_t FEWEST_TOKENS = 64;  // of a part of attention
-constexpr uint32_t STAGES_HELD = 4;   // in shared memory
+constexpr uint32_t STAGES_HELD = 16, STAGES_AHEAD = 8;  // in shared memory; of them behind the one at hand
 constexpr uint32_t CANDIDATE_WORDS = 4;
+
+// Sets of dtypes, 1 << dtype each: the weights and caches that the kernel is compiled for.
+#ifndef WALK_WEIGHTS
+#define WALK_WEIGHTS ~0u
+#define WALK_CACHES ~0u
+#endif
 
 enum StageKind : uint32_t { STAGE_PRODUCT, STAGE_ATTENTION, STAGE_GATHER, STAGE_ARGMAX };
 
@@ -56,29 +63,44 @@ static_assert(sizeof(nocopy_walk) == 48, "device/cuda_walk.py packs this struct"
 
 #if __CUDA_ARCH__ >= 900
 
+// Calls take with an object of the struct that reads a weight's type (blocks.cuh).
+template <uint32_t DTYPE, typename B, typename Take>
+__device__ __forceinline__ void with_type_if(uint32_t dtype, Take take) {
+    if constexpr (WALK_WEIGHTS >> DTYPE & 1)
+        if (dtype == DTYPE) take(B());
+}
+template <typename Take>
+__device__ __forceinline__ void with_type(uint32_t dtype, Take take) {
+    with_type_if<NOCOPY_F32, F32Words>(dtype, take);
+    with_type_if<NOCOPY_F16, F16Words>(dtype, take);
+    with_type_if<NOCOPY_BF16, Bf16Words>(dtype, take);
+    with_type_if<NOCOPY_Q8_0, Q8_0>(dtype, take);
+    with_type_if<NOCOPY_Q4_0, Q4_0>(dtype, take);
+    with_type_if<NOCOPY_Q4_K, Q4_K>(dtype, take);
+    with_type_if<NOCOPY_Q5_K, Q5_K>(dtype, take);
+    with_type_if<NOCOPY_Q6_K, Q6_K>(dtype, take);
+}
+
 // Pairs of product p that this block has.
-__device__ inline uint32_t own_pairs(const nocopy_stage& s, uint32_t p) {
+__device__ __forceinline__ uint32_t own_pairs(const nocopy_stage& s, uint32_t p) {
     return s.each[p] + (blockIdx.x < s.more[p]);
 }
-__device__ inline uint32_t first_pair(const nocopy_stage& s, uint32_t p) {
+__device__ __forceinline__ uint32_t first_pair(const nocopy_stage& s, uint32_t p) {
     return blockIdx.x * s.each[p] + min(blockIdx.x, s.more[p]);
 }
-__device__ inline uint32_t all_own_pairs(const nocopy_stage& s) {
+__device__ __forceinline__ uint32_t all_own_pairs(const nocopy_stage& s) {
     return own_pairs(s, 0) + own_pairs(s, 1) + own_pairs(s, 2);
 }
 
 // The block's pair of this index.
-__device__ inline RowPair own_pair(const nocopy_stage& s, uint32_t index) {
+__device__ __forceinline__ RowPair own_pair(const nocopy_stage& s, uint32_t index) {
     uint32_t p = 0;
     for (; p < 2 && index >= own_pairs(s, p); ++p) index -= own_pairs(s, p);
     return RowPair(s.product, p, first_pair(s, p) + index);
 }
 
-__device__ inline uint32_t chunks_of(const nocopy_fused& f) {
+__device__ __forceinline__ uint32_t chunks_of(const nocopy_fused& f) {
     return (f.k + f.chunk - 1) / f.chunk;
-}
-__device__ inline uint32_t pair_of(const nocopy_fused& f, uint32_t piece) {
-    return f.reciprocal ? __umulhi(piece, f.reciprocal) : piece;  // piece / chunks
 }
 
 // The parts of a block's shared memory.
@@ -90,7 +112,7 @@ struct WalkMemory {
     uint64_t *filled, *full, *empty, *best;
     float* squares;
 
-    __device__ WalkMemory(const nocopy_walk& w) {
+    __device__ __forceinline__ WalkMemory(const nocopy_walk& w) {
         rings = dynamic_shared();
         row = (float*)(rings + WALK_WARPS * w.slots * w.slot_bytes);
         sums = (Sums*)(row + w.row_words);
@@ -106,19 +128,27 @@ struct WalkMemory {
 // Weights on their way to one warp: all that its pieces of all products need, in order. Only lane 0 keeps it.
 struct Stream {
     const nocopy_walk& walk;
+    const nocopy_stage* stages;
     uint8_t* memory;
     uint64_t* filled;
-    uint32_t stage = ~0u, piece = 0, pieces = 0;       // to be begun next
+    uint32_t now = 0;                                  // the stage that the warp is at
+    uint32_t stage = ~0u, product = 0, products = 0;   // what is begun next
+    uint32_t piece = 0, start = 0, stop = 0;           // of the stage; of them the product's
     uint32_t begun = 0, arrived = 0, used = 0, limit;  // slots, counted from the start
     uint32_t begin_at = 0, arrive_at = 0, arrive_parity = 0;
+    const uint8_t* weight = nullptr;                            // the block's first row
+    uint64_t apart = 0;                                         // bytes from a row of a pair to the other
+    uint32_t row_bytes = 0, first = 0, half = 0;                // the first pair; pairs of a head that turns
+    uint32_t chunks = 0, reciprocal = 0, width = 0, whole = 0;  // of a row; bytes of a chunk and of all
 
-    __device__ Stream(const nocopy_walk& w, const WalkMemory& shared, uint32_t warp)
+    __device__ __forceinline__ Stream(const nocopy_walk& w, const WalkMemory& shared, uint32_t warp)
         : walk(w),
+          stages(shared.stages),
           memory(shared.rings + warp * w.slots * w.slot_bytes),
           filled(shared.filled + warp * w.slots),
           limit(w.ahead + (warp < w.one_more)) {}
 
-    __device__ void pump() {
+    __device__ __forceinline__ void pump() {
         if (arrived < begun && passed(filled + arrive_at, arrive_parity)) {
             ++arrived;
             if (++arrive_at == walk.slots) arrive_at = 0, arrive_parity ^= 1;
@@ -126,29 +156,49 @@ struct Stream {
         if (begun - used < walk.slots && begun - arrived < limit) begin();
     }
 
-    __device__ void begin() {
-        const nocopy_stage* stages = (const nocopy_stage*)walk.stages;
-        while (piece >= pieces) {
-            if (stage == walk.count || ++stage == walk.count) return;
-            if (stages[stage].kind != STAGE_PRODUCT) continue;
-            piece = threadIdx.x / 32;
-            pieces = all_own_pairs(stages[stage]) * chunks_of(stages[stage].product);
-        }
-        const nocopy_stage& s = stages[stage];
-        const nocopy_fused& f = s.product;
-        const uint32_t index = pair_of(f, piece), width = row_bytes(s.dtype, f.chunk);
-        const uint32_t skip = (piece - index * chunks_of(f)) * width;
-        const RowPair pair = own_pair(s, index);
-        copy_pair(filled + begin_at, memory + begin_at * walk.slot_bytes,
-                  weight_row(f.products[pair.a_product], pair.a_row) + skip,
-                  weight_row(f.products[pair.b_product], pair.b_row) + skip,
-                  min(width, row_bytes(s.dtype, f.k) - skip));
+    __device__ __forceinline__ void begin() {
+        while (piece >= stop)
+            if (!next_product()) return;
+        const uint32_t local = piece - start, index = reciprocal ? __umulhi(local, reciprocal) : local;
+        const uint32_t skip = (local - index * chunks) * width, pair = first + index;
+        const uint32_t row = half == ONE_BY_ONE ? pair : half ? pair + pair / half * half : 2 * pair;
+        const uint8_t* a = weight + (uint64_t)row * row_bytes + skip;
+        copy_pair(filled + begin_at, memory + begin_at * walk.slot_bytes, a, a + apart,
+                  min(width, whole - skip));
         piece += WALK_WARPS;
         ++begun;
         if (++begin_at == walk.slots) begin_at = 0;
     }
 
-    static __device__ uint32_t row_bytes(uint32_t dtype, uint32_t elements) {
+    static constexpr uint32_t ONE_BY_ONE = ~0u;  // for `half`: rows of two weights make a pair
+
+    // False if there is none, or if its stage is not held yet.
+    __device__ __forceinline__ bool next_product() {
+        if (product + 1 < products) {
+            ++product;
+        } else {
+            if (stage + 1 == walk.count || stage + 1 >= now + STAGES_AHEAD) return false;
+            ++stage;
+            const nocopy_stage& s = stages[stage % STAGES_HELD];
+            product = products = piece = stop = 0;
+            if (s.kind != STAGE_PRODUCT) return true;
+            products = s.product.gate ? 1 : s.product.count;
+            piece = threadIdx.x / 32;
+        }
+        const nocopy_stage& s = stages[stage % STAGES_HELD];
+        const nocopy_fused& f = s.product;
+        const nocopy_product& p = f.products[product];
+        chunks = chunks_of(f), reciprocal = f.reciprocal;
+        width = bytes_of(s.dtype, f.chunk), whole = bytes_of(s.dtype, f.k);
+        weight = (const uint8_t*)p.weight, row_bytes = p.row_bytes, first = first_pair(s, product);
+        half = f.gate ? ONE_BY_ONE : p.turn == TURN_HALF ? p.head / 2 : 0;
+        apart = f.gate ? f.products[1].weight - p.weight : (uint64_t)row_bytes * (half ? half : 1);
+        start = stop;
+        stop += own_pairs(s, product) * chunks;
+        return true;
+    }
+
+    static __device__ __forceinline__ uint32_t bytes_of(uint32_t dtype, uint32_t elements) {
         if (is_blocks(dtype)) return elements / block_elements(dtype) * block_bytes(dtype);
         return elements * (dtype == NOCOPY_F32 ? 4 : 2);
     }
@@ -159,26 +209,30 @@ struct Patience {
     const volatile int32_t* stop;
     uint32_t looks = 0;
 
-    __device__ bool over() { return ++looks % 4096 == 0 && stop && *stop; }
+    __device__ __forceinline__ bool over() { return ++looks % 4096 == 0 && stop && *stop; }
 };
 
-__device__ inline bool all_tagged(const Words4& words, uint32_t tag) {
+__device__ __forceinline__ bool all_tagged(const Words4& words, uint32_t tag) {
     return tag == NO_TAG ||
            (((words.v[0] ^ tag) | (words.v[1] ^ tag) | (words.v[2] ^ tag) | (words.v[3] ^ tag)) & 1) == 0;
 }
 
-// Calls take(i, words) for four words at from(i), for i = thread, thread + threads ... below count; where
-// from(i) is null, for none. Loads of AT_ONCE are on their way together, again and again until they are there.
-template <typename From, typename Take>
-__device__ inline void bring_words(uint32_t thread, uint32_t threads, uint32_t count, uint32_t tag,
-                                   const volatile int32_t* stop, From from, Take take) {
+// Calls take(i, words, beside(i)) for four words at from(i), for i = thread, thread + threads ... below
+// count; where from(i) is null, for none. Loads of AT_ONCE are on their way together, again and again until
+// they are there; what goes beside them is read before.
+template <typename From, typename Aside, typename Take>
+__device__ __forceinline__ void bring_words(uint32_t thread, uint32_t threads, uint32_t count, uint32_t tag,
+                                            const volatile int32_t* stop, From from, Aside beside,
+                                            Take take) {
     constexpr uint32_t AT_ONCE = 4;
     for (uint32_t first = thread; first < count; first += AT_ONCE * threads) {
         const uint32_t* at[AT_ONCE];
+        Words4 aside[AT_ONCE];
 #pragma unroll
         for (uint32_t j = 0; j < AT_ONCE; ++j) {
             uint32_t i = first + j * threads;
             at[j] = i < count ? from(i) : nullptr;
+            if (at[j]) aside[j] = beside(i);
         }
         bool missing;
         Patience patience{stop};
@@ -193,7 +247,7 @@ __device__ inline void bring_words(uint32_t thread, uint32_t threads, uint32_t c
             for (uint32_t j = 0; j < AT_ONCE; ++j) {
                 if (!at[j]) continue;
                 if (any || all_tagged(words[j], tag)) {
-                    take(first + j * threads, words[j]);
+                    take(first + j * threads, words[j], aside[j]);
                     at[j] = nullptr;
                 } else {
                     missing = true;
@@ -212,9 +266,11 @@ struct Bringer {
 
     static constexpr uint32_t THREADS = 32 * ROW_BRINGERS;
 
-    __device__ const uint32_t* exchange(uint32_t word) const { return (const uint32_t*)walk.exchange + word; }
+    __device__ __forceinline__ const uint32_t* exchange(uint32_t word) const {
+        return (const uint32_t*)walk.exchange + word;
+    }
 
-    __device__ void hold_stage(uint32_t index) const {
+    __device__ __forceinline__ void hold_stage(uint32_t index) const {
         if (index >= walk.count) return;
         const uint32_t words = sizeof(nocopy_stage) / 4;
         const uint32_t* from = (const uint32_t*)((const nocopy_stage*)walk.stages + index);
@@ -222,19 +278,17 @@ struct Bringer {
         for (uint32_t i = thread; i < words; i += THREADS) to[i] = from[i];
     }
 
-    __device__ void run() {
+    __device__ __forceinline__ void run() {
         for (uint32_t s = 0; s < walk.count; ++s) {
-            if (s)
-                while (!passed(shared.empty, (s - 1) & 1)) {
-                }
-            hold_stage(s + 1);
+            if (s) await(shared.empty, (s - 1) & 1);
+            hold_stage(s + STAGES_AHEAD);
             bring(shared.stages[s % STAGES_HELD], s);
             __syncwarp();
             if (thread % 32 == 0) arrive(shared.full);
         }
     }
 
-    __device__ void bring(const nocopy_stage& s, uint32_t index) {
+    __device__ __forceinline__ void bring(const nocopy_stage& s, uint32_t index) {
         if (s.kind == STAGE_ATTENTION) return bring_heads(s);
         if (s.kind == STAGE_ARGMAX) {
             bring_linear(s.source, CANDIDATE_WORDS * gridDim.x, s.source_tag, 0);
@@ -243,47 +297,38 @@ struct Bringer {
         }
         if (s.kind != STAGE_PRODUCT) return;
         float squares = 0.0f;
-        switch (s.dtype) {
-            case NOCOPY_F32:
-                squares = bring_row<F32Words>(s);
-                break;
-            case NOCOPY_F16:
-            case NOCOPY_BF16:
-                squares = bring_row<Bf16Words>(s);
-                break;
-            case NOCOPY_Q8_0:
-                squares = bring_row<Q8_0>(s);
-                break;
-            case NOCOPY_Q4_0:
-                squares = bring_row<Q4_0>(s);
-                break;
-            case NOCOPY_Q4_K:
-                squares = bring_row<Q4_K>(s);
-                break;
-            case NOCOPY_Q5_K:
-                squares = bring_row<Q5_K>(s);
-                break;
-            default:
-                squares = bring_row<Q6_K>(s);
-        }
+        with_type(s.dtype, RowOf{*this, s, squares});
         if (!s.product.norm) return;
         squares = warp_sum(squares);
         if (thread % 32 == 0) shared.squares[index % 2 * ROW_BRINGERS + thread / 32] = squares;
     }
 
-    __device__ void bring_linear(uint32_t word, uint32_t count, uint32_t tag, uint32_t to) {
+    __device__ __forceinline__ void bring_linear(uint32_t word, uint32_t count, uint32_t tag, uint32_t to) {
         bring_words(
             thread, THREADS, count / 4, tag, walk.stop, [&](uint32_t i) { return exchange(word + 4 * i); },
-            [&](uint32_t i, const Words4& words) { ((Words4*)(shared.row + to))[i] = words; });
+            [](uint32_t) { return Words4(); },
+            [&](uint32_t i, const Words4& words, const Words4&) { ((Words4*)(shared.row + to))[i] = words; });
     }
 
     // Queries of the block's heads, then the newest key and value of their group.
-    __device__ void bring_heads(const nocopy_stage& s);
+    __device__ __forceinline__ void bring_heads(const nocopy_stage& s);
+
+    struct RowOf {  // (a generic lambda is a host function to NVRTC 13.0)
+        const Bringer& bringer;
+        const nocopy_stage& stage;
+        float& squares;
+
+        template <typename B>
+        __device__ __forceinline__ void operator()(B) const {
+            squares = bringer.bring_row<B>(stage);
+        }
+    };
 
     // x times norm in the order in which lanes read it; this thread's share of the sum of squares.
     template <typename B>
-    __device__ float bring_row(const nocopy_stage& s) {
+    __device__ __forceinline__ float bring_row(const nocopy_stage& s) const {
         const nocopy_fused& f = s.product;
+        const float* norm = (const float*)f.norm;
         const uint32_t* x = s.source_tag == NO_TAG ? (const uint32_t*)f.x : exchange(s.source);
         float squares = 0.0f;
         bring_words(
@@ -292,14 +337,14 @@ struct Bringer {
                 uint32_t at = Cut<B>::at(q, f.k);
                 return at < f.k ? x + at : nullptr;
             },
-            [&](uint32_t q, Words4 words) {
-                if (f.norm) {
-                    const Words4 norm = *(const Words4*)((const float*)f.norm + Cut<B>::at(q, f.k));
+            [&](uint32_t q) { return norm ? *(const Words4*)(norm + Cut<B>::at(q, f.k)) : Words4(); },
+            [&](uint32_t q, Words4 words, const Words4& weights) {
+                if (norm) {
 #pragma unroll
                     for (int i = 0; i < 4; ++i) {
                         float v = __uint_as_float(words.v[i]);
                         squares = fmaf(v, v, squares);
-                        words.v[i] = __float_as_uint(v * __uint_as_float(norm.v[i]));
+                        words.v[i] = __float_as_uint(v * __uint_as_float(weights.v[i]));
                     }
                 }
                 ((Words4*)shared.row)[q] = words;
@@ -310,34 +355,33 @@ struct Bringer {
 
 // What a block does in an attention stage: heads of one group, and a part of the tokens.
 struct AttentionJob {
-    uint64_t n, group, head;
-    uint32_t heads, most, split, job;
+    uint32_t n, group, head, heads, most, split, job;
     bool idle;
 
-    __device__ AttentionJob(const nocopy_launch& launch, uint32_t at_once) {
+    __device__ __forceinline__ AttentionJob(const nocopy_launch& launch, uint32_t at_once) {
         const uint32_t* d = launch.record.dims;
-        const uint64_t a_group = d[1] / d[4], chunks = (a_group + at_once - 1) / at_once;
+        const uint32_t a_group = d[1] / d[4], chunks = (a_group + at_once - 1) / at_once;
         n = d[2];
         most = (uint32_t)launch.splits;
         job = blockIdx.x / most, split = blockIdx.x % most;
         idle = job >= d[4] * chunks;
         group = job / chunks;
         head = group * a_group + job % chunks * at_once;
-        heads = (uint32_t)min(a_group - job % chunks * at_once, (uint64_t)at_once);
+        heads = min(a_group - job % chunks * at_once, at_once);
     }
 
-    static __device__ uint32_t at_once(const nocopy_launch& launch) {
+    static __device__ __forceinline__ uint32_t at_once(const nocopy_launch& launch) {
         return launch.record.dims[1] > launch.record.dims[4] ? 4 : 1;
     }
 };
 
-__device__ inline void Bringer::bring_heads(const nocopy_stage& s) {
+__device__ __forceinline__ void Bringer::bring_heads(const nocopy_stage& s) {
     const AttentionJob job(s.launch, AttentionJob::at_once(s.launch));
     if (job.idle) return;
-    const uint32_t n = (uint32_t)job.n, queries = job.heads * n;
-    bring_linear(s.source + (uint32_t)job.head * n, queries, s.source_tag, 0);
-    bring_linear(s.source + s.keys + (uint32_t)job.group * n, n, s.source_tag, queries);
-    bring_linear(s.source + s.values + (uint32_t)job.group * n, n, s.source_tag, queries + n);
+    const uint32_t n = job.n, queries = job.heads * n;
+    bring_linear(s.source + job.head * n, queries, s.source_tag, 0);
+    bring_linear(s.source + s.keys + job.group * n, n, s.source_tag, queries);
+    bring_linear(s.source + s.values + job.group * n, n, s.source_tag, queries + n);
 }
 
 // The warps that compute.
@@ -349,13 +393,17 @@ struct Walker {
     uint32_t slot = 0, slot_parity = 0;
     int32_t token = 0;
 
-    __device__ Walker(const nocopy_walk& w, const WalkMemory& m) : walk(w), shared(m), stream(w, m, warp) {}
+    __device__ __forceinline__ Walker(const nocopy_walk& w, const WalkMemory& m)
+        : walk(w), shared(m), stream(w, m, warp) {}
 
-    __device__ uint32_t* exchange(uint32_t word) const { return (uint32_t*)walk.exchange + word; }
+    __device__ __forceinline__ uint32_t* exchange(uint32_t word) const {
+        return (uint32_t*)walk.exchange + word;
+    }
 
-    __device__ void run() {
+    __device__ __forceinline__ void run() {
         for (uint32_t s = 0; s < walk.count; ++s) {
             wait(shared.full, s & 1);
+            stream.now = s;
             const nocopy_stage& stage = shared.stages[s % STAGES_HELD];
             switch (stage.kind) {
                 case STAGE_PRODUCT:
@@ -373,7 +421,7 @@ struct Walker {
         }
     }
 
-    __device__ void wait(uint64_t* barrier, uint32_t parity) {
+    __device__ __forceinline__ void wait(uint64_t* barrier, uint32_t parity) {
         if (lane == 0)
             while (!passed(barrier, parity)) stream.pump();
         __syncwarp();
@@ -382,46 +430,54 @@ struct Walker {
     }
 
     // This warp has read the row.
-    __device__ void release_row() {
+    __device__ __forceinline__ void release_row() {
         __syncwarp();
         if (lane == 0) arrive(shared.empty);
     }
 
     // Products
 
-    __device__ void product(const nocopy_stage& s, uint32_t index) {
-        switch (s.dtype) {
-            case NOCOPY_F32:
-                return product_of<F32Words>(s, index);
-            case NOCOPY_F16:
-                return product_of<F16Words>(s, index);
-            case NOCOPY_BF16:
-                return product_of<Bf16Words>(s, index);
-            case NOCOPY_Q8_0:
-                return product_of<Q8_0>(s, index);
-            case NOCOPY_Q4_0:
-                return product_of<Q4_0>(s, index);
-            case NOCOPY_Q4_K:
-                return product_of<Q4_K>(s, index);
-            case NOCOPY_Q5_K:
-                return product_of<Q5_K>(s, index);
-            default:
-                return product_of<Q6_K>(s, index);
+    struct ProductOf {
+        Walker& walker;
+        const nocopy_stage& stage;
+        uint32_t index;
+
+        template <typename B>
+        __device__ __forceinline__ void operator()(B) const {
+            walker.product_of<B>(stage, index);
         }
+    };
+
+    __device__ __forceinline__ void product(const nocopy_stage& s, uint32_t index) {
+        with_type(s.dtype, ProductOf{*this, s, index});
     }
 
     template <typename B>
-    __device__ void product_of(const nocopy_stage& s, uint32_t index) {
+    __device__ __forceinline__ void product_of(const nocopy_stage& s, uint32_t index) {
         const nocopy_fused& f = s.product;
+        const uint32_t k = f.k, chunk = f.chunk, reciprocal = f.reciprocal;
         const uint32_t chunks = chunks_of(f), pieces = all_own_pairs(s) * chunks;
         const uint32_t at_once = MAX_PIECES / WALK_WARPS / chunks * WALK_WARPS * chunks;
+        const bool holds = HeldRow::fits<B>(k, chunk, chunks);
         Beside own;
         if (threadIdx.x < pieces / chunks) own = Beside(f, own_pair(s, threadIdx.x));
         uint64_t best = 0;
         for (uint32_t start = 0; start < pieces; start += at_once) {
             const uint32_t stop = min(pieces, start + at_once);
-            for (uint32_t piece = start + warp; piece < stop; piece += WALK_WARPS)
-                multiply<B>(f, piece, chunks, shared.sums + (piece - start));
+            if (holds) {
+                multiply_held_pieces<B>(start, stop, chunks, chunk);
+            } else {
+                for (uint32_t piece = start + warp; piece < stop; piece += WALK_WARPS) {
+                    const uint32_t index = reciprocal ? __umulhi(piece, reciprocal) : piece;
+                    const uint32_t from = (piece - index * chunks) * chunk, elements = min(chunk, k - from);
+                    multiply(
+                        [&](const uint8_t* a) {
+                            return multiply_pair<B>(a, a + elements / B::ELEMENTS * B::BYTES,
+                                                    (const Words4*)shared.row, from, elements);
+                        },
+                        shared.sums + (piece - start));
+                }
+            }
             if (stop == pieces) release_row();
             meet(WALKERS);
             finish(s, index, start / chunks, stop / chunks, own, best);
@@ -431,18 +487,67 @@ struct Walker {
         if (s.best != NOWHERE) publish_best(s, best);
     }
 
+    // The part of a row of halves that belongs to a warp's pieces, in registers.
+    struct HeldRow {
+        static constexpr uint32_t PIECES = 4, ELEMENTS = 32 * 8 * PIECES;
+        Words4 words[2 * PIECES];
+
+        // Halves, and a warp's pieces are all of the same part of the row.
+        template <typename B>
+        static __device__ __forceinline__ bool fits(uint32_t k, uint32_t chunk, uint32_t chunks) {
+            return B::ELEMENTS == 8 && chunk == ELEMENTS && k % chunk == 0 && WALK_WARPS % chunks == 0;
+        }
+    };
+
     template <typename B>
-    __device__ void multiply(const nocopy_fused& f, uint32_t piece, uint32_t chunks, Sums* to) {
-        const uint32_t from = (piece - pair_of(f, piece) * chunks) * f.chunk;
-        const uint32_t elements = min(f.chunk, f.k - from);
+    __device__ __forceinline__ HeldRow hold_row(uint32_t from) {
+        HeldRow held;
+        const Words4* own = (const Words4*)shared.row + Cut<B>::pieces(from) * B::QUADS + lane;
+#pragma unroll
+        for (uint32_t i = 0; i < 2 * HeldRow::PIECES; ++i) held.words[i] = own[32 * i];
+        return held;
+    }
+
+    // multiply_pair with a row that is held.
+    template <typename B>
+    __device__ __forceinline__ Sums multiply_held(const uint8_t* a, const uint8_t* b, const HeldRow& held) {
+        Sums sums[2] = {};
+#pragma unroll
+        for (uint32_t piece = 0; piece < HeldRow::PIECES; ++piece) {
+            float wa[8], wb[8];
+            B::decode(B::fetch(a + 16 * (32 * piece + lane), 0), wa);
+            B::decode(B::fetch(b + 16 * (32 * piece + lane), 0), wb);
+#pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                float v = __uint_as_float(held.words[2 * piece + i / 4].v[i % 4]);
+                sums[i % 2].a = fmaf(v, wa[i], sums[i % 2].a);
+                sums[i % 2].b = fmaf(v, wb[i], sums[i % 2].b);
+            }
+        }
+        return {sums[0].a + sums[1].a, sums[0].b + sums[1].b};
+    }
+
+    template <typename B>
+    __device__ __forceinline__ void multiply_held_pieces(uint32_t start, uint32_t stop, uint32_t chunks,
+                                                         uint32_t chunk) {
+        if constexpr (B::ELEMENTS == 8) {
+            const HeldRow held = hold_row<B>(warp % chunks * chunk);
+            for (uint32_t piece = start + warp; piece < stop; piece += WALK_WARPS)
+                multiply([&](const uint8_t* a) { return multiply_held<B>(a, a + 2 * chunk, held); },
+                         shared.sums + (piece - start));
+        }
+    }
+
+    // product(a) is this lane's share of the sums of the next two pieces, which lie one behind the other at
+    // a.
+    template <typename Product>
+    __device__ __forceinline__ void multiply(Product product, Sums* to) {
         if (lane == 0)
             while (stream.arrived == stream.used) stream.pump();
         __syncwarp();
         while (!passed(stream.filled + slot, slot_parity)) {
         }
-        const uint8_t* a = stream.memory + slot * walk.slot_bytes;
-        Sums sums = multiply_pair<B>(a, a + elements / B::ELEMENTS * B::BYTES, (const Words4*)shared.row,
-                                     from, elements);
+        const Sums sums = product(stream.memory + slot * walk.slot_bytes);
         if (++slot == walk.slots) slot = 0, slot_parity ^= 1;
         __syncwarp();  // all lanes have read the slot
         if (lane == 0) {
@@ -458,8 +563,8 @@ struct Walker {
         if (lane == 16) to->b = sum;
     }
 
-    __device__ void finish(const nocopy_stage& s, uint32_t index, uint32_t start, uint32_t stop,
-                           const Beside& own, uint64_t& best) {
+    __device__ __forceinline__ void finish(const nocopy_stage& s, uint32_t index, uint32_t start,
+                                           uint32_t stop, const Beside& own, uint64_t& best) {
         const nocopy_fused& f = s.product;
         const uint32_t chunks = chunks_of(f);
         const float root = f.norm ? root_of(f, index) : 1.0f;
@@ -479,13 +584,13 @@ struct Walker {
         }
     }
 
-    __device__ float root_of(const nocopy_fused& f, uint32_t index) {
+    __device__ __forceinline__ float root_of(const nocopy_fused& f, uint32_t index) {
         float sum = 0.0f;
         for (uint32_t w = 0; w < ROW_BRINGERS; ++w) sum += shared.squares[index % 2 * ROW_BRINGERS + w];
         return sqrtf(sum / (float)f.k + f.eps);
     }
 
-    __device__ void publish_pair(const nocopy_stage& s, const RowPair& pair, const Sums& y) {
+    __device__ __forceinline__ void publish_pair(const nocopy_stage& s, const RowPair& pair, const Sums& y) {
         uint32_t* to = exchange(s.target + pair.a_row);
         if (s.product.gate) return store_tagged(to, __float_as_uint(y.a), s.target_tag);
         if (pair.a_product >= 1) to += s.product.products[0].rows;
@@ -496,7 +601,7 @@ struct Walker {
     }
 
     // The block's likeliest result: its key in three words.
-    __device__ void publish_best(const nocopy_stage& s, uint64_t best) {
+    __device__ __forceinline__ void publish_best(const nocopy_stage& s, uint64_t best) {
         best = warp_best(best);
         if (lane == 0) shared.best[warp] = best;
         meet(WALKERS);
@@ -510,13 +615,12 @@ struct Walker {
         store_tagged(to + 3, 0, s.best_tag);
     }
 
-    static __device__ uint64_t warp_best(uint64_t best) {
-        for (int mask = 16; mask; mask >>= 1)
-            best = Larger()(best, __shfl_xor_sync(0xffffffffu, best, mask));
+    static __device__ __forceinline__ uint64_t warp_best(uint64_t best) {
+        for (int mask = 16; mask; mask >>= 1) best = Larger()(best, __shfl_xor_sync(0xffffffffu, best, mask));
         return best;
     }
 
-    __device__ void argmax(const nocopy_stage& s) {
+    __device__ __forceinline__ void argmax(const nocopy_stage& s) {
         const uint32_t* words = (const uint32_t*)shared.row;
         uint64_t best = 0;
         for (uint32_t b = lane; b < gridDim.x; b += 32) {
@@ -531,7 +635,7 @@ struct Walker {
 
     // Looking up a row of a table
 
-    __device__ void gather(const nocopy_stage& s) {
+    __device__ __forceinline__ void gather(const nocopy_stage& s) {
         release_row();
         Tensor out(s.launch, 0), table(s.launch, 1), indices(s.launch, 2);
         const int32_t last = (int32_t)(s.launch.record.dims[2] - 1);
@@ -553,30 +657,30 @@ struct Walker {
 
     // Attention
 
-    __device__ void attention(const nocopy_stage& s) {
-        const bool grouped = AttentionJob::at_once(s.launch) > 1;
-        switch (s.dtype) {
-            case NOCOPY_F32:
-                return grouped ? attend<READ_F32, 4>(s) : attend<READ_F32, 1>(s);
-            case NOCOPY_F16:
-                return grouped ? attend<READ_F16, 4>(s) : attend<READ_F16, 1>(s);
-            default:
-                return grouped ? attend<READ_BF16, 4>(s) : attend<READ_BF16, 1>(s);
-        }
+    __device__ __forceinline__ void attention(const nocopy_stage& s) {
+        if (s.dtype == NOCOPY_F32) return attend_if<NOCOPY_F32, READ_F32>(s);
+        if (s.dtype == NOCOPY_F16) return attend_if<NOCOPY_F16, READ_F16>(s);
+        attend_if<NOCOPY_BF16, READ_BF16>(s);
+    }
+
+    template <uint32_t DTYPE, int READING>
+    __device__ __forceinline__ void attend_if(const nocopy_stage& s) {
+        if constexpr (WALK_CACHES >> DTYPE & 1)
+            AttentionJob::at_once(s.launch) > 1 ? attend<READING, 4>(s) : attend<READING, 1>(s);
     }
 
     template <int READING, int HEADS>
-    __device__ void attend(const nocopy_stage& s) {
+    __device__ __forceinline__ void attend(const nocopy_stage& s) {
         const nocopy_launch& launch = s.launch;
         const AttentionJob job(launch, HEADS);
         if (job.idle) return release_row();
         constexpr int OWN = HEADS == 1 ? 1 : 2;
         constexpr uint32_t SIDE = HEADS / OWN, BEHIND = WALK_WARPS / SIDE;
-        const uint64_t n = job.n;
+        const uint32_t n = job.n;
         const Tokens tokens(launch, 0);
         const Part part(tokens, job.split, job.most, FEWEST_TOKENS);
         const uint32_t own = warp % SIDE * OWN, run = warp / SIDE, team = head_team(n);
-        const uint64_t place = (uint64_t)(lane % team) * EIGHT;
+        const uint32_t place = lane % team * EIGHT;
         float* states = shared.row + (job.heads + 2) * n;  // [run][head]: largest, sum, n values
         auto state = [&](uint32_t r, uint32_t h) { return states + (r * HEADS + h) * (n + 2); };
         Tensor last(launch, 4);
@@ -617,7 +721,7 @@ struct Walker {
         uint32_t* partial = exchange(s.partial) + (uint64_t)job.job * job.most * HEADS * (n + 2);
         auto partial_of = [&](uint32_t p, uint32_t h) { return partial + (p * HEADS + h) * (n + 2); };
         for (uint32_t e = threadIdx.x; e < job.heads * n; e += WALKERS) {
-            const uint32_t h = (uint32_t)(e / n), i = (uint32_t)(e % n);
+            const uint32_t h = e / n, i = e % n;
             float largest = LOWEST, sum = 0.0f, value = 0.0f;
             for (uint32_t r = 0; r < BEHIND; ++r) largest = nan_max(largest, state(r, h)[0]);
             for (uint32_t r = 0; r < BEHIND; ++r) {
@@ -636,15 +740,16 @@ struct Walker {
         }
         release_row();
         if (alone || job.split >= part.parts) return;
-        const uint32_t all = job.heads * (uint32_t)n;
+        const uint32_t all = job.heads * n;
         const uint32_t first = all * job.split / part.parts, stop = all * (job.split + 1) / part.parts;
         for (uint32_t e = first + threadIdx.x; e < stop; e += WALKERS) {
-            const uint32_t h = (uint32_t)(e / n), i = (uint32_t)(e % n);
+            const uint32_t h = e / n, i = e % n;
             float largest = LOWEST, sum = 0.0f, value = 0.0f;
             for (uint32_t p = 0; p < part.parts; p += 4) {
                 uint32_t words[4][3];
-                read_parts(words, [&](uint32_t j) { return partial_of(min(p + j, part.parts - 1), h); }, i,
-                           s.partial_tag);
+                read_parts(
+                    words, [&](uint32_t j) { return partial_of(min(p + j, part.parts - 1), h); }, i,
+                    s.partial_tag);
 #pragma unroll
                 for (uint32_t j = 0; j < 4; ++j) {
                     if (p + j >= part.parts) continue;
@@ -661,7 +766,7 @@ struct Walker {
 
     // Largest, sum and value i of four parts.
     template <typename At>
-    __device__ void read_parts(uint32_t (&words)[4][3], At at, uint32_t i, uint32_t tag) {
+    __device__ __forceinline__ void read_parts(uint32_t (&words)[4][3], At at, uint32_t i, uint32_t tag) {
         Patience patience{walk.stop};
         bool missing;
         do {
@@ -679,24 +784,25 @@ struct Walker {
         } while (missing && !patience.over());
     }
 
-    __device__ void publish_head(const nocopy_stage& s, uint64_t head, uint32_t i, uint64_t n, float value) {
-        store_tagged(exchange(s.target + (uint32_t)(head * n) + i), __float_as_uint(value), s.target_tag);
+    __device__ __forceinline__ void publish_head(const nocopy_stage& s, uint32_t head, uint32_t i, uint32_t n,
+                                                 float value) {
+        store_tagged(exchange(s.target + head * n + i), __float_as_uint(value), s.target_tag);
     }
 
     // What the cache will hold of eight elements.
     template <int READING>
-    static __device__ RawEight<READING> encoded(const float* from) {
+    static __device__ __forceinline__ RawEight<READING> encoded(const float* from) {
         RawEight<READING> raw;
         encode(raw, from);
         return raw;
     }
-    static __device__ void encode(RawEight<READ_F32>& raw, const float* from) {
+    static __device__ __forceinline__ void encode(RawEight<READ_F32>& raw, const float* from) {
 #pragma unroll
         for (int i = 0; i < 4; ++i)
             raw.low.v[i] = __float_as_uint(from[i]), raw.high.v[i] = __float_as_uint(from[4 + i]);
     }
     template <int READING>
-    static __device__ void encode(RawEight<READING>& raw, const float* from) {
+    static __device__ __forceinline__ void encode(RawEight<READING>& raw, const float* from) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             uint32_t low = READING == READ_F16 ? f32_to_f16(from[2 * i]) : f32_to_bf16(from[2 * i]);
@@ -717,7 +823,8 @@ extern "C" __global__ void __launch_bounds__(WALK_THREADS, 1) walk(const __grid_
         begin_barrier(shared.empty, WALK_WARPS);
         show_barriers();
     }
-    if (threadIdx.x >= WALKERS) Bringer{walk, shared}.hold_stage(0);
+    if (threadIdx.x >= WALKERS)
+        for (uint32_t s = 0; s < STAGES_AHEAD; ++s) Bringer{walk, shared}.hold_stage(s);
     __syncthreads();
     if (threadIdx.x >= WALKERS)
         Bringer{walk, shared}.run();
