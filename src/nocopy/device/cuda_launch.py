@@ -55,7 +55,8 @@ MAX_WORKSPACE = 2**26
 @dataclass(frozen=True)
 class Shape:
     """A kernel and its threads: `source` is the file under kernels/cuda, compiled with the macros `defines`;
-    `block` the threads in x and y."""
+    `block` the threads in x and y.
+    """
 
     source: str
     kernel: str

@@ -39,7 +39,10 @@ FEWEST_PRODUCTS = 4
 """Products of a run that is worth a kernel of its own."""
 MOST_PARTS = 32
 """Parts of the tokens of one attention stage."""
-CACHES = {DType.F32: "f32", DType.F16: "f16", DType.BF16: "bf16"}
+CACHES = frozenset({DType.F32, DType.F16, DType.BF16})
+HALVES = frozenset({DType.F16, DType.BF16})
+HELD_ELEMENTS = 1024
+"""Elements of a row of halves that a warp holds in registers."""
 
 
 @dataclass(frozen=True)
@@ -228,9 +231,8 @@ class Walks:
         query, key, value = outs.index(q), caches.index(k), caches.index(v)
         rows = (d["h"] * n, d["g"] * n, d["g"] * n)
         found = tuple(group.products[i].rows for i in (query, key, value))
-        whole = (fields.strides[1][1], fields.strides[0][1], fields.strides[2][1], fields.strides[3][1]) == (
-            n,
-        ) * 4
+        heads = [(d[axis], fields.strides[slot][1]) for slot, axis in enumerate("hhgg")]
+        whole = all(step == n for count, step in heads if count > 1)
         dtypes = {group.products[i].cache_dtype for i in (key, value)}
         if (
             found != rows
@@ -240,7 +242,7 @@ class Walks:
             or fields.dtype(0) is not DType.F32
         ):
             return False
-        side = 4 if d["h"] > d["g"] else 1
+        side = _heads_at_once(launch)
         jobs = d["g"] * -(-(d["h"] // d["g"]) // side)
         splits = min(self._chip.multiprocessors // jobs, MOST_PARTS)
         if not splits:
@@ -355,7 +357,14 @@ class Walks:
         shared = fixed + slots * WARPS * slot_bytes
         weights = sum(1 << dtype for dtype in {s.dtype for s in run.stages if s.kind == PRODUCT})
         caches = sum(1 << dtype for dtype in {s.dtype for s in run.stages if s.kind == ATTENTION})
-        defines = f"WALK_WEIGHTS={weights}", f"WALK_CACHES={caches}"
+        sides = {_heads_at_once(s.launch) for s in run.stages if s.launch and s.kind == ATTENTION}
+        held = {_holds(s) for s in run.stages if s.group and s.dtype in HALVES}
+        defines = (
+            f"WALK_WEIGHTS={weights}",
+            f"WALK_CACHES={caches}",
+            f"WALK_HEADS={sides.pop() if len(sides) == 1 else 0}",
+            f"WALK_HOLDS={int(held.pop()) if len(held) == 1 else 2}",
+        )
         shape = Shape("walk", "walk", grid, (THREADS, 1), defines=defines)
         return WalkLaunch(shape, stages, self._words, shared, tail, self._stop)
 
@@ -415,16 +424,28 @@ def _row_words(stage: Stage, grid: int) -> int:
         return CANDIDATE_WORDS * grid
     if stage.kind != ATTENTION or not stage.launch:
         return 0
-    d = Fields.unpack(stage.launch.record).named
-    heads = 4 if d["h"] > d["g"] else 1
-    return -(-((heads + 2) * d["n"] + WARPS * max(heads, 1) * (d["n"] + 2)) // 4) * 4
+    d, heads = Fields.unpack(stage.launch.record).named, _heads_at_once(stage.launch)
+    return -(-((heads + 2) * d["n"] + WARPS * heads * (d["n"] + 2)) // 4) * 4
+
+
+def _heads_at_once(launch: Launch) -> int:
+    """Heads that a block of attention takes: `AttentionJob::at_once`."""
+    d = Fields.unpack(launch.record).named
+    return 4 if d["h"] > d["g"] else 1
 
 
 def _jobs(stage: Stage) -> int:
+    """Blocks that an attention stage needs."""
     assert stage.launch
     d = Fields.unpack(stage.launch.record).named
-    side = 4 if d["h"] > d["g"] else 1
-    return d["g"] * -(-(d["h"] // d["g"]) // side) * stage.launch.shape.splits
+    return d["g"] * -(-(d["h"] // d["g"]) // _heads_at_once(stage.launch)) * stage.launch.shape.splits
+
+
+def _holds(stage: Stage) -> bool:
+    """True if warps hold their part of a row of halves: `HeldRow::fits`."""
+    assert stage.group
+    k, chunk = stage.group.k, stage.group.chunk
+    return chunk == HELD_ELEMENTS and k % chunk == 0 and WARPS % (k // chunk) == 0
 
 
 def _pack(stage: Stage, grid: int, kept: _Kept) -> bytes:

@@ -76,6 +76,11 @@ struct Part {
     }
 };
 
+// Rare, and long where it is repeated.
+__device__ __noinline__ float capped(float score, float softcap) {
+    return softcap * tanhf(score / softcap);
+}
+
 // What a warp makes of its tokens, for its own heads.
 template <int READING, int OWN>
 struct RowWalk {
@@ -89,6 +94,7 @@ struct RowWalk {
     __device__ void over(const Part& part, uint64_t place, uint64_t n, uint32_t team, uint32_t index,
                          uint32_t count, Fetch fetch) {
         const uint32_t lane = threadIdx.x % 32, at_once = 32 / team, run = at_once * IN_FLIGHT;
+#pragma unroll 1
         for (int64_t first = part.start + index * run; first < part.stop; first += count * run) {
             RawEight<READING> keys[IN_FLIGHT], values[IN_FLIGHT];
 #pragma unroll
@@ -112,7 +118,7 @@ struct RowWalk {
                     for (uint32_t mask = team / 2; mask; mask /= 2)
                         score += __shfl_xor_sync(0xffffffffu, score, mask);
                     score *= scale;
-                    if (softcap != 0.0f) score = softcap * tanhf(score / softcap);
+                    if (softcap != 0.0f) score = capped(score, softcap);
                     scores[h][i] = score;
                     if (first + i * at_once + lane / team < part.stop) top = nan_max(top, score);
                 }

@@ -154,7 +154,9 @@ __device__ inline Sums finish_pair(const nocopy_fused& f, const RowPair& pair, c
     if (other.bias) b = b + beside.b_bias;
     if (p.turn != TURN_NONE) {
         float angle = (float)beside.position * beside.frequency;
-        float c = p.turn_scale * cosf(angle), s = p.turn_scale * sinf(angle);
+        float c, s;
+        sincosf(angle, &s, &c);
+        c *= p.turn_scale, s *= p.turn_scale;
         float turned = a * c - b * s;
         b = a * s + b * c;
         a = turned;

@@ -26,10 +26,18 @@ constexpr uint32_t FEWEST_TOKENS = 64;  // of a part of attention
 constexpr uint32_t STAGES_HELD = 16, STAGES_AHEAD = 8;  // in shared memory; of them behind the one at hand
 constexpr uint32_t CANDIDATE_WORDS = 4;
 
-// Sets of dtypes, 1 << dtype each: the weights and caches that the kernel is compiled for.
+// What the kernel is compiled for: sets of dtypes, 1 << dtype each, of weights and caches.
 #ifndef WALK_WEIGHTS
 #define WALK_WEIGHTS ~0u
 #define WALK_CACHES ~0u
+#endif
+
+// More of what it is compiled for: heads that share keys and values, heads that do not (or either, 0); rows
+// of halves that warps hold in registers, or not (or either, 2). All that runs must fit the instruction
+// cache.
+#ifndef WALK_HEADS
+#define WALK_HEADS 0
+#define WALK_HOLDS 2
 #endif
 
 enum StageKind : uint32_t { STAGE_PRODUCT, STAGE_ATTENTION, STAGE_GATHER, STAGE_ARGMAX };
@@ -225,6 +233,7 @@ __device__ __forceinline__ void bring_words(uint32_t thread, uint32_t threads, u
                                             const volatile int32_t* stop, From from, Aside beside,
                                             Take take) {
     constexpr uint32_t AT_ONCE = 4;
+#pragma unroll 1
     for (uint32_t first = thread; first < count; first += AT_ONCE * threads) {
         const uint32_t* at[AT_ONCE];
         Words4 aside[AT_ONCE];
@@ -378,10 +387,23 @@ struct AttentionJob {
 __device__ __forceinline__ void Bringer::bring_heads(const nocopy_stage& s) {
     const AttentionJob job(s.launch, AttentionJob::at_once(s.launch));
     if (job.idle) return;
-    const uint32_t n = job.n, queries = job.heads * n;
-    bring_linear(s.source + job.head * n, queries, s.source_tag, 0);
-    bring_linear(s.source + s.keys + job.group * n, n, s.source_tag, queries);
-    bring_linear(s.source + s.values + job.group * n, n, s.source_tag, queries + n);
+    // Words of the queries, of the key, of the value, one behind the other.
+    const uint32_t n = job.n / 4, queries = job.heads * n;
+    const uint32_t from[3] = {s.source + job.head * job.n, s.source + s.keys + job.group * job.n,
+                              s.source + s.values + job.group * job.n};
+    bring_words(
+        thread, THREADS, queries + 2 * n, s.source_tag, walk.stop,
+        [&](uint32_t i) {
+            if (i < queries) return exchange(from[0] + 4 * i);
+            return i < queries + n ? exchange(from[1] + 4 * (i - queries))
+                                   : exchange(from[2] + 4 * (i - queries - n));
+        },
+        [](uint32_t) { return Words4(); },
+        [&](uint32_t i, const Words4& words, const Words4&) { ((Words4*)shared.row)[i] = words; });
+}
+
+__device__ __noinline__ float table_element(const Tensor table, uint64_t at) {
+    return is_blocks(table.dtype) ? load_block_element(table, at) : load(table, at);
 }
 
 // The warps that compute.
@@ -455,35 +477,25 @@ struct Walker {
     template <typename B>
     __device__ __forceinline__ void product_of(const nocopy_stage& s, uint32_t index) {
         const nocopy_fused& f = s.product;
-        const uint32_t k = f.k, chunk = f.chunk, reciprocal = f.reciprocal;
-        const uint32_t chunks = chunks_of(f), pieces = all_own_pairs(s) * chunks;
-        const uint32_t at_once = MAX_PIECES / WALK_WARPS / chunks * WALK_WARPS * chunks;
-        const bool holds = HeldRow::fits<B>(k, chunk, chunks);
-        Beside own;
-        if (threadIdx.x < pieces / chunks) own = Beside(f, own_pair(s, threadIdx.x));
+        const uint32_t chunk = f.chunk, chunks = chunks_of(f), pairs = all_own_pairs(s);
+        const uint32_t at_once = min(MAX_PIECES / chunks, WALKERS) / WALK_WARPS * WALK_WARPS;
+        const bool holds = HeldRow::fits<B>(f.k, chunk, chunks);
         uint64_t best = 0;
-        for (uint32_t start = 0; start < pieces; start += at_once) {
-            const uint32_t stop = min(pieces, start + at_once);
-            if (holds) {
-                multiply_held_pieces<B>(start, stop, chunks, chunk);
-            } else {
-                for (uint32_t piece = start + warp; piece < stop; piece += WALK_WARPS) {
-                    const uint32_t index = reciprocal ? __umulhi(piece, reciprocal) : piece;
-                    const uint32_t from = (piece - index * chunks) * chunk, elements = min(chunk, k - from);
-                    multiply(
-                        [&](const uint8_t* a) {
-                            return multiply_pair<B>(a, a + elements / B::ELEMENTS * B::BYTES,
-                                                    (const Words4*)shared.row, from, elements);
-                        },
-                        shared.sums + (piece - start));
-                }
-            }
-            if (stop == pieces) release_row();
+#pragma unroll 1
+        for (uint32_t start = 0; start < pairs; start += at_once) {
+            const uint32_t stop = min(pairs, start + at_once), own = min(start + threadIdx.x, stop - 1);
+            const RowPair place = own_pair(s, own);
+            const Beside beside(f, place);
+            if (holds)
+                multiply_held_pieces<B>(start * chunks, stop * chunks, chunks, chunk);
+            else
+                multiply_pieces<B>(f, start * chunks, stop * chunks, chunks);
+            if (stop == pairs) release_row();
             meet(WALKERS);
-            finish(s, index, start / chunks, stop / chunks, own, best);
-            if (stop < pieces) meet(WALKERS);  // all have read the sums
+            if (start + threadIdx.x < stop) finish(s, index, threadIdx.x, place, beside, best);
+            if (stop < pairs) meet(WALKERS);  // all have read the sums
         }
-        if (pieces == 0) release_row();
+        if (pairs == 0) release_row();
         if (s.best != NOWHERE) publish_best(s, best);
     }
 
@@ -530,31 +542,50 @@ struct Walker {
     template <typename B>
     __device__ __forceinline__ void multiply_held_pieces(uint32_t start, uint32_t stop, uint32_t chunks,
                                                          uint32_t chunk) {
-        if constexpr (B::ELEMENTS == 8) {
+        if constexpr (B::ELEMENTS == 8 && WALK_HOLDS != 0) {
             const HeldRow held = hold_row<B>(warp % chunks * chunk);
-            for (uint32_t piece = start + warp; piece < stop; piece += WALK_WARPS)
-                multiply([&](const uint8_t* a) { return multiply_held<B>(a, a + 2 * chunk, held); },
-                         shared.sums + (piece - start));
+#pragma unroll 1
+            for (uint32_t piece = start + warp; piece < stop; piece += WALK_WARPS) {
+                const uint8_t* a = next_pieces();
+                add_up(multiply_held<B>(a, a + 2 * chunk, held), shared.sums + (piece - start));
+            }
         }
     }
 
-    // product(a) is this lane's share of the sums of the next two pieces, which lie one behind the other at
-    // a.
-    template <typename Product>
-    __device__ __forceinline__ void multiply(Product product, Sums* to) {
-        if (lane == 0)
-            while (stream.arrived == stream.used) stream.pump();
+    template <typename B>
+    __device__ __forceinline__ void multiply_pieces(const nocopy_fused& f, uint32_t start, uint32_t stop,
+                                                    uint32_t chunks) {
+        if constexpr (B::ELEMENTS != 8 || WALK_HOLDS != 1) {
+            const uint32_t k = f.k, chunk = f.chunk, reciprocal = f.reciprocal;
+#pragma unroll 1
+            for (uint32_t piece = start + warp; piece < stop; piece += WALK_WARPS) {
+                const uint32_t index = reciprocal ? __umulhi(piece, reciprocal) : piece;
+                const uint32_t from = (piece - index * chunks) * chunk, elements = min(chunk, k - from);
+                const uint8_t* a = next_pieces();
+                add_up(multiply_pair<B>(a, a + elements / B::ELEMENTS * B::BYTES, (const Words4*)shared.row,
+                                        from, elements),
+                       shared.sums + (piece - start));
+            }
+        }
+    }
+
+    // Where the next two pieces lie, one behind the other, once they are there.
+    __device__ __forceinline__ const uint8_t* next_pieces() {
+        if (lane == 0) {
+            do stream.pump();
+            while (stream.arrived == stream.used);
+        }
         __syncwarp();
         while (!passed(stream.filled + slot, slot_parity)) {
         }
-        const Sums sums = product(stream.memory + slot * walk.slot_bytes);
+        return stream.memory + slot * walk.slot_bytes;
+    }
+
+    // All lanes have read them: this lane's sums of them are to be added up with those of the others.
+    __device__ __forceinline__ void add_up(const Sums& sums, Sums* to) {
         if (++slot == walk.slots) slot = 0, slot_parity ^= 1;
-        __syncwarp();  // all lanes have read the slot
-        if (lane == 0) {
-            ++stream.used;
-            stream.pump();
-        }
         __syncwarp();
+        if (lane == 0) ++stream.used;
         // The lower lanes sum up a, the upper ones b.
         float sum = lane < 16 ? sums.a : sums.b;
         sum += __shfl_xor_sync(0xffffffffu, lane < 16 ? sums.b : sums.a, 16);
@@ -563,25 +594,23 @@ struct Walker {
         if (lane == 16) to->b = sum;
     }
 
-    __device__ __forceinline__ void finish(const nocopy_stage& s, uint32_t index, uint32_t start,
-                                           uint32_t stop, const Beside& own, uint64_t& best) {
+    // What becomes of a pair, the one with these sums.
+    __device__ __forceinline__ void finish(const nocopy_stage& s, uint32_t index, uint32_t pair,
+                                           const RowPair& place, const Beside& beside, uint64_t& best) {
         const nocopy_fused& f = s.product;
         const uint32_t chunks = chunks_of(f);
-        const float root = f.norm ? root_of(f, index) : 1.0f;
-        for (uint32_t i = start + threadIdx.x; i < stop; i += WALKERS) {
-            Sums sums = {};
-            for (uint32_t c = 0; c < chunks; ++c) {
-                const Sums& part = shared.sums[(i - start) * chunks + c];
-                sums.a += part.a;
-                sums.b += part.b;
-            }
-            const RowPair pair = own_pair(s, i);
-            const Sums y = finish_pair(f, pair, i == threadIdx.x ? own : Beside(f, pair),
-                                       {sums.a / root, sums.b / root});
-            if (s.target != NOWHERE) publish_pair(s, pair, y);
-            if (s.best == NOWHERE) continue;
-            best = Larger()(best, Larger()(rank_key(y.a, pair.a_row), rank_key(y.b, pair.b_row)));
+        const float scale = f.norm ? 1.0f / root_of(f, index) : 1.0f;
+        Sums sums = {};
+#pragma unroll 1
+        for (uint32_t c = 0; c < chunks; ++c) {
+            const Sums& part = shared.sums[pair * chunks + c];
+            sums.a += part.a;
+            sums.b += part.b;
         }
+        const Sums y = finish_pair(f, place, beside, {sums.a * scale, sums.b * scale});
+        if (s.target != NOWHERE) publish_pair(s, place, y);
+        if (s.best == NOWHERE) return;
+        best = Larger()(best, Larger()(rank_key(y.a, place.a_row), rank_key(y.b, place.b_row)));
     }
 
     __device__ __forceinline__ float root_of(const nocopy_fused& f, uint32_t index) {
@@ -641,14 +670,10 @@ struct Walker {
         const int32_t last = (int32_t)(s.launch.record.dims[2] - 1);
         const int32_t index = s.source_tag == NO_TAG ? *indices.as<int32_t>() : token;
         const uint64_t row = table.at((uint64_t)min(max(index, 0), last));
+#pragma unroll 1
         for (uint32_t i = threadIdx.x; i < own_pairs(s, 0); i += WALKERS) {
             const uint32_t at = 2 * (first_pair(s, 0) + i);
-            float a, b;
-            if (is_blocks(table.dtype)) {
-                a = load_block_element(table, row + at), b = load_block_element(table, row + at + 1);
-            } else {
-                a = load(table, row + at), b = load(table, row + at + 1);
-            }
+            const float a = table_element(table, row + at), b = table_element(table, row + at + 1);
             store(out, at, a);
             store(out, at + 1, b);
             store_tagged(exchange(s.target + at), a, b, s.target_tag);
@@ -665,8 +690,12 @@ struct Walker {
 
     template <uint32_t DTYPE, int READING>
     __device__ __forceinline__ void attend_if(const nocopy_stage& s) {
-        if constexpr (WALK_CACHES >> DTYPE & 1)
-            AttentionJob::at_once(s.launch) > 1 ? attend<READING, 4>(s) : attend<READING, 1>(s);
+        if constexpr (WALK_CACHES >> DTYPE & 1) {
+            if constexpr (WALK_HEADS != 1)
+                if (AttentionJob::at_once(s.launch) == 4) attend<READING, 4>(s);
+            if constexpr (WALK_HEADS != 4)
+                if (AttentionJob::at_once(s.launch) == 1) attend<READING, 1>(s);
+        }
     }
 
     template <int READING, int HEADS>
@@ -696,14 +725,13 @@ struct Walker {
 #pragma unroll
                 for (uint32_t e = 0; e < EIGHT; ++e) walker.queries[h].v[e] = place < n ? query[e] : 0.0f;
             }
+            RawEight<READING> newest_key, newest_value;
+            if (place < n) newest_key = encoded<READING>(key_row), newest_value = encoded<READING>(value_row);
             walker.over(part, place, n, team, run, BEHIND,
                         [&](uint64_t token, RawEight<READING>& key, RawEight<READING>& value) {
-                            if ((int64_t)token == newest) {
-                                key = encoded<READING>(key_row), value = encoded<READING>(value_row);
-                            } else {
-                                key = RawEight<READING>(k, k.at(token, job.group), place);
-                                value = RawEight<READING>(v, v.at(token, job.group), place);
-                            }
+                            key = RawEight<READING>(k, k.at(token, job.group), place);
+                            value = RawEight<READING>(v, v.at(token, job.group), place);
+                            if ((int64_t)token == newest) key = newest_key, value = newest_value;
                         });
 #pragma unroll
             for (int h = 0; h < OWN; ++h) {
@@ -720,10 +748,13 @@ struct Walker {
         const bool empty = tokens.start >= tokens.stop, alone = part.parts == 1;
         uint32_t* partial = exchange(s.partial) + (uint64_t)job.job * job.most * HEADS * (n + 2);
         auto partial_of = [&](uint32_t p, uint32_t h) { return partial + (p * HEADS + h) * (n + 2); };
+#pragma unroll 1
         for (uint32_t e = threadIdx.x; e < job.heads * n; e += WALKERS) {
             const uint32_t h = e / n, i = e % n;
             float largest = LOWEST, sum = 0.0f, value = 0.0f;
+#pragma unroll 1
             for (uint32_t r = 0; r < BEHIND; ++r) largest = nan_max(largest, state(r, h)[0]);
+#pragma unroll 1
             for (uint32_t r = 0; r < BEHIND; ++r) {
                 const float keep = expf(state(r, h)[0] - largest);
                 sum = fmaf(keep, state(r, h)[1], sum);
@@ -742,9 +773,11 @@ struct Walker {
         if (alone || job.split >= part.parts) return;
         const uint32_t all = job.heads * n;
         const uint32_t first = all * job.split / part.parts, stop = all * (job.split + 1) / part.parts;
+#pragma unroll 1
         for (uint32_t e = first + threadIdx.x; e < stop; e += WALKERS) {
             const uint32_t h = e / n, i = e % n;
             float largest = LOWEST, sum = 0.0f, value = 0.0f;
+#pragma unroll 1
             for (uint32_t p = 0; p < part.parts; p += 4) {
                 uint32_t words[4][3];
                 read_parts(
