@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from nocopy.device.cuda_fuse import FUSED, STEP, Chip, Group
 from nocopy.device.cuda_launch import Fields, Launch, Plan, Shape
 from nocopy.memory.dtype import DType
+from nocopy.tape.ops import GLU
 from nocopy.tape.record import Space
 from nocopy.tape.validate import Tape
 
@@ -23,13 +24,13 @@ STAGE = struct.Struct(f"<18I8x{FUSED.size}s")
 """`nocopy_stage` in kernels/cuda/walk.cu."""
 WALK = struct.Struct("<3Q6I")
 """`nocopy_walk` there."""
-WARPS, THREADS = 8, 384
+WARPS, THREADS = 8, 416
 """Warps of a block that compute, and threads of all."""
 PRODUCT, ATTENTION, GATHER, ARGMAX = range(4)
 """`StageKind` there."""
 NO_TAG, NOWHERE = 2, 2**32 - 1
 CANDIDATE_WORDS = 4
-IN_FLIGHT = 40 << 10
+IN_FLIGHT = 32 << 10
 """Bytes of weights that are on their way to a multiprocessor: more delay what blocks wait for, fewer leave
 memory idle."""
 SUMS_BYTES = 1024 * 8
@@ -365,6 +366,8 @@ class Walks:
             f"WALK_HEADS={sides.pop() if len(sides) == 1 else 0}",
             f"WALK_HOLDS={int(held.pop()) if len(held) == 1 else 2}",
         )
+        if {s.group.gate for s in run.stages if s.group} <= {0, 1 + GLU.index("silu")}:
+            defines = (*defines, "ONLY_SILU")
         shape = Shape("walk", "walk", grid, (THREADS, 1), defines=defines)
         return WalkLaunch(shape, stages, self._words, shared, tail, self._stop)
 

@@ -58,6 +58,8 @@ inline void await(uint64_t* barrier, uint32_t parity) {
     }
 }
 
+inline void prefetch(const uint8_t*) {}
+
 inline void relax() {
     emulator::yield();
 }

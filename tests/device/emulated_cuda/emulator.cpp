@@ -129,6 +129,7 @@ static bool __any_sync(uint32_t mask, bool value) {
 }
 
 static void __threadfence() {}
+static void __threadfence_block() {}
 
 static uint32_t __umulhi(uint32_t a, uint32_t b) {
     return (uint32_t)((uint64_t)a * b >> 32);

@@ -68,10 +68,10 @@ struct Part {
 
     // At most `most` parts of `least` tokens or more.
     __device__ Part(const Tokens& tokens, uint32_t index, uint32_t most, uint32_t least = TOKENS) {
-        uint64_t count = (uint64_t)(tokens.stop - tokens.start);
-        parts = (uint32_t)max(min((count + least - 1) / least, (uint64_t)most), (uint64_t)1);
-        uint64_t each = (count + parts - 1) / parts;
-        start = min(tokens.start + (int64_t)(index * each), tokens.stop);
+        const uint32_t count = (uint32_t)(tokens.stop - tokens.start);  // dims are below 2^31
+        parts = max(min((count + least - 1) / least, most), 1u);
+        const uint32_t each = (count + parts - 1) / parts;
+        start = min(tokens.start + (int64_t)index * each, tokens.stop);
         stop = min(start + (int64_t)each, tokens.stop);
     }
 };

@@ -145,6 +145,14 @@ __device__ inline uint32_t gate_of(uint32_t function) {
                                          : NOCOPY_UNARY_GELU_TANH;
 }
 
+__device__ inline float gate_function(uint32_t gate, float x) {
+#ifdef ONLY_SILU  // nothing else is gated: no call of a function that knows them all
+    return x / (1.0f + expf(-x));
+#else
+    return unary_function(gate_of(gate - 1), x);
+#endif
+}
+
 // What becomes of the sums of a pair; the values that steps after this one go on with. Of a gate, `a` alone.
 __device__ inline Sums finish_pair(const nocopy_fused& f, const RowPair& pair, const Beside& beside,
                                    const Sums& sums) {
@@ -164,7 +172,7 @@ __device__ inline Sums finish_pair(const nocopy_fused& f, const RowPair& pair, c
     if (f.gate) {
         store_if(p.out, pair.a_row, a);
         store_if(other.out, pair.b_row, b);
-        float gated = unary_function(gate_of(f.gate - 1), a) * b;
+        float gated = gate_function(f.gate, a) * b;
         store_if(f.gated, pair.a_row, gated);
         return {gated, 0.0f};
     }

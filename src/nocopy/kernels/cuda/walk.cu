@@ -4,11 +4,13 @@
 //
 // As many blocks as multiprocessors run to the end of the program together. A stage needs all results of the
 // one before it, so blocks hand them on through words that carry a tag (barrier.cuh); no block waits for a
-// fence or a counter. Of a block, WALK_WARPS warps compute. Each streams its own weights through a ring in
-// shared memory, across stages: while it waits for a row, the weights of the next stages arrive. Only some
-// bytes are on their way at a time, since a longer queue delays the words that blocks wait for. The other
-// warps bring rows: they read what was handed on until all of it is there, apply the norm's weight, and put
-// it in shared memory in the order in which lanes read it. Bound: the bytes of the weights and of the cache.
+// fence or a counter. Of a block, WALK_WARPS warps compute, each with a ring in shared memory through which
+// its own weights come. One warp, the streamer, starts all copies, across stages: while a row is awaited,
+// weights of the next stages arrive. Only some bytes are on their way at a time, since a longer queue delays
+// the words that blocks wait for. ROW_BRINGERS warps bring rows: they read what was handed on until all of it
+// is there, apply the norm's weight, and put it in shared memory in the order in which lanes read it. All
+// that runs must fit the instruction cache, so code is compiled for the model at hand, and little of it is
+// repeated. Bound: the bytes of the weights and of the cache.
 //
 // Words of the exchange are zero when the kernel starts, and a place is used again only after every block has
 // written something that it could not know before it had read the place: the host sees to that
@@ -19,10 +21,10 @@
 #include "row_product.cuh"
 
 constexpr uint32_t WALK_WARPS = 8, ROW_BRINGERS = 4;  // warps
-constexpr uint32_t WALK_THREADS = 32 * (WALK_WARPS + ROW_BRINGERS), WALKERS = 32 * WALK_WARPS;
-constexpr uint32_t NO_TAG = 2;          // the row lies in memory since before the kernel began
-constexpr uint32_t NOWHERE = ~0u;       // nobody needs it
-constexpr uint32_t FEWEST_TOKENS = 64;  // of a part of attention
+constexpr uint32_t WALK_THREADS = 32 * (WALK_WARPS + ROW_BRINGERS + 1), WALKERS = 32 * WALK_WARPS;
+constexpr uint32_t NO_TAG = 2;           // the row lies in memory since before the kernel began
+constexpr uint32_t NOWHERE = ~0u;        // nobody needs it
+constexpr uint32_t FEWEST_TOKENS = 128;  // of a part of attention
 constexpr uint32_t STAGES_HELD = 16, STAGES_AHEAD = 8;  // in shared memory; of them behind the one at hand
 constexpr uint32_t CANDIDATE_WORDS = 4;
 
@@ -119,6 +121,8 @@ struct WalkMemory {
     nocopy_stage* stages;
     uint64_t *filled, *full, *empty, *best;
     float* squares;
+    volatile uint32_t* used;   // slots that each warp has read, counted from the start
+    volatile uint32_t* stage;  // that the block is at
 
     __device__ __forceinline__ WalkMemory(const nocopy_walk& w) {
         rings = dynamic_shared();
@@ -130,49 +134,52 @@ struct WalkMemory {
         empty = full + 1;
         best = empty + 1;
         squares = (float*)(best + WALK_WARPS);
+        used = (uint32_t*)(squares + 2 * ROW_BRINGERS);
+        stage = used + WALK_WARPS;
     }
 };
 
-// Weights on their way to one warp: all that its pieces of all products need, in order. Only lane 0 keeps it.
+// Weights on their way to one warp: all that its pieces of all products need, in order. Lane i of the
+// streamer keeps that of warp i.
 struct Stream {
     const nocopy_walk& walk;
-    const nocopy_stage* stages;
-    uint8_t* memory;
-    uint64_t* filled;
-    uint32_t now = 0;                                  // the stage that the warp is at
-    uint32_t stage = ~0u, product = 0, products = 0;   // what is begun next
-    uint32_t piece = 0, start = 0, stop = 0;           // of the stage; of them the product's
-    uint32_t begun = 0, arrived = 0, used = 0, limit;  // slots, counted from the start
+    const WalkMemory& shared;
+    const uint32_t warp = threadIdx.x % 32;
+    uint64_t* filled = shared.filled + warp * walk.slots;
+    uint32_t stage = ~0u, product = 0, products = 0;  // what is begun next
+    uint32_t piece = 0, start = 0, stop = 0;          // of the stage; of them the product's
+    uint32_t begun = 0, arrived = 0;                  // slots, counted from the start
     uint32_t begin_at = 0, arrive_at = 0, arrive_parity = 0;
-    const uint8_t* weight = nullptr;                            // the block's first row
+    const uint8_t* weight = nullptr;                            // the weight's first row
     uint64_t apart = 0;                                         // bytes from a row of a pair to the other
     uint32_t row_bytes = 0, first = 0, half = 0;                // the first pair; pairs of a head that turns
     uint32_t chunks = 0, reciprocal = 0, width = 0, whole = 0;  // of a row; bytes of a chunk and of all
 
-    __device__ __forceinline__ Stream(const nocopy_walk& w, const WalkMemory& shared, uint32_t warp)
-        : walk(w),
-          stages(shared.stages),
-          memory(shared.rings + warp * w.slots * w.slot_bytes),
-          filled(shared.filled + warp * w.slots),
-          limit(w.ahead + (warp < w.one_more)) {}
-
-    __device__ __forceinline__ void pump() {
-        if (arrived < begun && passed(filled + arrive_at, arrive_parity)) {
-            ++arrived;
-            if (++arrive_at == walk.slots) arrive_at = 0, arrive_parity ^= 1;
+    __device__ __forceinline__ void run() {
+        if (warp >= WALK_WARPS) return;
+        const uint32_t limit = walk.ahead + (warp < walk.one_more);
+        for (;;) {
+            if (arrived < begun && passed(filled + arrive_at, arrive_parity)) {
+                ++arrived;
+                if (++arrive_at == walk.slots) arrive_at = 0, arrive_parity ^= 1;
+            }
+            const bool more = piece < stop || next_product();
+            if (!more && stage + 1 == walk.count && arrived == begun) return;
+            if (!more || begun - arrived >= limit || begun - shared.used[warp] >= walk.slots)
+                relax();
+            else if (piece < stop)
+                begin();
         }
-        if (begun - used < walk.slots && begun - arrived < limit) begin();
     }
 
     __device__ __forceinline__ void begin() {
-        while (piece >= stop)
-            if (!next_product()) return;
+        __threadfence_block();  // the warp has read what it says it has
         const uint32_t local = piece - start, index = reciprocal ? __umulhi(local, reciprocal) : local;
         const uint32_t skip = (local - index * chunks) * width, pair = first + index;
         const uint32_t row = half == ONE_BY_ONE ? pair : half ? pair + pair / half * half : 2 * pair;
         const uint8_t* a = weight + (uint64_t)row * row_bytes + skip;
-        copy_pair(filled + begin_at, memory + begin_at * walk.slot_bytes, a, a + apart,
-                  min(width, whole - skip));
+        copy_pair(filled + begin_at, shared.rings + (warp * walk.slots + begin_at) * walk.slot_bytes, a,
+                  a + apart, min(width, whole - skip));
         piece += WALK_WARPS;
         ++begun;
         if (++begin_at == walk.slots) begin_at = 0;
@@ -185,15 +192,16 @@ struct Stream {
         if (product + 1 < products) {
             ++product;
         } else {
-            if (stage + 1 == walk.count || stage + 1 >= now + STAGES_AHEAD) return false;
+            if (stage + 1 == walk.count || stage + 1 >= *shared.stage + STAGES_AHEAD) return false;
+            __threadfence_block();  // the stage is held
             ++stage;
-            const nocopy_stage& s = stages[stage % STAGES_HELD];
+            const nocopy_stage& s = shared.stages[stage % STAGES_HELD];
             product = products = piece = stop = 0;
             if (s.kind != STAGE_PRODUCT) return true;
             products = s.product.gate ? 1 : s.product.count;
-            piece = threadIdx.x / 32;
+            piece = warp;
         }
-        const nocopy_stage& s = stages[stage % STAGES_HELD];
+        const nocopy_stage& s = shared.stages[stage % STAGES_HELD];
         const nocopy_fused& f = s.product;
         const nocopy_product& p = f.products[product];
         chunks = chunks_of(f), reciprocal = f.reciprocal;
@@ -267,6 +275,28 @@ __device__ __forceinline__ void bring_words(uint32_t thread, uint32_t threads, u
     }
 }
 
+// What a block does in an attention stage: heads of one group, and a part of the tokens.
+struct AttentionJob {
+    uint32_t n, group, head, heads, most, split, job;
+    bool idle;
+
+    __device__ __forceinline__ AttentionJob(const nocopy_launch& launch, uint32_t at_once) {
+        const uint32_t* d = launch.record.dims;
+        const uint32_t a_group = d[1] / d[4], chunks = (a_group + at_once - 1) / at_once;
+        n = d[2];
+        most = (uint32_t)launch.splits;
+        job = blockIdx.x / most, split = blockIdx.x % most;
+        idle = job >= d[4] * chunks;
+        group = job / chunks;
+        head = group * a_group + job % chunks * at_once;
+        heads = min(a_group - job % chunks * at_once, at_once);
+    }
+
+    static __device__ __forceinline__ uint32_t at_once(const nocopy_launch& launch) {
+        return launch.record.dims[1] > launch.record.dims[4] ? 4 : 1;
+    }
+};
+
 // The warps that bring rows.
 struct Bringer {
     const nocopy_walk& walk;
@@ -319,6 +349,10 @@ struct Bringer {
             [&](uint32_t i, const Words4& words, const Words4&) { ((Words4*)(shared.row + to))[i] = words; });
     }
 
+    // Has the second cache hold the keys and values of the block's tokens, which were written in passes
+    // before.
+    __device__ __forceinline__ void fetch_cache(const nocopy_launch& launch, const AttentionJob& job) const;
+
     // Queries of the block's heads, then the newest key and value of their group.
     __device__ __forceinline__ void bring_heads(const nocopy_stage& s);
 
@@ -362,31 +396,22 @@ struct Bringer {
     }
 };
 
-// What a block does in an attention stage: heads of one group, and a part of the tokens.
-struct AttentionJob {
-    uint32_t n, group, head, heads, most, split, job;
-    bool idle;
-
-    __device__ __forceinline__ AttentionJob(const nocopy_launch& launch, uint32_t at_once) {
-        const uint32_t* d = launch.record.dims;
-        const uint32_t a_group = d[1] / d[4], chunks = (a_group + at_once - 1) / at_once;
-        n = d[2];
-        most = (uint32_t)launch.splits;
-        job = blockIdx.x / most, split = blockIdx.x % most;
-        idle = job >= d[4] * chunks;
-        group = job / chunks;
-        head = group * a_group + job % chunks * at_once;
-        heads = min(a_group - job % chunks * at_once, at_once);
-    }
-
-    static __device__ __forceinline__ uint32_t at_once(const nocopy_launch& launch) {
-        return launch.record.dims[1] > launch.record.dims[4] ? 4 : 1;
-    }
-};
+__device__ __forceinline__ void Bringer::fetch_cache(const nocopy_launch& launch,
+                                                     const AttentionJob& job) const {
+    const Tensor k(launch, 2), v(launch, 3);
+    const Part part(Tokens(launch, 0), job.split, job.most, FEWEST_TOKENS);
+    const uint32_t size = k.dtype == NOCOPY_F32 ? 4 : 2, line = 128;
+    for (int64_t token = part.start + thread; token < part.stop; token += THREADS)
+        for (uint32_t i = 0; i < job.n * size; i += line) {
+            prefetch((const uint8_t*)k.base + k.at((uint64_t)token, job.group) * size + i);
+            prefetch((const uint8_t*)v.base + v.at((uint64_t)token, job.group) * size + i);
+        }
+}
 
 __device__ __forceinline__ void Bringer::bring_heads(const nocopy_stage& s) {
     const AttentionJob job(s.launch, AttentionJob::at_once(s.launch));
     if (job.idle) return;
+    fetch_cache(s.launch, job);
     // Words of the queries, of the key, of the value, one behind the other.
     const uint32_t n = job.n / 4, queries = job.heads * n;
     const uint32_t from[3] = {s.source + job.head * job.n, s.source + s.keys + job.group * job.n,
@@ -411,12 +436,8 @@ struct Walker {
     const nocopy_walk& walk;
     const WalkMemory& shared;
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    Stream stream;
-    uint32_t slot = 0, slot_parity = 0;
+    uint32_t slot = 0, slot_parity = 0, used = 0;
     int32_t token = 0;
-
-    __device__ __forceinline__ Walker(const nocopy_walk& w, const WalkMemory& m)
-        : walk(w), shared(m), stream(w, m, warp) {}
 
     __device__ __forceinline__ uint32_t* exchange(uint32_t word) const {
         return (uint32_t*)walk.exchange + word;
@@ -424,8 +445,11 @@ struct Walker {
 
     __device__ __forceinline__ void run() {
         for (uint32_t s = 0; s < walk.count; ++s) {
-            wait(shared.full, s & 1);
-            stream.now = s;
+            await(shared.full, s & 1);
+            if (threadIdx.x == 0) {
+                __threadfence_block();
+                *shared.stage = s;
+            }
             const nocopy_stage& stage = shared.stages[s % STAGES_HELD];
             switch (stage.kind) {
                 case STAGE_PRODUCT:
@@ -440,14 +464,6 @@ struct Walker {
                 default:
                     argmax(stage);
             }
-        }
-    }
-
-    __device__ __forceinline__ void wait(uint64_t* barrier, uint32_t parity) {
-        if (lane == 0)
-            while (!passed(barrier, parity)) stream.pump();
-        __syncwarp();
-        while (!passed(barrier, parity)) {
         }
     }
 
@@ -571,21 +587,19 @@ struct Walker {
 
     // Where the next two pieces lie, one behind the other, once they are there.
     __device__ __forceinline__ const uint8_t* next_pieces() {
-        if (lane == 0) {
-            do stream.pump();
-            while (stream.arrived == stream.used);
-        }
-        __syncwarp();
-        while (!passed(stream.filled + slot, slot_parity)) {
-        }
-        return stream.memory + slot * walk.slot_bytes;
+        await(shared.filled + warp * walk.slots + slot, slot_parity);
+        return shared.rings + (warp * walk.slots + slot) * walk.slot_bytes;
     }
 
     // All lanes have read them: this lane's sums of them are to be added up with those of the others.
     __device__ __forceinline__ void add_up(const Sums& sums, Sums* to) {
         if (++slot == walk.slots) slot = 0, slot_parity ^= 1;
         __syncwarp();
-        if (lane == 0) ++stream.used;
+        ++used;
+        if (lane == 0) {
+            __threadfence_block();
+            shared.used[warp] = used;
+        }
         // The lower lanes sum up a, the upper ones b.
         float sum = lane < 16 ? sums.a : sums.b;
         sum += __shfl_xor_sync(0xffffffffu, lane < 16 ? sums.b : sums.a, 16);
@@ -854,14 +868,19 @@ extern "C" __global__ void __launch_bounds__(WALK_THREADS, 1) walk(const __grid_
         for (uint32_t i = 0; i < WALK_WARPS * walk.slots; ++i) begin_barrier(shared.filled + i, 1);
         begin_barrier(shared.full, ROW_BRINGERS);
         begin_barrier(shared.empty, WALK_WARPS);
+        for (uint32_t i = 0; i < WALK_WARPS; ++i) shared.used[i] = 0;
+        *shared.stage = 0;
         show_barriers();
     }
-    if (threadIdx.x >= WALKERS)
+    const bool walks = threadIdx.x < WALKERS, streams = threadIdx.x >= WALK_THREADS - 32;
+    if (!walks && !streams)
         for (uint32_t s = 0; s < STAGES_AHEAD; ++s) Bringer{walk, shared}.hold_stage(s);
     __syncthreads();
-    if (threadIdx.x >= WALKERS)
-        Bringer{walk, shared}.run();
+    if (streams)
+        Stream{walk, shared}.run();
+    else if (walks)
+        Walker{walk, shared}.run();
     else
-        Walker(walk, shared).run();
+        Bringer{walk, shared}.run();
 #endif
 }
