@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from nocopy.device import cuda
+from nocopy.device import cuda, cuda_walk
 from nocopy.memory.dtype import QUANTISED, DType
 from nocopy.tape import Space, Tensor, validate
 from tests.device.cuda_emulation import EmulatedDriver, device, driver, library  # noqa: F401
@@ -21,7 +21,9 @@ LAUNCHES = ["walk"]
 
 
 @pytest.fixture
-def bench(device: cuda.CudaDevice, driver: EmulatedDriver) -> Bench:
+def bench(device: cuda.CudaDevice, driver: EmulatedDriver, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """Where weights of every type are walked, also of those that are not faster so."""
+    monkeypatch.setattr(cuda_walk, "FASTER", frozenset(DType))
     driver.walks = True
     return Bench(device, driver)
 
@@ -81,17 +83,13 @@ class Model:
                 turned = heads(self.rows[name], count)
                 tape.rope(turned, turned, self.frequencies, position, interleaved=s.interleaved)
             width, cache = s.groups * s.n, self.caches[i]
-            halves = [
-                Tensor(cache.space, cache.offset + half * width * s.cache.itemsize, (s.context, width), s.cache,
-                       (2 * width, 1))
-                for half in range(2)
-            ]  # fmt: skip
+            parts = [cache.offset + half * width * s.cache.itemsize for half in range(2)]
+            shape, steps = (s.context, width), (2 * width, 1)
+            halves = [Tensor(cache.space, at, shape, s.cache, steps) for at in parts]
             for half, name in zip(halves, "kv", strict=True):
                 tape.scatter(half, self.rows[name], position)
-            keys, values = (
-                Tensor(h.space, h.offset, (s.context, s.groups, s.n), s.cache, (2 * width, s.n, 1))
-                for h in halves
-            )
+            shape, steps = (s.context, s.groups, s.n), (2 * width, s.n, 1)
+            keys, values = (Tensor(cache.space, at, shape, s.cache, steps) for at in parts)
             tape.attention(
                 heads(self.attended, s.heads), heads(self.rows["q"], s.heads), keys, values, position,
                 scale=s.n**-0.5, window=s.window,
@@ -131,9 +129,8 @@ class Model:
         got = [bench.array(t) for t in (tokens, last, *self.caches)]
         assert got[0].tolist() == wanted[0].tolist()
         for a, b in zip(got[1:], wanted[1:], strict=True):
-            a, b = a.astype(np.float64), b.astype(np.float64)
-            tolerance = 2e-2 if s.cache is BF16 else 2e-3
-            assert np.abs(a - b).max() <= tolerance * np.abs(b).max()
+            apart = np.abs(a.astype(np.float64) - b.astype(np.float64)).max()
+            assert apart <= (2e-2 if s.cache is BF16 else 2e-3) * np.abs(b.astype(np.float64)).max()
         return [name for name in bench.driver.launched if name != "copy"]
 
 
@@ -207,3 +204,10 @@ def test_what_somebody_reads_later_is_written(bench: Bench) -> None:
     bench._play(bench.gpu, tape)
     np.testing.assert_allclose(bench.array(copy), wanted, rtol=1e-3, atol=1e-3)
     assert "walk" in bench.driver.launched
+
+
+def test_weights_that_are_not_faster_so_are_launched_one_by_one(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_walk, "FASTER", frozenset({DType.Q8_0}))
+    assert "walk" not in Model(bench, Shape(layers=1)).play(3)

@@ -1,10 +1,10 @@
-"""Finds launches of a tape that one kernel can play to the end (kernels/cuda/walk.cu), and makes that kernel's stages.
+"""Finds launches of a tape that one kernel can play to the end (kernels/cuda/walk.cu), and makes its stages.
 
-A run is what decoding consists of: products of one row as `cuda_fuse` groups them, attention of that row, the
-look-up of a token's row, the likeliest token. Each step's row is what the step before it made, or, of the first
-step, in memory. Blocks hand rows on through places of an exchange; a place is taken again only by a step after
-the last one that reads it, since by then every block has read it. Results that lie in scratch and that no record
-outside the run reads are not written at all.
+A run is what decoding consists of: products of one row as `cuda_fuse` groups them, attention of that row,
+the look-up of a token's row, the likeliest token. Each step's row is what the step before it made, or, of the
+first step, in memory. Blocks hand rows on through places of an exchange; a place is taken again only by a step
+after the last one that reads it, since by then every block has read it. Results that lie in scratch and that
+no record outside the run reads are not written at all.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STAGE = struct.Struct(f"<18I8x{FUSED.size}s")
 """`nocopy_stage` in kernels/cuda/walk.cu."""
 WALK = struct.Struct("<3Q6I")
 """`nocopy_walk` there."""
-WARPS, THREADS = 8, 416
+WARPS, THREADS = 8, 512
 """Warps of a block that compute, and threads of all."""
 PRODUCT, ATTENTION, GATHER, ARGMAX = range(4)
 """`StageKind` there."""
@@ -41,9 +41,9 @@ FEWEST_PRODUCTS = 4
 MOST_PARTS = 32
 """Parts of the tokens of one attention stage."""
 CACHES = frozenset({DType.F32, DType.F16, DType.BF16})
-HALVES = frozenset({DType.F16, DType.BF16})
-HELD_ELEMENTS = 1024
-"""Elements of a row of halves that a warp holds in registers."""
+FASTER = frozenset({DType.Q8_0, DType.Q4_0})
+"""Weights with which a run measured faster than its launches one by one; bf16 measured the same, others were
+not measured."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,8 @@ class Walks:
         while first + count < len(steps) and self._take(run, steps[first + count]):
             count += 1
         products = sum(stage.kind == PRODUCT for stage in run.stages)
-        if products < FEWEST_PRODUCTS:
+        weights = {stage.dtype for stage in run.stages if stage.kind == PRODUCT}
+        if products < FEWEST_PRODUCTS or not weights <= FASTER:
             return None, 0
         records = range(steps[first].first, steps[first + count - 1].first + steps[first + count - 1].count)
         return self._launch(run, records), count
@@ -359,12 +360,10 @@ class Walks:
         weights = sum(1 << dtype for dtype in {s.dtype for s in run.stages if s.kind == PRODUCT})
         caches = sum(1 << dtype for dtype in {s.dtype for s in run.stages if s.kind == ATTENTION})
         sides = {_heads_at_once(s.launch) for s in run.stages if s.launch and s.kind == ATTENTION}
-        held = {_holds(s) for s in run.stages if s.group and s.dtype in HALVES}
         defines = (
             f"WALK_WEIGHTS={weights}",
             f"WALK_CACHES={caches}",
             f"WALK_HEADS={sides.pop() if len(sides) == 1 else 0}",
-            f"WALK_HOLDS={int(held.pop()) if len(held) == 1 else 2}",
         )
         if {s.group.gate for s in run.stages if s.group} <= {0, 1 + GLU.index("silu")}:
             defines = (*defines, "ONLY_SILU")
@@ -442,13 +441,6 @@ def _jobs(stage: Stage) -> int:
     assert stage.launch
     d = Fields.unpack(stage.launch.record).named
     return d["g"] * -(-(d["h"] // d["g"]) // _heads_at_once(stage.launch)) * stage.launch.shape.splits
-
-
-def _holds(stage: Stage) -> bool:
-    """True if warps hold their part of a row of halves: `HeldRow::fits`."""
-    assert stage.group
-    k, chunk = stage.group.k, stage.group.chunk
-    return chunk == HELD_ELEMENTS and k % chunk == 0 and WARPS % (k // chunk) == 0
 
 
 def _pack(stage: Stage, grid: int, kept: _Kept) -> bytes:

@@ -5,7 +5,7 @@
 // As many blocks as multiprocessors run to the end of the program together. A stage needs all results of the
 // one before it, so blocks hand them on through words that carry a tag (barrier.cuh); no block waits for a
 // fence or a counter. Of a block, WALK_WARPS warps compute, each with a ring in shared memory through which
-// its own weights come. One warp, the streamer, starts all copies, across stages: while a row is awaited,
+// its own weights come. STREAMERS warps start all copies, across stages: while a row is awaited,
 // weights of the next stages arrive. Only some bytes are on their way at a time, since a longer queue delays
 // the words that blocks wait for. ROW_BRINGERS warps bring rows: they read what was handed on until all of it
 // is there, apply the norm's weight, and put it in shared memory in the order in which lanes read it. All
@@ -20,8 +20,8 @@
 #include "rank.cuh"
 #include "row_product.cuh"
 
-constexpr uint32_t WALK_WARPS = 8, ROW_BRINGERS = 4;  // warps
-constexpr uint32_t WALK_THREADS = 32 * (WALK_WARPS + ROW_BRINGERS + 1), WALKERS = 32 * WALK_WARPS;
+constexpr uint32_t WALK_WARPS = 8, ROW_BRINGERS = 4, STREAMERS = 4;  // warps
+constexpr uint32_t WALK_THREADS = 32 * (WALK_WARPS + ROW_BRINGERS + STREAMERS), WALKERS = 32 * WALK_WARPS;
 constexpr uint32_t NO_TAG = 2;           // the row lies in memory since before the kernel began
 constexpr uint32_t NOWHERE = ~0u;        // nobody needs it
 constexpr uint32_t FEWEST_TOKENS = 128;  // of a part of attention
@@ -34,12 +34,9 @@ constexpr uint32_t CANDIDATE_WORDS = 4;
 #define WALK_CACHES ~0u
 #endif
 
-// More of what it is compiled for: heads that share keys and values, heads that do not (or either, 0); rows
-// of halves that warps hold in registers, or not (or either, 2). All that runs must fit the instruction
-// cache.
+// And heads that share keys and values, or heads that do not; 0 for either.
 #ifndef WALK_HEADS
 #define WALK_HEADS 0
-#define WALK_HOLDS 2
 #endif
 
 enum StageKind : uint32_t { STAGE_PRODUCT, STAGE_ATTENTION, STAGE_GATHER, STAGE_ARGMAX };
@@ -142,9 +139,11 @@ struct WalkMemory {
 // Weights on their way to one warp: all that its pieces of all products need, in order. Lane i of the
 // streamer keeps that of warp i.
 struct Stream {
+    static constexpr uint32_t EACH = WALK_WARPS / STREAMERS;
+
     const nocopy_walk& walk;
     const WalkMemory& shared;
-    const uint32_t warp = threadIdx.x % 32;
+    const uint32_t warp = (WALK_THREADS - 1 - threadIdx.x) / 32 * EACH + threadIdx.x % 32;
     uint64_t* filled = shared.filled + warp * walk.slots;
     uint32_t stage = ~0u, product = 0, products = 0;  // what is begun next
     uint32_t piece = 0, start = 0, stop = 0;          // of the stage; of them the product's
@@ -156,7 +155,7 @@ struct Stream {
     uint32_t chunks = 0, reciprocal = 0, width = 0, whole = 0;  // of a row; bytes of a chunk and of all
 
     __device__ __forceinline__ void run() {
-        if (warp >= WALK_WARPS) return;
+        if (threadIdx.x % 32 >= EACH) return;
         const uint32_t limit = walk.ahead + (warp < walk.one_more);
         for (;;) {
             if (arrived < begun && passed(filled + arrive_at, arrive_parity)) {
@@ -320,10 +319,10 @@ struct Bringer {
     __device__ __forceinline__ void run() {
         for (uint32_t s = 0; s < walk.count; ++s) {
             if (s) await(shared.empty, (s - 1) & 1);
-            hold_stage(s + STAGES_AHEAD);
             bring(shared.stages[s % STAGES_HELD], s);
             __syncwarp();
             if (thread % 32 == 0) arrive(shared.full);
+            hold_stage(s + STAGES_AHEAD);  // nobody looks at it before the next row is full
         }
     }
 
@@ -493,19 +492,15 @@ struct Walker {
     template <typename B>
     __device__ __forceinline__ void product_of(const nocopy_stage& s, uint32_t index) {
         const nocopy_fused& f = s.product;
-        const uint32_t chunk = f.chunk, chunks = chunks_of(f), pairs = all_own_pairs(s);
+        const uint32_t chunks = chunks_of(f), pairs = all_own_pairs(s);
         const uint32_t at_once = min(MAX_PIECES / chunks, WALKERS) / WALK_WARPS * WALK_WARPS;
-        const bool holds = HeldRow::fits<B>(f.k, chunk, chunks);
         uint64_t best = 0;
 #pragma unroll 1
         for (uint32_t start = 0; start < pairs; start += at_once) {
             const uint32_t stop = min(pairs, start + at_once), own = min(start + threadIdx.x, stop - 1);
             const RowPair place = own_pair(s, own);
             const Beside beside(f, place);
-            if (holds)
-                multiply_held_pieces<B>(start * chunks, stop * chunks, chunks, chunk);
-            else
-                multiply_pieces<B>(f, start * chunks, stop * chunks, chunks);
+            multiply_pieces<B>(f, start * chunks, stop * chunks, chunks);
             if (stop == pairs) release_row();
             meet(WALKERS);
             if (start + threadIdx.x < stop) finish(s, index, threadIdx.x, place, beside, best);
@@ -515,73 +510,18 @@ struct Walker {
         if (s.best != NOWHERE) publish_best(s, best);
     }
 
-    // The part of a row of halves that belongs to a warp's pieces, in registers.
-    struct HeldRow {
-        static constexpr uint32_t PIECES = 4, ELEMENTS = 32 * 8 * PIECES;
-        Words4 words[2 * PIECES];
-
-        // Halves, and a warp's pieces are all of the same part of the row.
-        template <typename B>
-        static __device__ __forceinline__ bool fits(uint32_t k, uint32_t chunk, uint32_t chunks) {
-            return B::ELEMENTS == 8 && chunk == ELEMENTS && k % chunk == 0 && WALK_WARPS % chunks == 0;
-        }
-    };
-
-    template <typename B>
-    __device__ __forceinline__ HeldRow hold_row(uint32_t from) {
-        HeldRow held;
-        const Words4* own = (const Words4*)shared.row + Cut<B>::pieces(from) * B::QUADS + lane;
-#pragma unroll
-        for (uint32_t i = 0; i < 2 * HeldRow::PIECES; ++i) held.words[i] = own[32 * i];
-        return held;
-    }
-
-    // multiply_pair with a row that is held.
-    template <typename B>
-    __device__ __forceinline__ Sums multiply_held(const uint8_t* a, const uint8_t* b, const HeldRow& held) {
-        Sums sums[2] = {};
-#pragma unroll
-        for (uint32_t piece = 0; piece < HeldRow::PIECES; ++piece) {
-            float wa[8], wb[8];
-            B::decode(B::fetch(a + 16 * (32 * piece + lane), 0), wa);
-            B::decode(B::fetch(b + 16 * (32 * piece + lane), 0), wb);
-#pragma unroll
-            for (int i = 0; i < 8; ++i) {
-                float v = __uint_as_float(held.words[2 * piece + i / 4].v[i % 4]);
-                sums[i % 2].a = fmaf(v, wa[i], sums[i % 2].a);
-                sums[i % 2].b = fmaf(v, wb[i], sums[i % 2].b);
-            }
-        }
-        return {sums[0].a + sums[1].a, sums[0].b + sums[1].b};
-    }
-
-    template <typename B>
-    __device__ __forceinline__ void multiply_held_pieces(uint32_t start, uint32_t stop, uint32_t chunks,
-                                                         uint32_t chunk) {
-        if constexpr (B::ELEMENTS == 8 && WALK_HOLDS != 0) {
-            const HeldRow held = hold_row<B>(warp % chunks * chunk);
-#pragma unroll 1
-            for (uint32_t piece = start + warp; piece < stop; piece += WALK_WARPS) {
-                const uint8_t* a = next_pieces();
-                add_up(multiply_held<B>(a, a + 2 * chunk, held), shared.sums + (piece - start));
-            }
-        }
-    }
-
     template <typename B>
     __device__ __forceinline__ void multiply_pieces(const nocopy_fused& f, uint32_t start, uint32_t stop,
                                                     uint32_t chunks) {
-        if constexpr (B::ELEMENTS != 8 || WALK_HOLDS != 1) {
-            const uint32_t k = f.k, chunk = f.chunk, reciprocal = f.reciprocal;
+        const uint32_t k = f.k, chunk = f.chunk, reciprocal = f.reciprocal;
 #pragma unroll 1
-            for (uint32_t piece = start + warp; piece < stop; piece += WALK_WARPS) {
-                const uint32_t index = reciprocal ? __umulhi(piece, reciprocal) : piece;
-                const uint32_t from = (piece - index * chunks) * chunk, elements = min(chunk, k - from);
-                const uint8_t* a = next_pieces();
-                add_up(multiply_pair<B>(a, a + elements / B::ELEMENTS * B::BYTES, (const Words4*)shared.row,
-                                        from, elements),
-                       shared.sums + (piece - start));
-            }
+        for (uint32_t piece = start + warp; piece < stop; piece += WALK_WARPS) {
+            const uint32_t index = reciprocal ? __umulhi(piece, reciprocal) : piece;
+            const uint32_t from = (piece - index * chunks) * chunk, elements = min(chunk, k - from);
+            const uint8_t* a = next_pieces();
+            add_up(multiply_pair<B>(a, a + elements / B::ELEMENTS * B::BYTES, (const Words4*)shared.row, from,
+                                    elements),
+                   shared.sums + (piece - start));
         }
     }
 
@@ -872,7 +812,7 @@ extern "C" __global__ void __launch_bounds__(WALK_THREADS, 1) walk(const __grid_
         *shared.stage = 0;
         show_barriers();
     }
-    const bool walks = threadIdx.x < WALKERS, streams = threadIdx.x >= WALK_THREADS - 32;
+    const bool walks = threadIdx.x < WALKERS, streams = threadIdx.x >= WALK_THREADS - 32 * STREAMERS;
     if (!walks && !streams)
         for (uint32_t s = 0; s < STAGES_AHEAD; ++s) Bringer{walk, shared}.hold_stage(s);
     __syncthreads();
