@@ -256,7 +256,7 @@ def test_a_deadline_stops_what_plays_and_the_device_goes_on(
     memory = host_pages(PAGE)
     pages = device.share(memory.ctypes.data, PAGE)
     program = device.compile(negation(), {Space.GUEST: pages})
-    driver.endless = "until asked"  # type: ignore[assignment]
+    driver.endless = "until asked"
     with pytest.raises(DeadlineError, match="longer than 0"):
         device.play(program, timeout=0.01)
     driver.endless = False
@@ -301,7 +301,7 @@ def test_a_lost_device_closes_and_memory_stays_usable(driver: EmulatedDriver) ->
     device, memory = emulated(driver), host_pages(PAGE)
     pages = device.share(memory.ctypes.data, PAGE)
     program = device.compile(negation(), {Space.GUEST: pages})
-    driver.lost = True
+    driver.failing = True
     with pytest.raises(DeviceLostError):
         device.play(program)
     assert driver.closed

@@ -50,6 +50,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         ["test_protocol.py", "-k", "[cuda and not deadline"],
         ["test_conformance_products.py", "-k", "[cuda"],
         ["test_conformance_language.py", "-k", "[cuda"],
+        ["../interfaces/test_cuda_views.py"],
     ],
     ids=lambda tests: tests[0],
 )

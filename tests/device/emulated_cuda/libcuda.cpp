@@ -307,7 +307,9 @@ int stream_synchronize(void* stream) {
     return SUCCESS;
 }
 int stream_query(void* stream) {
-    return current_contexts.empty() ? (int)INVALID_CONTEXT : ((Context*)stream)->state();
+    if (current_contexts.empty()) return INVALID_CONTEXT;
+    Context* c = current_contexts.back();
+    return stream == c ? c->state() : (int)SUCCESS;
 }
 int capture_begin(void*, int) {
     CURRENT(c);
