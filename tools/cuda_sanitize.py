@@ -3,8 +3,8 @@
     python tools/cuda_sanitize.py [--tool memcheck racecheck] [--jobs 8] [--seconds 150] [--only NAME ...]
 
 Needs a GPU and compute-sanitizer, which the CUDA toolkit has. What runs are the conformance tests of the
-device, which compare each kernel with its meaning in NumPy, and sessions of the default model, which are played
-with fused kernels. Each part is a process; the exit status is 0 if all were clean.
+device, which compare each kernel with its meaning in NumPy, and sessions of the default model, which are
+played with fused kernels. Each part is a process; the exit status is 0 if all were clean.
 """
 
 from __future__ import annotations

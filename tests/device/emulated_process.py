@@ -15,7 +15,7 @@ from tests.device.cuda_emulation import build
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def emulated_driver(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment; skips where there is no NVRTC, or a real driver."""
     try:

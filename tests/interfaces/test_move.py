@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -126,6 +127,18 @@ def test_sessions_go_on_under_their_handles(
         g.ok("session_close", session)
         g.ok("session_close", empty)
         g.ok("model_close", model)
+
+
+def test_the_deadline_of_a_call_that_is_over_binds_nobody(
+    tiny_gguf: Path, gpu: LosableDevice, tmp_path: Path
+) -> None:
+    with ModelGuest(gpu, tiny_gguf, limits=Limits(deadline=30)) as g:
+        session = g.session(g.open())
+        g.append(session, PROMPT)
+        for go_on in (lambda: g.guest.freeze(tmp_path / "g"), lambda: g.guest.move("reference")):
+            g.guest._compute.open_sessions().until = time.monotonic() - 1
+            go_on()
+        g.append(session, [1])
 
 
 def test_guests_that_share_a_device_move_one_by_one(tiny_gguf: Path, gpu: LosableDevice) -> None:

@@ -116,7 +116,7 @@ def _a_gpu() -> None:
 
 
 def run(script: str, *arguments: str) -> str:
-    command = [sys.executable, "-W", "error", "-c", START + script, *arguments]
+    command = [sys.executable, "-c", START + script, *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.endswith("unharmed\n"), done.stdout + done.stderr
     return done.stdout

@@ -176,7 +176,6 @@ class Compute:
         grip, left = attached.grip, Left(lost=attached.grip.lost)
         try:
             if sessions is not None:
-                sessions.until = None  # the last call's, which is over
                 sessions.flush()
             left.scratch = grip.read_scratch(self.ledger)
         except (DeviceLostError, ClosedError):

@@ -193,7 +193,11 @@ class Sessions:
         self.names = dict(names)
 
     def flush(self) -> None:
-        """Have the memory hold all that the open sessions know, for who reads it. Errors as in `append`."""
+        """Have the memory hold all that the open sessions know, for a host that reads it between calls.
+
+        Errors as in `append`.
+        """
+        self.until = None  # the last call's, which is over
         for _, each in self.open_ones:
             each.session.refresh()
             with self.grip.turn(self.until):

@@ -74,11 +74,11 @@ class Session:
             )
         self.region = region
         self.tokens: list[int] = []
+        self._kept = len(tokens)
+        self._unread: list[int] = []
         if tokens:
             self._check(tokens, have=0)
             self.tokens.extend(tokens)
-        self._kept = len(tokens)
-        self._unread: list[int] = []
         self._near = self._make_near()
         self.region = replace(region, near=self._near is not None)
         self.step = engine.chunk if step is None else step
