@@ -46,7 +46,9 @@ class Report:
 
 
 def check(sanitizer: str, tool: str, part: str, seconds: float) -> Report:
+    # Calls that fail are ours to handle: one part asks for more memory than there is.
     command = [sanitizer, "--tool", tool, "--error-exitcode", str(FOUND), "--launch-timeout", "60"]
+    command += ["--report-api-errors", "no"] if tool == "memcheck" else []
     command += [sys.executable, *PARTS[part]]
     start = time.monotonic()
     with subprocess.Popen(

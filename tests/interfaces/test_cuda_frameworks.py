@@ -107,7 +107,7 @@ def test_torch_takes_the_cuda_array_interface_in_place(guest: DeviceGuest, torch
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "i32", "u8"])
 def test_torch_takes_dlpack_in_place_on_the_gpu(guest: DeviceGuest, torch: Any, dtype: str) -> None:
     view = numbers(guest, dtype)
-    tensor = torch.from_dlpack(view.__dlpack__(dl_device=(2, 0), max_version=(1, 0)))
+    tensor = torch.from_dlpack(view.on_gpu())
     assert tensor.data_ptr() == view.address
     assert tensor.device == torch.device("cuda", 0)
     tensor.mul_(3)
@@ -117,13 +117,19 @@ def test_torch_takes_dlpack_in_place_on_the_gpu(guest: DeviceGuest, torch: Any, 
 
 def test_torch_asks_for_the_gpu_by_name(guest: DeviceGuest, torch: Any) -> None:
     view = numbers(guest, "bf16")
-    try:
-        tensor = torch.from_dlpack(view, device="cuda:0", copy=False)
-    except TypeError:
-        pytest.skip(f"torch {torch.__version__} takes no device in from_dlpack")
+    tensor = torch.from_dlpack(view.on_gpu(), device="cuda:0", copy=False)
     assert (tensor.data_ptr(), tensor.device.type) == (view.address, "cuda")
     tensor.mul_(3)
     torch.cuda.synchronize()
+    check(guest, view, 3)
+
+
+def test_cupy_takes_dlpack_in_place(guest: DeviceGuest, cupy: Any) -> None:
+    view = numbers(guest)
+    array = cupy.from_dlpack(view.on_gpu())
+    assert array.data.ptr == view.address
+    array *= 3
+    cupy.cuda.get_current_stream().synchronize()
     check(guest, view, 3)
 
 

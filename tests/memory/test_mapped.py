@@ -146,7 +146,9 @@ class Tensor(ctypes.Structure):
 def tensor(capsule: Any) -> Tensor:
     get = ctypes.PyDLL(None).PyCapsule_GetPointer
     get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    return Tensor.from_address(get(capsule, b"dltensor"))
+    found = Tensor.from_address(get(capsule, b"dltensor"))
+    found.capsule = capsule  # which keeps it alive
+    return found
 
 
 @pytest.mark.parametrize(("device", "away"), [(None, 0), ((1, 0), 0), ((3, 0), 0), ((2, 0), AWAY)])
@@ -183,6 +185,24 @@ def test_what_the_gpu_does_not_reach_is_refused_and_nothing_is_copied(memory: Li
     assert live_exports() == before
 
 
+def test_a_view_states_the_gpu_to_who_looks_before_asking(memory: LinearMemory) -> None:
+    map_it(memory, number=1)
+    view = memory.view((4, 6), "bf16", offset=64)[:, ::3]
+    stated = view.on_gpu()
+    assert stated.__dlpack_device__() == (2, 1)
+    for asked in (None, (2, 1)):
+        found = tensor(stated.__dlpack__(stream=1, dl_device=asked, copy=False))
+        assert (tuple(found.device), found.data) == ((2, 1), view.address + AWAY)
+    assert tuple(tensor(stated.__dlpack__(dl_device=(1, 0))).device) == (1, 0)
+    with pytest.raises(CopyRefusedError):
+        stated.__dlpack__(copy=True)
+    floats = memory.view(4, "f32")
+    assert floats.on_gpu().__cuda_array_interface__ == floats.__cuda_array_interface__
+    mapped.remove(memory.address)
+    with pytest.raises(CopyRefusedError, match="does so no more"):
+        stated.__dlpack__()
+
+
 def test_a_stream_makes_sense_on_a_gpu_only(memory: LinearMemory) -> None:
     map_it(memory)
     view = memory.view(4, "f32")
@@ -216,6 +236,7 @@ def test_what_was_handed_to_a_gpu_keeps_the_pages_mapped() -> None:
         lambda view: view.__cuda_array_interface__,
         lambda view: view.__dlpack__(dl_device=(2, 0)),
         lambda view: view.__dlpack__(dl_device=(3, 0)),
+        lambda view: view.on_gpu(),
     ],
 )
 def test_no_stale_pointer_is_handed_out(memory: LinearMemory, use: Any) -> None:

@@ -15,6 +15,7 @@ from nocopy.errors import ClosedError, CopyRefusedError, StaleViewError, UsageEr
 from nocopy.memory import dlpack, mapped
 from nocopy.memory.dlpack import DLDeviceType
 from nocopy.memory.dtype import DType
+from nocopy.memory.gpu_view import GpuView
 from nocopy.memory.linear import LinearMemory
 from nocopy.memory.mapped import Mapping
 from nocopy.memory.pages import Pages
@@ -349,14 +350,25 @@ class TensorView:
         found = self._on_gpu()
         if self.dtype is DType.BF16:
             raise AttributeError(
-                "the CUDA array interface cannot describe bfloat16. Use DLPack: torch.from_dlpack(view,"
-                " device='cuda:0'), or a view of the same bytes of dtype u8."
+                "the CUDA array interface cannot describe bfloat16. Use DLPack,"
+                " torch.from_dlpack(view.on_gpu()), or a view of the same bytes of dtype u8."
             )
         if found is None:
             raise AttributeError(NOT_MAPPED.format(f"the CUDA array interface of {self!r}"))
         interface = self._interface(self.dtype.numpy.str)
         data = (found.device_address if self.size else 0, False)
         return {**interface, "data": data, "stream": None}
+
+    def on_gpu(self) -> GpuView:
+        """Return the same elements, stated to lie on the GPU: for `torch.from_dlpack` and `cupy.from_dlpack`.
+
+        Raises:
+            CopyRefusedError: CUDA has not mapped the memory. Errors as in `check`.
+        """
+        found = self._on_gpu()
+        if found is None:
+            raise CopyRefusedError(NOT_MAPPED.format(f"{self!r} on the GPU"))
+        return GpuView(self, found.number)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         """Return the DLPack device type and number: the CPU's. `__dlpack__` names others when asked."""
@@ -425,7 +437,7 @@ class TensorView:
         if number != found.number:
             raise CopyRefusedError(
                 f"DLPack device {device} was asked for; the tensor lies where GPU {found.number} reaches it:"
-                f" ask for ({kind}, {found.number}), such as device='cuda:{found.number}'"
+                f" ask for ({kind}, {found.number})"
             )
         return found.device_address if kind == DLDeviceType.CUDA else self.address
 
