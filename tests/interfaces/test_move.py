@@ -13,7 +13,15 @@ import pytest
 
 from nocopy.device.discovery import open_device
 from nocopy.device.protocol import Device
-from nocopy.errors import ClosedError, DeviceError, DeviceLostError, DeviceUnavailableError, UsageError
+from nocopy.device.reference import HostPages
+from nocopy.errors import (
+    ClosedError,
+    CopyRefusedError,
+    DeviceError,
+    DeviceLostError,
+    DeviceUnavailableError,
+    UsageError,
+)
 from nocopy.interfaces.host import DeviceGuest
 from nocopy.memory.dtype import DType
 from nocopy.tape import Space, TapeBuilder, Tensor
@@ -26,6 +34,13 @@ from tests.interfaces.test_submit import DATA, doubling
 from tests.models.tiny import write_tiny
 
 PROMPT = [0, 72, 101, 108, 108, 111]
+
+
+class Separate(LosableDevice):
+    """Reaches no host pages."""
+
+    def share(self, *args: object, **kw: object) -> HostPages:
+        raise CopyRefusedError("sharing was asked for; this device could only copy")
 
 
 @pytest.fixture
@@ -165,9 +180,9 @@ def test_a_move_that_fails_leaves_the_guest_to_be_moved_again(tiny_gguf: Path, g
         with pytest.raises(DeviceUnavailableError):
             g.guest.move("metal" if not metal() else "vulkan")
         g.append(session, [1])
-        for _ in range(2):
-            with pytest.raises(DeviceError, match=r"bytes on .* were asked for"):
-                g.guest.move(LosableDevice(1000))
+        for bad in (LosableDevice(1000), Separate(), LosableDevice(1000)):
+            with pytest.raises((DeviceError, CopyRefusedError), match=r"were asked for|could only copy"):
+                g.guest.move(bad)
             assert submit(g.guest, doubling()) == ClosedError.code
             assert "not attached" in g.error
         moved = g.guest.move("reference")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,16 @@ from tests.device.losable import LosableDevice, NearPages
 from tests.models.tiny import write_tiny
 
 PROMPT = [5, 9, 2, 7, 11, 3]
+
+
+REFUSED: list[Callable[[OwnSession], object]] = [
+    lambda session: session.append([1]),
+    lambda session: session.extend_to(PROMPT),
+    lambda session: session.truncate(0),
+    lambda session: session.fork(session.memory, session.pages),
+    lambda session: session.flush(),
+]
+"""What a session cannot do before it has read again what it lost."""
 
 
 class Cramped(LosableDevice):
@@ -163,10 +173,9 @@ def test_a_move_that_fails_half_way_can_be_made_again(
         model.move(doomed)
     for session in (first, second):
         if session._unread:
-            with pytest.raises(ClosedError, match="read again"):
-                session.append([1])
-            with pytest.raises(ClosedError, match="read again"):
-                session.flush()
+            for use in REFUSED:
+                with pytest.raises(ClosedError, match="read again"):
+                    use(session)
     doomed.lose()
     assert model.move("reference") == len(PROMPT) + 3
     assert goes_on(first, truth, PROMPT)

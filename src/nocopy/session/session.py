@@ -235,6 +235,7 @@ class Session:
         Raises:
             UsageError: there are fewer.
         """
+        self._check_read("truncating was asked for of a session")
         if not 0 <= length <= len(self.tokens):
             raise UsageError(
                 f"truncating to {length} tokens was asked for; the session has {len(self.tokens)}"
@@ -265,6 +266,7 @@ class Session:
 
     def fork(self, memory: LinearMemory, pages: Pages, *, offset: int = 0) -> Session:
         """Return a session that continues from here in another region; what is cached is copied there."""
+        self._check_read("forking was asked for of a session")
         other = Session(
             self.engine,
             memory,
@@ -338,8 +340,9 @@ class Session:
             How many tokens were fed. Errors as in `append`; then `leave`, and go on with another device.
         """
         if logits and not self._unread and self.tokens:
-            self._unread = [self.tokens[-1]]
+            last = self.tokens[-1]
             self.truncate(self.length - 1)
+            self._unread = [last]
         fed = 0
         while self._unread:
             part = self._unread[: self.step]
