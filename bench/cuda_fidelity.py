@@ -7,8 +7,8 @@ Llama 3.2 1B with noise for weights; the trained tiny model with its matrices in
 ships, in Q8_0, where transformers gets the decoded weights, rounded to bf16. "prefill" are the logits after
 prompts of several lengths that are read in one go, "decode" those after each of 64 tokens that follow one by
 one. An error is a difference from the truth over the truth's root mean square: `rms` is its root mean square
-over all logits of all positions, `max` the largest of one logit. `--device cpu --small` tries the script where
-there is no GPU.
+over all logits of all positions, `max` the largest of one logit. `--device cpu --small` tries the script
+where there is no GPU.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy.typing as npt
 import torch
 import transformers
 from peers.ours import Ours
-from peers.transformers_llama import Runner, load
+from peers.transformers_llama import Runner, feed, load
 
 from nocopy.bench.llama import LLAMA_1B, Shape, model_file, open_session, tokens
 from nocopy.bench.machine import describe
@@ -150,11 +150,11 @@ def whole(model: transformers.LlamaForCausalLM, fed: list[int], kind: str) -> Lo
 def stepped(model: transformers.LlamaForCausalLM, fed: list[int], first: int, kind: str) -> Logits:
     """Logits after each token from `first` on, fed one by one."""
     cache = transformers.DynamicCache(config=model.config)
-    model(torch.tensor([fed[:first]], device=kind), past_key_values=cache, use_cache=True)
+    feed(model, torch.tensor([fed[:first]], device=kind), cache)
     found: list[Logits] = []
     for token in fed[first:]:
-        made = model(torch.tensor([[token]], device=kind), past_key_values=cache, use_cache=True)
-        found.append(made.logits[0, -1].float().cpu().numpy())
+        made = feed(model, torch.tensor([[token]], device=kind), cache)
+        found.append(made[0, -1].float().cpu().numpy())
     return np.stack(found)
 
 

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 from contextlib import closing
@@ -158,13 +160,15 @@ def apart(name: str, kind: str, limit: float) -> dict[str, Any]:
             "--out",
             str(out),
         ]
-        try:
-            done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, timeout=limit)
-        except subprocess.TimeoutExpired:
-            return {"missing": f"not done within {limit:.0f} s"}
-        if done.returncode:
-            said = " ".join(done.stderr.split())
-            return {"missing": f"failed with status {done.returncode}: …{said[-REASON:]}"}
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+            try:
+                _, said = process.communicate(timeout=limit)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)  # its workers too
+                return {"missing": f"not done within {limit:.0f} s"}
+        if process.returncode:
+            said = " ".join(said.split())
+            return {"missing": f"failed with status {process.returncode}: …{said[-REASON:]}"}
         found: dict[str, Any] = json.loads(out.read_text())
         return found
 

@@ -198,8 +198,8 @@ def captured(call: Callable[[], None], device: str, rewind: Callable[[], None]) 
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):
-            call()
             rewind()
+            call()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

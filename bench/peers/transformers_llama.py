@@ -51,6 +51,15 @@ def load(model: Model, device: str, dtype: torch.dtype) -> transformers.LlamaFor
     return made.eval().requires_grad_(False)
 
 
+def feed(
+    model: transformers.LlamaForCausalLM, tokens: torch.Tensor, cache: Any, keep: int = 0
+) -> torch.Tensor:
+    """Logits [1, tokens, vocabulary] after tokens [1, tokens] that join a cache; the last `keep`, or all."""
+    # The cache's argument has another name in newer versions, and the same place.
+    found: torch.Tensor = model(tokens, None, None, cache, use_cache=True, logits_to_keep=keep).logits
+    return found
+
+
 class Runner:
     """A `Contender`."""
 
@@ -77,8 +86,7 @@ class Runner:
         return torch.cat(drawn).flatten().tolist()
 
     def _feed(self, tokens: torch.Tensor) -> None:
-        found = self.model(tokens, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-        self.token = found.logits[:, -1].argmax(-1, keepdim=True)
+        self.token = feed(self.model, tokens, self.cache, keep=1)[:, -1].argmax(-1, keepdim=True)
 
 
 @torch.inference_mode()
