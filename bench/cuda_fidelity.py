@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import transformers
+from peers import report
 from peers.ours import Ours
 from peers.transformers_llama import Runner, feed, load
 
@@ -79,7 +80,7 @@ def main() -> None:
     )
     if chosen.json:
         chosen.json.write_text(json.dumps(result, indent=1) + "\n")
-    print(markdown(result))
+    print(report.fidelity(result))
 
 
 @torch.inference_mode()
@@ -211,21 +212,6 @@ def drawn(contender: Ours | Runner, prompt: list[int]) -> list[int]:
 def same(a: list[int], b: list[int]) -> int:
     """Length of the common beginning."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), len(a))
-
-
-def markdown(result: dict[str, Any]) -> str:
-    """A result as tables."""
-    columns = [f"{who}, {what}" for what in ("rms", "max") for who in ("nocopy", "transformers bf16")]
-    lines = [f"| error against float32 | {' | '.join(columns)} |", "| --- |" + " ---: |" * len(columns)]
-    lines += [
-        f"| {row['case']} | {' | '.join(f'{row[c]:.2e}' for c in columns)} |"
-        for row in result["rows"]
-        if columns[0] in row
-    ]
-    agree = [row for row in result["rows"] if columns[0] not in row]
-    lines += ["", "| | nocopy | transformers bf16 |", "| --- | ---: | ---: |"]
-    lines += [f"| {row['case']} | {row['nocopy']} | {row['transformers bf16']} |" for row in agree]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

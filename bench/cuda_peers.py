@@ -77,8 +77,6 @@ def main() -> None:
         chosen.out.write_text(json.dumps(measure(chosen.measure, task(chosen, chosen.types[0]))))
         return
     result = json.loads(chosen.show.read_text()) if chosen.show else run(chosen)
-    if chosen.json:
-        chosen.json.write_text(json.dumps(result, indent=1) + "\n")
     print(report.markdown(result))
     if chosen.plot:
         report.draw(result, chosen.plot)
@@ -123,7 +121,9 @@ def run(chosen: argparse.Namespace) -> dict[str, Any]:
                 result["missing"].append({"contender": name, "type": kind, "why": found["missing"]})
             else:
                 result["measured"].append({"contender": name, **found})
-    compare(result)
+            compare(result)
+            if chosen.json:
+                chosen.json.write_text(json.dumps(result, indent=1) + "\n")
     return result
 
 
@@ -174,11 +174,11 @@ def apart(name: str, kind: str, limit: float) -> dict[str, Any]:
 
 
 def compare(result: dict[str, Any]) -> None:
-    """Replace each contender's tokens by how many of the first agree with ours of the same type."""
-    ours = {m["type"]: m["tokens"] for m in result["measured"] if m["contender"] == "nocopy"}
+    """Say of each contender how many of its first tokens are ours of the same type."""
+    ours = {m["type"]: m["tokens"].split() for m in result["measured"] if m["contender"] == "nocopy"}
     for found in result["measured"]:
-        drawn, wanted = found.pop("tokens", None), ours.get(found["type"])
-        if drawn and wanted and found["contender"] != "nocopy":
+        drawn, wanted = found.get("tokens", "").split(), ours.get(found["type"])
+        if drawn and wanted:
             pairs = zip(drawn, wanted, strict=True)
             found["agrees"] = next((i for i, (a, b) in enumerate(pairs) if a != b), len(wanted))
 

@@ -85,7 +85,7 @@ def measured(contender: Contender, task: Task, *, prefill: bool = True) -> dict[
             contender.read(task.prompt(length))
             taken.append(perf_counter() - began)
         cases[prefill_case(length)] = {"value": length / median(taken[1:]), "unit": "tokens/s"}
-    return found(task, contender.version, contender.how, cases) | {"tokens": first}
+    return found(task, contender.version, contender.how, cases) | {"tokens": " ".join(map(str, first))}
 
 
 def found(task: Task, version: str, how: str, cases: dict[str, dict[str, Any]]) -> dict[str, Any]:

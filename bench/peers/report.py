@@ -1,4 +1,4 @@
-"""A result of `cuda_peers.py` for people: Markdown tables and a picture."""
+"""Results of `cuda_peers.py` and `cuda_fidelity.py` for people: Markdown tables and a picture."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ def table(result: dict[str, Any], kind: str) -> list[str]:
     rows = [f"| {NAMES[kind]} | {' | '.join(cases)} | how |", f"| --- |{' ---: |' * len(cases)} --- |"]
     for m in found:
         values = " | ".join(cell(m["cases"].get(case), ours.get(case)) for case in cases)
-        rows.append(f"| {m['contender']} {m['version']} | {values} | {m['how']} |")
+        how = m["how"]
+        if "agrees" in m and m["contender"] != "nocopy":
+            how += f"; draws nocopy's first {m['agrees']} of {len(m['tokens'].split())} tokens"
+        rows.append(f"| {m['contender']} {m['version']} | {values} | {how} |")
     floor = result["floor"][kind]
     if "ms" in floor:
         values = " | ".join(f"{floor['ms']:.3f}" if "decode" in case else "" for case in cases)
@@ -54,6 +57,19 @@ def cell(found: dict[str, Any] | None, ours: dict[str, Any] | None) -> str:
         return value
     ratio = found["value"] / ours["value"] if per_token else ours["value"] / found["value"]
     return f"{value} ({ratio:.2f})"
+
+
+def fidelity(result: dict[str, Any]) -> str:
+    """A table of errors, then one of greedy tokens."""
+    columns = [f"{who}, {what}" for what in ("rms", "max") for who in ("nocopy", "transformers bf16")]
+    lines = [f"| error against float32 | {' | '.join(columns)} |", "| --- |" + " ---: |" * len(columns)]
+    errors = [row for row in result["rows"] if columns[0] in row]
+    lines += [f"| {row['case']} | {' | '.join(f'{row[c]:.1e}' for c in columns)} |" for row in errors]
+    lines += ["", "| greedy tokens | nocopy | transformers bf16 |", "| --- | ---: | ---: |"]
+    drawn = [row for row in result["rows"] if columns[0] not in row]
+    lines += [f"| {row['case']} | {row['nocopy']} | {row['transformers bf16']} |" for row in drawn]
+    machine = result["machine"]
+    return "\n".join(lines) + f"\n\nOn one {machine.get('device') or machine['cpu']}."
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

@@ -3,6 +3,7 @@
 import cuda_fidelity
 import numpy as np
 import torch
+from peers import report
 from peers.transformers_llama import load
 
 from nocopy.bench.llama import tokens
@@ -40,5 +41,5 @@ def test_every_model_is_compared(monkeypatch, small_llama):
         else:
             assert 0 < row["nocopy, rms"] < 1e-3 < row["transformers bf16, rms"] < 0.1
             assert row["nocopy, max"] >= row["nocopy, rms"]
-    text = cuda_fidelity.markdown(result)
+    text = report.fidelity(result)
     assert all(case in text for case in rows)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from peers import llama_cpp, ours, report
+from peers import contender, llama_cpp, ours, report
 from peers.contender import MissingError, Task, decode_case, measured, prefill_case
 
 from nocopy.bench import peer_llama
@@ -39,9 +39,10 @@ def transformers_runner(task):
 
 
 @pytest.mark.parametrize("make", [torch_runner, transformers_runner])
-def test_they_draw_the_tokens_that_nocopy_draws(task, tokens, make):
+def test_they_draw_the_tokens_that_nocopy_draws(task, tokens, make, monkeypatch):
     import torch
 
+    monkeypatch.setattr(contender, "TURNS", 1)
     with torch.inference_mode():
         found = measured(make(task), task)
     assert found["tokens"] == tokens
@@ -59,7 +60,8 @@ def test_a_longer_cache_changes_nothing(task, tokens):
         first = runner.generate(12)
         runner.read(longer.prompt(200))
         runner.read(longer.prompt(3))
-        assert runner.generate(12) == first == tokens
+        assert runner.generate(12) == first
+    assert " ".join(map(str, first)) == tokens
 
 
 def run(tmp_path, *arguments, **environment):
