@@ -147,8 +147,8 @@ def main() -> None:
     opened = Opened(model, device, chosen.context, kv, ledger)
     seconds = time.perf_counter() - start
     row("upload", ledger.uploaded / 1e9 / seconds, "GB/s")
-    session = opened.session
-    prompt = np.random.default_rng(1).integers(0, model.config.vocabulary, 512).tolist()
+    session, longest = opened.session, max(896, *chosen.prefill)
+    prompt = np.random.default_rng(1).integers(0, model.config.vocabulary, longest).tolist()
     for length in chosen.prefill:
         session.append(prompt[:length])  # the first compiles
         session.truncate(0)
@@ -176,7 +176,7 @@ def decode_ahead(session: Session, prompt: list[int], count: int) -> Iterator[tu
     """Greedy tokens after short and long prompts: tokens in the cache, and ms a token, drawn and fed."""
     for length in (128, 896):
         session.truncate(0)
-        session.append((prompt * 2)[:length])
+        session.append(prompt[:length])
         for warm in (32, count):
             start = time.perf_counter()
             for i in range(warm):
