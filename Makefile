@@ -22,6 +22,7 @@ check: dev  ## formatting, types, generated files
 	$(BIN)/python tools/build_guests.py --check
 	$(BIN)/python tools/build_examples.py --check
 	$(BIN)/python tools/cli_docs.py --check
+	$(BIN)/python tools/performance_docs.py --check
 
 install: $(VENV)/installed  ## the package as a user has it
 

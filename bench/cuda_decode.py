@@ -1,12 +1,13 @@
 """Decoding and prefilling on a CUDA device: tokens a second, and where the time goes, kernel by kernel.
 
-python bench/cuda_decode.py [--type bf16|q8_0|q4_0] [--context N] [--tokens N]
-    [--prefill N ...] [--check N] [--json FILE]
+python bench/cuda_decode.py [--shape 1b|8b] [--type bf16|q8_0|q4_0] [--context N] [--tokens N]
+    [--prefill N ...] [--no-kernels] [--check N] [--json FILE]
 
-The model has the shape of Llama 3.2 1B (1.24 B parameters) and noise for weights. Decoding is wall-clock time
-from Python, twice: one play a token, its logits read in host pages; and greedily, tokens fed ahead on the GPU
-as `Session.likeliest` does. The floor is the time to read the weights once, at the speed at which the GPU
-copies them within its memory. For passes of more rows a kernel's row is the median time of all launches of
+The model has the shape of Llama 3.2 1B (1.24 B parameters) or of Llama 3.1 8B (8.03 B; 16 GB in bf16 in the
+cache directory, $XDG_CACHE_HOME), and noise for weights. Decoding is wall-clock time from Python, twice: one
+play a token, its logits read in host pages; and greedily, tokens fed ahead on the GPU as `Session.likeliest`
+does. The floor is the time to read the weights once, at the speed at which a kernel reads 4 GiB; the share is
+the floor over the time. For passes of more rows a kernel's row is the median time of all launches of
 its kind in one pass, played by themselves, so that weights come from memory and not from a cache.
 `--check N` compares N greedy tokens with those of the cpu device.
 """
@@ -17,14 +18,15 @@ import argparse
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 
-from nocopy.bench.llama import model_file
+from nocopy.bench.cuda_read import read_bandwidth
+from nocopy.bench.llama import LLAMA_1B, LLAMA_8B, model_file, read_a_token
 from nocopy.device import cuda
 from nocopy.device.cuda_launch import plan
 from nocopy.device.discovery import open_device
@@ -42,6 +44,7 @@ from nocopy.tape import Space, Tape, validate
 from nocopy.tape.ops import BY_CODE
 
 PAGE = 65536
+SHAPES = {"1b": LLAMA_1B, "8b": LLAMA_8B}
 rows: list[dict[str, Any]] = []
 
 
@@ -126,15 +129,17 @@ def kernel_rows(opened: Opened, device: cuda.CudaDevice, rows_at_once: int) -> N
 
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--shape", default="1b", choices=tuple(SHAPES))
     parser.add_argument("--type", default="bf16", choices=("bf16", "q8_0", "q4_0"))
     parser.add_argument("--kv", default="f16", choices=("f16", "q8_0"))
     parser.add_argument("--context", type=int, default=4096)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--prefill", type=int, nargs="*", default=[64, 512])
+    parser.add_argument("--no-kernels", action="store_true", help="leave out the time of each kernel")
     parser.add_argument("--check", type=int, default=0)
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
-    model = open_model(model_file(GGMLType[chosen.type.upper()]))
+    model = open_model(model_file(GGMLType[chosen.type.upper()], shape=SHAPES[chosen.shape]))
     device = cuda.open_device()
     ledger, kv = Ledger(), DType[chosen.kv.upper()]
     start = time.perf_counter()
@@ -142,8 +147,8 @@ def main() -> None:
     opened = Opened(model, device, chosen.context, kv, ledger)
     seconds = time.perf_counter() - start
     row("upload", ledger.uploaded / 1e9 / seconds, "GB/s")
-    session = opened.session
-    prompt = np.random.default_rng(1).integers(0, model.config.vocabulary, 512).tolist()
+    session, longest = opened.session, max(896, *chosen.prefill)
+    prompt = np.random.default_rng(1).integers(0, model.config.vocabulary, longest).tolist()
     for length in chosen.prefill:
         session.append(prompt[:length])  # the first compiles
         session.truncate(0)
@@ -152,10 +157,12 @@ def main() -> None:
     session.append([1])
     ms = milliseconds(lambda: session.append([1]), chosen.tokens)
     row(f"decode after {session.length} tokens, context {session.context}", 1e3 / ms, "tokens/s")
-    row("weights read while decoding", ledger.uploaded / 1e6 / ms, "GB/s")
-    decode_ahead(session, prompt, chosen.tokens)
-    floor(device, ledger.uploaded)
-    for length in chosen.prefill:
+    floor = read_a_token(model) / read(device) / 1e6
+    row("weights read once at that speed", floor, "ms")
+    for start, taken in decode_ahead(session, prompt, chosen.tokens):
+        row(f"greedy, fed ahead, after {start} tokens", taken, "ms a token")
+        row("share of the memory's speed", 100 * floor / taken, "%")
+    for length in () if chosen.no_kernels else chosen.prefill:
         kernel_rows(opened, device, length)
     if chosen.check:
         check(opened, model, prompt[:41], chosen.check, chosen.context, kv)
@@ -165,36 +172,24 @@ def main() -> None:
         chosen.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def decode_ahead(session: Session, prompt: list[int], count: int) -> None:
-    """Greedy tokens after short and long prompts; each is drawn and fed."""
+def decode_ahead(session: Session, prompt: list[int], count: int) -> Iterator[tuple[int, float]]:
+    """Greedy tokens after short and long prompts: tokens in the cache, and ms a token, drawn and fed."""
     for length in (128, 896):
         session.truncate(0)
-        session.append((prompt * 2)[:length])
+        session.append(prompt[:length])
         for warm in (32, count):
             start = time.perf_counter()
             for i in range(warm):
                 session.append([session.likeliest(warm - 1 - i)])
             ms = 1e3 * (time.perf_counter() - start) / warm
-        row(f"greedy, fed ahead, after {session.length - count} tokens", ms, "ms a token")
+        yield session.length - count, ms
 
 
-def floor(device: cuda.CudaDevice, weights: int) -> None:
-    """What reading the weights once would take."""
-    nbytes, driver = 1 << 30, device.driver
-    with driver.current():
-        a, b = driver.allocate(nbytes), driver.allocate(nbytes)
-
-        def copies() -> None:
-            for _ in range(16):
-                driver.copy_within(b, a, nbytes)
-            driver.wait(None)
-
-        copies()
-        rate = 16 * 2 * nbytes / milliseconds(copies, 5) / 1e6
-        driver.free(a)
-        driver.free(b)
-    row("memory copied within the GPU, read and written", rate, "GB/s")
-    row("weights at that speed", weights / rate / 1e6, "ms")
+def read(device: cuda.CudaDevice) -> float:
+    """GB/s at which kernels read the GPU's memory, and a row of it."""
+    rate = read_bandwidth(device.driver) / 1e9
+    row("memory read by a kernel that sums 4 GiB", rate, "GB/s")
+    return rate
 
 
 def check(opened: Opened, model: Model, prompt: list[int], count: int, context: int, kv: DType) -> None:

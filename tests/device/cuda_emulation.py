@@ -90,8 +90,8 @@ class EmulatedDriver:
         self.memory_bytes, self.multiprocessors = memory_bytes, 3
         self.chip = Chip(self.multiprocessors, 233472, 232448)
         self.refuse: set[str] = set()
-        self.lost = False
-        self.endless = False
+        self.failing = False
+        self.endless: bool | str = False
         self.launched: list[str] = []
         self.registered: dict[int, int] = {}
         self.allocated: dict[int, mmap.mmap] = {}
@@ -100,6 +100,8 @@ class EmulatedDriver:
         self.graphs = 0
         self.walks = False
         self.closed = False
+        self.lost = ""
+        self.on_lost: Callable[[], None] = lambda: None
         self._library = library
         self._depth = 0
         self._queue: list[Callable[[], int]] = []
@@ -118,6 +120,8 @@ class EmulatedDriver:
 
     def leave(self) -> None:
         self._depth -= 1
+        if self.lost and not self._depth:
+            self.on_lost()
 
     @contextmanager
     def current(self) -> Generator[None]:
@@ -136,15 +140,16 @@ class EmulatedDriver:
 
     def _called(self, name: str) -> None:
         assert self._depth > 0, f"{name} without a current context"
-        if self.lost:
-            raise DeviceLostError(f"{name}: the context is gone")
+        if self.failing:
+            self.lost = f"{name}: the context is gone"
+            raise DeviceLostError(self.lost)
         if name in self.refuse:
             raise DeviceError(f"{name} refused")
 
     def check(self, status: int, what: str) -> None:
         if status:
-            self.lost = True
-            raise DeviceLostError(f"{what} failed with {status}")
+            self.failing, self.lost = True, f"{what} failed with {status}"
+            raise DeviceLostError(self.lost)
 
     # Memory
 
@@ -162,9 +167,13 @@ class EmulatedDriver:
         self._called("unregister")
         del self.registered[address]
 
+    def free_bytes(self) -> int:
+        self._called("free_bytes")
+        return self.memory_bytes - sum(len(m) for m in self.allocated.values())
+
     def allocate(self, nbytes: int) -> int:
         self._called("allocate")
-        free = self.memory_bytes - sum(len(m) for m in self.allocated.values())
+        free = self.free_bytes()
         if nbytes > free:
             raise DeviceError(f"{nbytes} bytes were asked for; {free} are free")
         memory = mmap.mmap(-1, nbytes)
@@ -261,10 +270,10 @@ class EmulatedDriver:
 
     # Waiting
 
-    def wait(self, deadline: float | None) -> bool:
+    def wait(self, deadline: float) -> bool:
         self._called("wait")
         if self.endless and not (self._stop.value and self.endless == "until asked"):
-            return deadline is None
+            return False
         queue, self._queue = self._queue, []
         for run in queue:
             status = run()
@@ -272,8 +281,14 @@ class EmulatedDriver:
             self.check(status, "playing")
         return True
 
-    def ask_to_stop(self, stop: bool) -> None:
-        self._stop.value = int(stop)
+    def finish(self, nbytes: int) -> None:
+        if not self.wait(0.0):
+            raise self.abandon(f"copying {nbytes} bytes has not ended")
 
-    def abandon(self) -> None:
-        self._abandoned = True
+    def ask_to_stop(self, stop: bool, deadline: float) -> bool:
+        self._stop.value = int(stop)
+        return True
+
+    def abandon(self, why: str) -> DeviceLostError:
+        self._abandoned, self.lost = True, why
+        return DeviceLostError(why)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -256,7 +257,7 @@ def test_a_deadline_stops_what_plays_and_the_device_goes_on(
     memory = host_pages(PAGE)
     pages = device.share(memory.ctypes.data, PAGE)
     program = device.compile(negation(), {Space.GUEST: pages})
-    driver.endless = "until asked"  # type: ignore[assignment]
+    driver.endless = "until asked"
     with pytest.raises(DeadlineError, match="longer than 0"):
         device.play(program, timeout=0.01)
     driver.endless = False
@@ -301,7 +302,7 @@ def test_a_lost_device_closes_and_memory_stays_usable(driver: EmulatedDriver) ->
     device, memory = emulated(driver), host_pages(PAGE)
     pages = device.share(memory.ctypes.data, PAGE)
     program = device.compile(negation(), {Space.GUEST: pages})
-    driver.lost = True
+    driver.failing = True
     with pytest.raises(DeviceLostError):
         device.play(program)
     assert driver.closed
@@ -317,6 +318,81 @@ def test_a_lost_device_closes_and_memory_stays_usable(driver: EmulatedDriver) ->
             use()
     pages.close()
     device.close()
+
+
+def test_a_play_without_a_deadline_ends_all_the_same(
+    device: cuda.CudaDevice, driver: EmulatedDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda, "PLAY_SECONDS", 0.01)
+    memory = host_pages(PAGE)
+    program = device.compile(negation(), {Space.GUEST: device.share(memory.ctypes.data, PAGE)})
+    driver.endless = "until asked"
+    with pytest.raises(DeadlineError, match=r"longer than 0\.01"):
+        device.play(program)
+    driver.endless = False
+    device.play(program)
+
+
+Use = Callable[[cuda.CudaDevice, cuda.NearPages], object]
+MEMORY = host_pages(4 * PAGE)
+COPIES: dict[str, Use] = {
+    "flush": lambda device, near: near.flush(0, 64),
+    "reload": lambda device, near: near.reload(0, 64),
+    "copy": lambda device, near: near.copy(near, 64),
+    "upload": lambda device, near: device.place([(MEMORY.ctypes.data, PAGE)]),
+}
+USES: dict[str, Use] = {
+    **COPIES,
+    "allocate": lambda device, near: device.allocate(64),
+    "near": lambda device, near: device.near(MEMORY.ctypes.data, 64),
+    "room": lambda device, near: device.room(),
+    "share": lambda device, near: device.share(MEMORY.ctypes.data, PAGE),
+    "compile": lambda device, near: device.compile(negation(), {Space.GUEST: near}),
+}
+
+
+@pytest.mark.parametrize("use", COPIES.values(), ids=COPIES)
+def test_a_copy_that_does_not_end_makes_the_device_lost(driver: EmulatedDriver, use: Use) -> None:
+    device = emulated(driver)
+    near = device.near(MEMORY.ctypes.data, PAGE)
+    driver.endless = True
+    with pytest.raises(DeviceLostError, match=r"copying \d+ bytes has not ended"):
+        use(device, near)
+    driver.endless = False
+    for again in USES.values():
+        with pytest.raises(ClosedError):
+            again(device, near)
+    assert driver.allocated, "what the copy may still write to is never freed"
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_a_loss_closes_the_device_wherever_it_is_noticed(driver: EmulatedDriver, use: Use) -> None:
+    device = emulated(driver)
+    near = device.near(MEMORY.ctypes.data, PAGE)
+    driver.failing = True
+    with pytest.raises(DeviceLostError):
+        use(device, near)
+    assert driver.closed
+    with pytest.raises(ClosedError, match=r"was lost: .* the context is gone"):
+        device.allocate(64)
+    with pytest.raises(ClosedError):
+        near.flush(0, 64)
+    near.close()
+    device.close()
+
+
+def test_what_is_free_leaves_room_for_workspaces(device: cuda.CudaDevice, driver: EmulatedDriver) -> None:
+    whole = device.room()
+    assert driver.memory_bytes - whole == driver.memory_bytes // 16
+    pages = device.allocate(1 << 20)
+    assert device.room() == whole - (1 << 20)
+    pages.close()
+    rest = device.allocate(driver.memory_bytes)
+    assert device.room() == 0
+    rest.close()
+    device.close()
+    with pytest.raises(ClosedError):
+        device.room()
 
 
 def test_pages_that_the_driver_keeps_are_reported(

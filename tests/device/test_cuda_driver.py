@@ -5,71 +5,36 @@ cuda-bindings, NVRTC and the ctypes calls are the real ones, in a process of the
 
 from __future__ import annotations
 
-import ctypes
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from nocopy.device.cuda_compile import load_nvrtc
-from nocopy.errors import DeviceUnavailableError
-from tests.device.cuda_emulation import build
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A process's environment in which the emulated driver is found."""
-    try:
-        load_nvrtc()
-    except DeviceUnavailableError as e:
-        pytest.skip(str(e))
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        pass
-    else:
-        pytest.skip("there is a real driver: test_cuda_gpu.py and the conformance suite use it")
-    directory = tmp_path_factory.mktemp("libcuda")
-    build(directory, "libcuda.cpp", "libcuda.so.1")
-    own = {
-        "LD_LIBRARY_PATH": str(directory),
-        "XDG_CACHE_HOME": str(directory / "cache"),
-        "NOCOPY_REQUIRE_DEVICES": "cuda",
-    }
-    return {**os.environ, **own}
+from tests.device.emulated_process import ROOT, emulated_driver  # noqa: F401
 
 
 @pytest.mark.parametrize(
-    "tests",
+    ("kernels", "tests"),
     [
-        ["test_cuda_gpu.py"],
-        ["test_protocol.py", "-k", "[cuda and not deadline"],
-        ["test_conformance_products.py", "-k", "[cuda"],
-        ["test_conformance_language.py", "-k", "[cuda"],
+        ("run", ["test_cuda_gpu.py"]),
+        ("run", ["test_protocol.py", "-k", "[cuda and not deadline"]),
+        ("run", ["test_conformance_products.py", "-k", "[cuda"]),
+        ("run", ["test_conformance_language.py", "-k", "[cuda"]),
+        ("run", ["../interfaces/test_cuda_views.py"]),
+        ("dry", ["../session/test_cuda_loss.py"]),
     ],
-    ids=lambda tests: tests[0],
+    ids=lambda each: each if isinstance(each, str) else each[0],
 )
 def test_the_emulated_driver_passes_the_same_tests_as_a_gpu(
-    environment: dict[str, str], tests: list[str]
+    emulated_driver: dict[str, str],  # noqa: F811 (a fixture)
+    kernels: str,
+    tests: list[str],
 ) -> None:
     file, *choice = tests
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        f"tests/device/{file}",
-        *choice,
-        "-q",
-        "-p",
-        "no:cacheprovider",
-    ]
-    done = subprocess.run(
-        [*command, "-p", "no:xdist"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-m", "pytest", f"tests/device/{file}", *choice, "-q"]
+    command += ["-p", "no:cacheprovider", "-p", "no:xdist"]
+    environment = {**emulated_driver, "NOCOPY_EMULATION": kernels}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
     assert "skipped" not in done.stdout

@@ -144,10 +144,10 @@ pages = gpu.share(memory.ctypes.data, PAGE)
 program = gpu.compile(negation(), {Space.GUEST: pages})
 with gpu.driver.current():
     gpu.driver.unregister(memory.ctypes.data)  # behind the device's back: the kernel will fault
-assert "start it anew" in raises(DeviceLostError, lambda: gpu.play(program))
+assert "start the process anew" in raises(DeviceLostError, lambda: gpu.play(program))
 raises(ClosedError, lambda: gpu.play(program))
 pages.close()
-assert "this process" in raises(DeviceUnavailableError, cuda.open_device)
+assert "no other context" in raises(DeviceUnavailableError, cuda.open_device)
 memory.view(np.float32)[:] = 3
 other = reference.open_device()
 pages = other.share(memory.ctypes.data, PAGE)

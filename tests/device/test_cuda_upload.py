@@ -119,7 +119,7 @@ def test_a_gpu_lost_during_an_upload_closes_the_device(
     memory = noise(9, 1)
 
     def lose(copied: int) -> None:
-        driver.lost = True
+        driver.failing = True
 
     with pytest.raises(DeviceLostError):
         device.place([(memory.ctypes.data, len(memory))], progress=lose)

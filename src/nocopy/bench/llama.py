@@ -1,14 +1,17 @@
-"""A model to measure with: the shape of Llama 3.2 1B (1.24 B parameters), and numbers that mean nothing.
+"""Models to measure with: the shapes of Llama 3.2 1B and Llama 3.1 8B, and numbers that mean nothing.
 
-Speed does not depend on what the weights say, so they are noise of a sensible size. The file is written once,
-into the cache directory, and stays there: 2.5 GB in bf16, 1.3 in Q8_0, 0.7 in Q4_0.
+Speed does not depend on what the weights say, so they are noise of a sensible size. A file is written once,
+into the cache directory, and stays there: for 1.24 B parameters 2.5 GB in bf16, 1.3 in Q8_0, 0.7 in Q4_0; for
+8.03 B parameters 16 GB in bf16.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,86 +25,123 @@ from nocopy.memory.linear import LinearMemory
 from nocopy.models.ggml import GGMLType
 from nocopy.models.gguf_writer import TensorData, write_gguf
 from nocopy.models.load import open_model
+from nocopy.models.model import Model
 from nocopy.session.engine import Engine
 from nocopy.session.region import Region
 from nocopy.session.session import Session
 from nocopy.tape import Space, TapeBuilder, Tensor, blocks
 
-LAYERS, WIDTH, HEADS, GROUPS, HEAD, HIDDEN, VOCABULARY = 16, 2048, 32, 8, 64, 8192, 128256
 CONTEXT = 131072
 SEED = 1
 SIZE = 0.02
 """Standard deviation of the weights, about what a trained model has."""
-
-METADATA: Mapping[str, object] = {
-    "general.architecture": "llama",
-    "llama.block_count": LAYERS,
-    "llama.context_length": CONTEXT,
-    "llama.embedding_length": WIDTH,
-    "llama.feed_forward_length": HIDDEN,
-    "llama.attention.head_count": HEADS,
-    "llama.attention.head_count_kv": GROUPS,
-    "llama.attention.layer_norm_rms_epsilon": 1e-5,
-    "llama.rope.dimension_count": HEAD,
-    "llama.rope.freq_base": 500000.0,
-    "llama.vocab_size": VOCABULARY,
-    "tokenizer.ggml.model": "no_vocab",
-}
+BLOCK = 32
+"""Elements of a block of Q8_0 and Q4_0."""
+NOISE_BLOCKS = 2**20 - 3
+"""Blocks of noise that are made; tensors repeat them. A prime, so that no two rows of a tensor are equal."""
 
 
-def shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Every tensor's name and shape; the head is tied to the embedding."""
-    yield "token_embd.weight", (VOCABULARY, WIDTH)
-    yield "output_norm.weight", (WIDTH,)
-    for i in range(LAYERS):
-        for name, shape in (
-            ("attn_norm", (WIDTH,)),
-            ("attn_q", (HEADS * HEAD, WIDTH)),
-            ("attn_k", (GROUPS * HEAD, WIDTH)),
-            ("attn_v", (GROUPS * HEAD, WIDTH)),
-            ("attn_output", (WIDTH, HEADS * HEAD)),
-            ("ffn_norm", (WIDTH,)),
-            ("ffn_gate", (HIDDEN, WIDTH)),
-            ("ffn_up", (HIDDEN, WIDTH)),
-            ("ffn_down", (WIDTH, HIDDEN)),
-        ):
-            yield f"blk.{i}.{name}.weight", shape
+@dataclass(frozen=True)
+class Shape:
+    """A llama: `name` is its file's; a `tied` one has the embedding for a head."""
+
+    name: str
+    layers: int
+    width: int
+    heads: int
+    groups: int
+    head: int
+    hidden: int
+    vocabulary: int
+    tied: bool
+
+    @property
+    def multiply_adds(self) -> int:
+        """For one token, without the head, which only the last token of a prompt needs."""
+        products = 2 * self.heads * self.head + 2 * self.groups * self.head + 3 * self.hidden
+        return self.layers * self.width * products
+
+    def metadata(self) -> dict[str, object]:
+        """What its file says of it."""
+        return {
+            "general.architecture": "llama",
+            "llama.block_count": self.layers,
+            "llama.context_length": CONTEXT,
+            "llama.embedding_length": self.width,
+            "llama.feed_forward_length": self.hidden,
+            "llama.attention.head_count": self.heads,
+            "llama.attention.head_count_kv": self.groups,
+            "llama.attention.layer_norm_rms_epsilon": 1e-5,
+            "llama.rope.dimension_count": self.head,
+            "llama.rope.freq_base": 500000.0,
+            "llama.vocab_size": self.vocabulary,
+            "tokenizer.ggml.model": "no_vocab",
+        }
+
+    def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Every tensor's name and shape."""
+        yield "token_embd.weight", (self.vocabulary, self.width)
+        yield "output_norm.weight", (self.width,)
+        if not self.tied:
+            yield "output.weight", (self.vocabulary, self.width)
+        for i in range(self.layers):
+            for name, shape in (
+                ("attn_norm", (self.width,)),
+                ("attn_q", (self.heads * self.head, self.width)),
+                ("attn_k", (self.groups * self.head, self.width)),
+                ("attn_v", (self.groups * self.head, self.width)),
+                ("attn_output", (self.width, self.heads * self.head)),
+                ("ffn_norm", (self.width,)),
+                ("ffn_gate", (self.hidden, self.width)),
+                ("ffn_up", (self.hidden, self.width)),
+                ("ffn_down", (self.width, self.hidden)),
+            ):
+                yield f"blk.{i}.{name}.weight", shape
 
 
-def model_file(kind: GGMLType, folder: Path | None = None) -> Path:
+LLAMA_1B = Shape("llama-1.24b", 16, 2048, 32, 8, 64, 8192, 128256, tied=True)
+LLAMA_8B = Shape("llama-8.03b", 32, 4096, 32, 8, 128, 14336, 128256, tied=False)
+
+
+def model_file(kind: GGMLType, folder: Path | None = None, shape: Shape = LLAMA_1B) -> Path:
     """Return the model with matrices of this type, which is made if it is not there.
 
     Args:
         kind: BF16, Q8_0 or Q4_0.
         folder: where it lies; the user's cache directory if left out.
+        shape: the model's.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = folder or cache / "nocopy" / "bench"
-    path = folder / f"llama-1.24b-{kind.name.lower()}.gguf"
+    path = folder / f"{shape.name}-{kind.name.lower()}.gguf"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        noise = _noise(kind)
-        write_gguf(path, METADATA, [_tensor(name, shape, kind, noise) for name, shape in shapes()])
+        largest = max(prod(dims) for _, dims in shape.tensors())
+        noise = np.resize(_noise(kind), largest // BLOCK * _block_nbytes(kind))
+        tensors = [_tensor(name, dims, kind, noise) for name, dims in shape.tensors()]
+        write_gguf(path, shape.metadata(), tensors)
     return path
 
 
 def _tensor(name: str, shape: tuple[int, ...], kind: GGMLType, noise: npt.NDArray[np.uint8]) -> TensorData:
     if len(shape) == 1:
         return TensorData.of(name, np.ones(shape, np.float32), GGMLType.F32)
-    nbytes = shape[0] * shape[1] // kind.block_elements * kind.block_nbytes
+    nbytes = shape[0] * shape[1] // BLOCK * _block_nbytes(kind)
     return TensorData(name, kind, shape, noise[:nbytes])
 
 
+def _block_nbytes(kind: GGMLType) -> int:
+    return BLOCK // kind.block_elements * kind.block_nbytes
+
+
 def _noise(kind: GGMLType) -> npt.NDArray[np.uint8]:
-    """Bytes for the largest tensor; the smaller ones take as many of them as they need."""
+    """`NOISE_BLOCKS` blocks, as bytes."""
     rng = np.random.default_rng(SEED)
     if kind is GGMLType.BF16:
-        values = rng.standard_normal(VOCABULARY * WIDTH, np.float32)
+        values = rng.standard_normal(NOISE_BLOCKS * BLOCK, np.float32)
         values *= np.float32(SIZE)
         return values.astype(DType.BF16.numpy).view(np.uint8)
-    made: npt.NDArray[Any] = np.zeros(
-        VOCABULARY * WIDTH // kind.block_elements, blocks.LAYOUTS[DType[kind.name]]
-    )
+    made: npt.NDArray[Any] = np.zeros(NOISE_BLOCKS, blocks.LAYOUTS[DType[kind.name]])
     quants = made["qs"]
     quants[...] = rng.integers(0, 256, quants.shape, np.uint8).astype(quants.dtype)
     # Quants are spread evenly over their range: 2 ** bits / sqrt(12) is their deviation.
@@ -111,10 +151,17 @@ def _noise(kind: GGMLType) -> npt.NDArray[np.uint8]:
 
 
 @contextmanager
-def session(device: Device, kind: GGMLType, context: int) -> Generator[Session]:
+def session(device: Device, kind: GGMLType, context: int, shape: Shape = LLAMA_1B) -> Generator[Session]:
     """A session of this model on a device, in a memory of its own."""
+    with open_session(device, model_file(kind, shape=shape), context) as made:
+        yield made
+
+
+@contextmanager
+def open_session(device: Device, path: Path, context: int) -> Generator[Session]:
+    """A session of any model on a device, in a memory of its own."""
     with ExitStack() as stack:
-        model = open_model(model_file(kind))
+        model = open_model(path)
         stack.callback(model.close)
         engine = Engine(model, device)
         stack.callback(engine.close)
@@ -127,9 +174,15 @@ def session(device: Device, kind: GGMLType, context: int) -> Generator[Session]:
         yield made
 
 
-def tokens(count: int) -> list[int]:
+def read_a_token(model: Model) -> int:
+    """Bytes of weights that decoding one token reads: an embedding that is not the head is looked up only."""
+    tied = "output.weight" not in model.weights
+    return model.weights.nbytes - (0 if tied else model.weights["token_embd.weight"].nbytes)
+
+
+def tokens(count: int, vocabulary: int = LLAMA_1B.vocabulary) -> list[int]:
     """Token ids to feed; which ones they are does not matter."""
-    return np.random.default_rng(SEED).integers(0, VOCABULARY, count).tolist()
+    return np.random.default_rng(SEED).integers(0, vocabulary, count).tolist()
 
 
 def bandwidth(device: Device) -> float:

@@ -6,8 +6,10 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from nocopy.bench.machine import cores
 from nocopy.errors import UsageError
@@ -41,7 +43,21 @@ def tokens_per_second(
         generate: tokens to decode, or 0; one of the two.
         times: runs, after its own warm-up.
     """
-    command = [program, "-m", str(model), "-t", str(cores()), "-ngl", "0", "-r", str(times), "-o", "json"]
-    command += ["-p", str(prompt), "-n", str(generate)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=TIMEOUT_S)
-    return median(json.loads(done.stdout)[0]["samples_ts"])
+    options = {"t": cores(), "ngl": 0, "r": times, "p": prompt, "n": generate}
+    return median(run(program, model, options)[0]["samples_ts"])
+
+
+def run(program: str, model: Path, options: Mapping[str, object]) -> list[dict[str, Any]]:
+    """Run it and return what it says of each test.
+
+    Raises:
+        UsageError: it failed; the message has the end of what it wrote.
+    """
+    command = [program, "-m", str(model), "-o", "json"]
+    for name, value in options.items():
+        command += [f"-{name}", str(value)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
+    if done.returncode:
+        said = " ".join(done.stderr.split()[-60:])
+        raise UsageError(f"'{' '.join(command)}' was run; it failed with status {done.returncode}: {said}")
+    return json.loads(done.stdout)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from time import perf_counter
 
 from nocopy.bench import matmul, peer_llama
-from nocopy.bench.llama import GROUPS, HEAD, HEADS, HIDDEN, LAYERS, WIDTH, model_file, session, tokens
+from nocopy.bench.llama import LLAMA_1B, model_file, session, tokens
 from nocopy.bench.result import Row, row
 from nocopy.bench.runner import Progress, silent
 from nocopy.device.protocol import Device
@@ -19,15 +19,13 @@ from nocopy.session.session import Session
 KINDS = (GGMLType.BF16, GGMLType.Q4_0)
 PROMPTS = (64, 512)
 TURNS = 5
-MULTIPLY_ADDS = LAYERS * WIDTH * (2 * HEADS * HEAD + 2 * GROUPS * HEAD + 3 * HIDDEN)
-"""For one token, without the head, which only the last token of a prompt needs."""
 
 
 def rows(device: Device, *, progress: Progress = silent) -> list[Row]:
     """Measure each of `KINDS` and `PROMPTS`: the best of `TURNS`; the unit is tokens per second."""
     program = peer_llama.find()
     peer = "llama.cpp" if program else "product"
-    bound = 0.0 if program else matmul.rate(device) * 1e9 / (2 * MULTIPLY_ADDS)
+    bound = 0.0 if program else matmul.rate(device) * 1e9 / (2 * LLAMA_1B.multiply_adds)
     found: list[Row] = []
     for i, kind in enumerate(KINDS):
         with session(device, kind, max(PROMPTS)) as s:

@@ -57,6 +57,12 @@ STOPPABLE_WORK = 2**22
 within some milliseconds."""
 STOP_GRACE = 10.0
 """Seconds that kernels get to end after they were asked to stop."""
+PLAY_SECONDS = 600.0
+"""Deadline of a play that was given none, so that nothing holds its caller for good. The longest tape that a
+guest may submit by default, 2**40 elements over the bus, takes a quarter of it."""
+RESERVE = 128 << 20
+"""Bytes of the GPU's memory that stay free beside weights, caches and scratch; of a small GPU's, a sixteenth.
+For workspaces, of which a tape has one of up to 64 MiB, and for the driver's graphs and code."""
 
 _log = logging.getLogger(__name__)
 
@@ -104,6 +110,7 @@ class CudaDevice:
         self._functions: dict[tuple[str, tuple[str, ...]], int] = {}
         self._pages: list[CudaPages] = []
         self._programs: list[CudaProgram] = []
+        driver.on_lost = self.close
         self._info = DeviceInfo(
             "cuda",
             driver.product,
@@ -141,7 +148,11 @@ class CudaDevice:
 
     def _check_open(self, what: str) -> None:
         if self._closed:
-            raise ClosedError(f"{what} was asked for; the device is closed. Open it again.")
+            raise ClosedError(f"{what} was asked for; the device {self._end()}")
+
+    def _end(self) -> str:
+        lost = self._driver.lost
+        return f"was lost: {lost}. Go on with another." if lost else "is closed. Open it again."
 
     # Pages
 
@@ -183,6 +194,12 @@ class CudaDevice:
         self._pages.append(pages)
         return pages
 
+    def room(self) -> int:
+        """See `Device.room`."""
+        self._check_open("asking for room")
+        with self._driver.current():
+            return max(0, self._driver.free_bytes() - min(RESERVE, self._driver.memory_bytes // 16))
+
     def place(
         self,
         ranges: Sequence[tuple[int, int]],
@@ -192,11 +209,7 @@ class CudaDevice:
     ) -> tuple[CudaPages, list[int]]:
         """See `Device.place`: one piece of device memory, the ranges one after another."""
         self._check_open("placing weights")
-        try:
-            pages, starts = upload(self._driver, ranges, self._pages.remove, ledger, progress)
-        except DeviceLostError:
-            self.close()
-            raise
+        pages, starts = upload(self._driver, ranges, self._pages.remove, ledger, progress)
         self._pages.append(pages)
         return pages, starts
 
@@ -339,27 +352,24 @@ class CudaDevice:
         """
         if not isinstance(program, CudaProgram) or program.device is not self:
             raise ClosedError("playing was asked for; the program was compiled by another device")
-        if self._closed or program.closed:
-            raise ClosedError("playing was asked for; the device or the program is closed")
+        self._check_open("playing")
+        if program.closed:
+            raise ClosedError("playing was asked for; the program is closed")
         for pages, address in program.places:
             if pages.closed or pages.device_address != address:
                 raise ClosedError(
                     "playing was asked for; pages of the program are closed or have moved. Compile it again."
                 )
         driver = self._driver
+        driver.enter()
         try:
-            driver.enter()
-            try:
-                self._run(program, timeout)
-            finally:
-                driver.leave()
-        except DeviceLostError:
-            self.close()
-            raise
+            self._run(program, PLAY_SECONDS if timeout is None else timeout)
+        finally:
+            driver.leave()
 
-    def _run(self, program: CudaProgram, timeout: float | None) -> None:
+    def _run(self, program: CudaProgram, timeout: float) -> None:
         driver = self._driver
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = time.monotonic() + timeout
         try:
             for staging in program.staged:
                 staging.pages.copy_in(staging.inward)
@@ -375,7 +385,7 @@ class CudaDevice:
             if program.staged:
                 for staging in program.staged:
                     staging.pages.copy_out(staging.outward)
-                driver.wait(None)
+                driver.finish(sum(staging.pages.nbytes for staging in program.staged))
         except DeviceLostError:
             raise
         except BaseException:
@@ -389,15 +399,11 @@ class CudaDevice:
             DeviceLostError: it does not end.
         """
         driver = self._driver
-        driver.ask_to_stop(True)
-        ended = driver.wait(time.monotonic() + STOP_GRACE)
-        if not ended:
-            driver.abandon()
-            raise DeviceLostError(
-                f"kernels on {driver.product} were asked to stop; {STOP_GRACE} s later they still run."
-                " Start the process anew."
-            )
-        driver.ask_to_stop(False)
+        until = time.monotonic() + STOP_GRACE
+        if not (driver.ask_to_stop(True, until) and driver.wait(until)):
+            raise driver.abandon(f"kernels that were asked to stop still run {STOP_GRACE} s later")
+        if not driver.ask_to_stop(False, time.monotonic() + STOP_GRACE):
+            raise driver.abandon("a copy of 4 bytes does not end")
 
     # Closing
 
@@ -406,17 +412,23 @@ class CudaDevice:
         if self._closed:
             return
         self._closed = True
-        for program in list(self._programs):
-            with suppress(DeviceError):  # it is freed with the context
-                program.close()
         opened = list(self._pages)
-        for pages in opened:
-            with suppress(DeviceError):  # it has been logged
-                pages.close()
+        if self._driver.lost:  # nothing can be freed any more but all at once
+            for program in self._programs:
+                program.closed = True
+            for pages in opened:
+                pages.lose()
+        else:
+            for program in list(self._programs):
+                with suppress(DeviceError):  # it is freed with the context
+                    program.close()
+            for pages in opened:
+                with suppress(DeviceError):  # it has been logged
+                    pages.close()
         try:
             self._driver.close()
         except DeviceError as e:
-            _log.warning("closing %s: %s", self._info.product, e)
+            _log.warning("closing %s: %s", self._driver.product, e)
         else:
             for pages in opened:
                 pages.leak = None

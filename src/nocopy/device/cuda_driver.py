@@ -11,13 +11,15 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any
 
 from nocopy.device.cuda_compile import INSTALL
 from nocopy.device.cuda_fuse import Chip
 from nocopy.errors import DeviceError, DeviceLostError, DeviceUnavailableError
+from nocopy.memory import mapped
+from nocopy.memory.mapped import Mapping
 
 OLDEST_CAPABILITY = (8, 0)
 OLDEST_DRIVER = 12000  # CUDA 12.0, as cuDriverGetVersion writes it
@@ -40,6 +42,9 @@ _DYNAMIC_SHARED_BYTES, _SHARED_CARVEOUT = 8, 9  # CUfunction_attribute
 _COOPERATIVE, _OVERLAP = 2, 6  # CUlaunchAttributeID; the latter: programmatic stream serialization
 _OLDEST_OVERLAP = (9, 0), 12030
 """Compute capability and driver from which on a graph's kernel may start before the last one has ended."""
+COPY_GRACE, COPY_BYTES_PER_SECOND = 30.0, 100e6
+"""Seconds that a copy may take beside those for its bytes at the slowest rate that counts as going on: a
+hundredth of the bus's."""
 _SPINS = 400
 """Polls before the wait starts to sleep: about 0.2 ms, longer than any small program."""
 
@@ -90,7 +95,13 @@ class Driver:
         oldest_chip, oldest_driver = _OLDEST_OVERLAP
         self._overlaps = self.capability >= oldest_chip and self.version >= oldest_driver
         self._refuse_old()
-        self._abandoned = False
+        self.lost = ""
+        """Why the context is of no more use; "" while it is."""
+        self.on_lost: Callable[[], None] = lambda: None
+        """Called once no call is inside the context any more that is lost."""
+        self._abandoned = self._closed = False
+        self._inside = 0
+        self._registered: set[int] = set()
         self._context = self._create_context(gpu)
         self._push, self._pop, self._query, self._launch, self._launch_graph = self._fast_calls()
         self._popped = ctypes.byref(ctypes.c_void_p())
@@ -111,6 +122,7 @@ class Driver:
         self._stop = ctypes.c_int32.from_address(int(self._word))
         self._stop.value = 0
         self._stream_handle = ctypes.c_void_p(int(self._stream))
+        self._side_handle = ctypes.c_void_p(int(self._side_stream))
 
     # Opening
 
@@ -137,8 +149,9 @@ class Driver:
         if int(status) in LOST:
             raise DeviceUnavailableError(
                 "cuda",
-                f"a kernel of this process failed on {self.product} ({self._describe(int(status))})",
-                "Start the process anew.",
+                f"a kernel of this process failed on {self.product} ({self._describe(int(status))}), and CUDA"
+                " gives the process no other context",
+                "Go on with another device, such as cpu, or start the process anew.",
             )
         if int(status):
             raise DeviceUnavailableError(
@@ -185,12 +198,24 @@ class Driver:
             DeviceError: anything else; the device goes on.
         """
         if status in LOST:
+            self.lost = f"{what} failed: {self._describe(status)}"
             raise DeviceLostError(
-                f"{what} failed: {self._describe(status)}. The GPU is lost to this process; start it anew,"
-                " or go on with another device. Host memory is unharmed."
+                f"{self.lost}. The device is closed; guests and sessions keep their memory."
+                " Go on with another device (`move`), or start the process anew."
             )
+        if status == OUT_OF_MEMORY:
+            raise DeviceError(f"{what} failed: {self._describe(status)}; {self._room()}")
         if status:
             raise DeviceError(f"{what} failed: {self._describe(status)}")
+
+    def _room(self) -> str:
+        """How much of the GPU's memory is free, for messages."""
+        status, free, total = self._cuda.cuMemGetInfo()
+        return (
+            f"{self.product} does not say what is free"
+            if int(status)
+            else (f"{free} of the {total} bytes of {self.product} are free")
+        )
 
     def _describe(self, status: int) -> str:
         try:
@@ -210,12 +235,25 @@ class Driver:
             DeviceLostError: the context is gone.
         """
         if self._abandoned:
-            raise DeviceError(f"kernels that do not end hold {self.product}; start the process anew")
-        self.check(self._push(self._context_handle), "cuCtxPushCurrent")
+            raise DeviceError(f"work that does not end holds {self.product}; start the process anew")
+        status = self._push(self._context_handle)
+        if status:
+            try:
+                self.check(status, "cuCtxPushCurrent")
+            finally:
+                self._tell()
+        self._inside += 1
 
     def leave(self) -> None:
-        """Give the thread back the context that it had."""
+        """Give the thread back the context that it had; the last to leave one that is lost tells of it."""
         self._pop(self._popped)
+        self._inside -= 1
+        if self.lost:
+            self._tell()
+
+    def _tell(self) -> None:
+        if self.lost and not self._inside:
+            self.on_lost()
 
     @contextmanager
     def current(self) -> Generator[None]:
@@ -227,8 +265,17 @@ class Driver:
             self.leave()
 
     def close(self) -> None:
-        """Destroy the context and with it all that it holds; registered pages are let go of as well."""
-        with self.current():
+        """Destroy the context and with it all that it holds; registered pages are let go of as well.
+
+        Raises:
+            DeviceError: it cannot be destroyed; the GPU may still write to those pages. Twice is allowed.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        while self._registered:
+            mapped.remove(self._registered.pop())
+        with suppress(DeviceLostError), self.current():
             self._cuda.cuMemFreeHost(self._word)
         self._ask("cuCtxDestroy", self._context)
 
@@ -241,11 +288,20 @@ class Driver:
             DeviceError: the driver refuses, or cannot lock so many pages.
         """
         self._ask("cuMemHostRegister", address, nbytes, _REGISTER_PORTABLE_MAPPED)
-        return int(self._ask("cuMemHostGetDevicePointer", address, 0)[0])
+        at = int(self._ask("cuMemHostGetDevicePointer", address, 0)[0])
+        self._registered.add(address)
+        mapped.add(Mapping(address, address + nbytes, at))
+        return at
 
     def unregister(self, address: int) -> None:
         """Let go of pages that were registered at this address."""
+        mapped.remove(address)
         self._ask("cuMemHostUnregister", address)
+        self._registered.discard(address)
+
+    def free_bytes(self) -> int:
+        """Bytes of device memory that nobody has."""
+        return int(self._ask("cuMemGetInfo")[0])
 
     def allocate(self, nbytes: int) -> int:
         """Zero-filled device memory.
@@ -255,9 +311,8 @@ class Driver:
         """
         status, address = self._cuda.cuMemAlloc(nbytes)
         if int(status) == OUT_OF_MEMORY:
-            free, total = self._ask("cuMemGetInfo")
             raise DeviceError(
-                f"{nbytes} bytes on {self.product} were asked for; {free} of its {total} are free."
+                f"{nbytes} bytes on {self.product} were asked for; {self._room()}."
                 " Close what you no longer need, or use a smaller size."
             )
         self.check(int(status), "cuMemAlloc")
@@ -387,7 +442,10 @@ class Driver:
             if status != NOT_READY:
                 self.check(status, "playing")
                 return True
-        began = time.monotonic()
+        return self._sleep(stream, deadline)
+
+    def _sleep(self, stream: ctypes.c_void_p, deadline: float | None) -> bool:
+        query, began = self._query, time.monotonic()
         while (status := query(stream)) == NOT_READY:
             now = time.monotonic()
             if deadline is not None and now >= deadline:
@@ -396,15 +454,33 @@ class Driver:
         self.check(status, "playing")
         return True
 
-    def abandon(self) -> None:
-        """Make no more calls that would wait for kernels which do not end."""
-        self._abandoned = True
+    def finish(self, nbytes: int) -> None:
+        """Wait for copies of so many bytes that were started.
 
-    def ask_to_stop(self, stop: bool) -> None:
-        """Set or clear the word that long kernels look at, past those that are running."""
+        Raises:
+            DeviceLostError: they failed, or do not end.
+        """
+        limit = COPY_GRACE + nbytes / COPY_BYTES_PER_SECOND
+        if not self.wait(time.monotonic() + limit):
+            raise self.abandon(f"copying {nbytes} bytes has not ended within {limit:.0f} s")
+
+    def abandon(self, why: str) -> DeviceLostError:
+        """Make no more calls that would wait for work that does not end; the error to raise."""
+        self._abandoned, self.lost = True, f"{why} on {self.product}"
+        return DeviceLostError(
+            f"{self.lost}. The device is closed, and pages that it may still write to stay mapped; guests and"
+            " sessions keep their memory. Go on with another device (`move`), or start the process anew."
+        )
+
+    def ask_to_stop(self, stop: bool, deadline: float) -> bool:
+        """Set or clear the word that long kernels look at, past those that are running.
+
+        Returns:
+            Whether the GPU took it before the deadline (of `time.monotonic`).
+        """
         self._stop.value = int(stop)
         self._ask("cuMemcpyHtoDAsync", self.stop_address, int(self._word), 4, self._side_stream)
-        self._ask("cuStreamSynchronize", self._side_stream)
+        return self._sleep(self._side_handle, deadline)
 
 
 def version_name(version: int) -> str:

@@ -51,8 +51,8 @@ class MemoryDriver(Protocol):
         """Copy from device memory to device memory, after what was started so far."""
         ...
 
-    def wait(self, deadline: float | None) -> bool:
-        """Wait for all that was started."""
+    def finish(self, nbytes: int) -> None:
+        """Wait for copies of so many bytes that were started."""
         ...
 
     def enter(self) -> None:
@@ -114,6 +114,11 @@ class CudaPages:
         if self.leak:
             raise self.leak
 
+    def lose(self) -> None:
+        """Be closed: the context is lost. Until it is gone, the GPU may still reach host pages."""
+        self.closed = True
+        self.leak = self._kept("the device is lost")
+
     def _let_go(self) -> DeviceError | None:
         """Release what the driver holds; the error if it does not."""
         try:
@@ -124,11 +129,14 @@ class CudaPages:
                 self.driver.leave()
         except DeviceError as e:
             _log.warning("%d bytes at %#x leak: %s", self.nbytes, self.device_address, e)
-            return DeviceError(
-                f"letting go of {self.nbytes} bytes at {self.device_address:#x} was asked for; {e}."
-                " Leave them mapped: the GPU may still reach them."
-            )
+            return self._kept(str(e))
         return None
+
+    def _kept(self, why: str) -> DeviceError:
+        return DeviceError(
+            f"letting go of {self.nbytes} bytes at {self.device_address:#x} was asked for; {why}."
+            " Leave them mapped: the GPU may still reach them."
+        )
 
     def _extend(self, nbytes: int) -> None:
         raise NotImplementedError
@@ -312,7 +320,7 @@ class NearPages(DevicePages):
         self.driver.enter()
         try:
             copy(stop - start)
-            self.driver.wait(None)
+            self.driver.finish(stop - start)
         finally:
             self.driver.leave()
 

@@ -89,13 +89,13 @@ def _copy(
         for number, (address, size) in enumerate(_chunks(ranges, slot)):
             chosen = pinned + number % 2 * slot
             ctypes.memmove(chosen, address, size)
-            driver.wait(None)  # for the chunk before, whose slot is the next one's
+            driver.finish(slot)  # the chunk before, whose slot is the next one's
             if progress and copied:
                 progress(copied)
             driver.copy_in(target + copied, chosen, size)
             copied += size
     finally:
-        driver.wait(None)
+        driver.finish(slot)
         driver.unpin(pinned)
     if progress:
         progress(copied)

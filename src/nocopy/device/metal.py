@@ -156,6 +156,9 @@ class MetalDevice:
         """See `Device.near`: host pages are this device's own."""
         del address, nbytes, ledger
 
+    def room(self) -> None:
+        """See `Device.room`: host pages are its own."""
+
     def place(
         self,
         ranges: Sequence[tuple[int, int]],

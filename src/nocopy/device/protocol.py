@@ -190,6 +190,15 @@ class Device(Protocol):
         """
         ...
 
+    def room(self) -> int | None:
+        """Bytes of its own memory that weights, caches and scratch may still take; None if it cannot tell, or
+        has none of its own.
+
+        Raises:
+            ClosedError: the device is closed.
+        """
+        ...
+
     def place(
         self,
         ranges: Sequence[tuple[int, int]],
@@ -227,9 +236,13 @@ class Device(Protocol):
     def play(self, program: Program, *, timeout: float | None = None) -> None:
         """Play a program to its end: when this returns, its results are visible to the CPU.
 
+        Args:
+            program: compiled by this device.
+            timeout: seconds; None for the device's own limit: ten minutes on cuda, none on the others.
+
         Raises:
             DeadlineError: it took longer than `timeout` seconds (on devices that can stop).
-            DeviceLostError: the device failed for good.
+            DeviceLostError: the device failed for good; host pages keep their contents.
             ClosedError: the device, the program or a space that it was compiled for is closed.
         """
         ...

@@ -116,6 +116,9 @@ class ReferenceDevice:
         """See `Device.near`: host pages are this device's own."""
         del address, nbytes, ledger
 
+    def room(self) -> None:
+        """See `Device.room`: host pages are its own."""
+
     def place(
         self,
         ranges: Sequence[tuple[int, int]],

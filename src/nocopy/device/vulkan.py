@@ -156,6 +156,9 @@ class VulkanDevice:
         """See `Device.near`: host pages are this device's own."""
         del address, nbytes, ledger
 
+    def room(self) -> None:
+        """See `Device.room`: this interface does not tell what is free."""
+
     def place(
         self,
         ranges: Sequence[tuple[int, int]],

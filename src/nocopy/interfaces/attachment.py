@@ -186,6 +186,12 @@ class Attachment:
         self._finalizer.detach()
         self.grip.close()
 
+    def leave(self) -> None:
+        """Let go of a device that may be lost; the memory goes on with another."""
+        self._stop_following()
+        self._finalizer.detach()
+        self.grip.leave()
+
 
 class Follower:
     """Tells an attachment when its memory grows, without keeping it alive."""

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nocopy.device.protocol import Device, Mode
-from nocopy.errors import ClosedError, DeadlineError, Error, InvalidModuleError, UsageError
+from nocopy.errors import (
+    ClosedError,
+    DeadlineError,
+    DeviceLostError,
+    Error,
+    InvalidModuleError,
+    UsageError,
+)
 from nocopy.interfaces.attachment import Attachment, ComputeLimits
 from nocopy.interfaces.clone import Clone
 from nocopy.interfaces.imports import (
@@ -24,6 +31,7 @@ from nocopy.interfaces.imports import (
     RESUME,
 )
 from nocopy.interfaces.model_imports import MODEL_IMPORTS
+from nocopy.interfaces.moved import Left, Moved
 from nocopy.interfaces.signature import Import, declared, kind_text
 from nocopy.memory.ledger import Ledger
 from nocopy.memory.linear import LinearMemory
@@ -88,6 +96,8 @@ class Compute:
         self.grants: dict[str, Source] = dict(models or {})
         self._models: ModelCalls | None = None
         self._attached: Attachment | None = None
+        self._memory: LinearMemory | None = None
+        self._left = Left()
         self.on_accepted: Callable[[bytes], None] = lambda _records: None
         """Called with the records of every tape that was played to its end."""
         self.on_move: Callable[[], None] = lambda: None
@@ -97,6 +107,7 @@ class Compute:
 
     def attach(self, memory: LinearMemory) -> None:
         """Import the guest's memory, before any code of the guest runs. Errors as in `Attachment`."""
+        self._memory = memory
         self._attached = Attachment(
             self.device,
             memory,
@@ -120,9 +131,68 @@ class Compute:
             raise ClosedError("the device was asked for; the guest's memory is not attached to it")
         return self._attached
 
+    @property
+    def memory(self) -> LinearMemory:
+        """The guest's memory, also while it is on no device.
+
+        Raises:
+            ClosedError: there is none yet, or none any more.
+        """
+        if self._memory is None:
+            raise ClosedError("the guest's memory was asked for; the guest is closed")
+        return self._memory
+
+    def move(self, device: Device) -> Moved:
+        """Attach the memory to another device, with what the guest had on the one before. See `Moved`.
+
+        Raises:
+            UsageError: a model's file is another one than it was.
+            CopyRefusedError: the device could only copy.
+            DeviceError: it has too little memory, or fails. The guest is on no device then; move it again.
+        """
+        sessions = self.sessions
+        if self._attached is not None:
+            self._left = self._leave(self._attached, sessions)
+            self._attached = None
+        left = self._left
+        self.device = device
+        self.attach(self.memory)
+        try:
+            if left.scratch is not None:
+                self.attachment.grip.write_scratch(left.scratch, self.ledger)
+            fed = {} if sessions is None else sessions.resume(self.attachment, lost=left.lost)
+        except BaseException:
+            if sessions is not None:
+                sessions.leave()
+            self.attachment.leave()
+            self._attached = None
+            raise
+        left.close()
+        self._left = Left()
+        return Moved(left.lost, fed, left.gone)
+
+    def _leave(self, attached: Attachment, sessions: Sessions | None) -> Left:
+        """Take from a device what it still gives, and let go of it."""
+        grip, left = attached.grip, Left(lost=attached.grip.lost)
+        try:
+            if sessions is not None:
+                sessions.flush()
+            left.scratch = grip.read_scratch(self.ledger)
+        except (DeviceLostError, ClosedError):
+            left = Left(lost=True, gone=grip.scratch.nbytes)
+        if sessions is not None:
+            sessions.leave()
+        self.on_move()
+        # Native code that answered for the device before must not be told of what plays on this one.
+        self.on_accepted, self.on_move = lambda _records: None, lambda: None
+        attached.leave()
+        return left
+
     def close(self) -> None:
         """Detach the memory. Errors as in `Attachment.close`."""
         attached, self._attached, self._models = self._attached, None, None
+        self._memory = None
+        self._left.close()
         if attached is not None:
             self.on_move()
             attached.close()
@@ -164,8 +234,8 @@ class Compute:
         def line() -> int:
             if level >= len(LOG_LEVELS):
                 raise UsageError(f"log level {level} was asked for; there are 0 to {len(LOG_LEVELS) - 1}")
-            self.attachment.memory.check(pointer, size)
-            raw = self.attachment.memory.read(pointer, min(size, MAX_TEXT))
+            self.memory.check(pointer, size)
+            raw = self.memory.read(pointer, min(size, MAX_TEXT))
             more = f" … and {size - MAX_TEXT} bytes more" if size > MAX_TEXT else ""
             self._log(level, raw.decode(errors="replace").translate(_CONTROL) + more)
             return 0
@@ -183,9 +253,9 @@ class Compute:
                 )
             if size > MAX_TEXT:
                 raise UsageError(f"a label of {size} bytes was given; at most {MAX_TEXT} are taken")
-            self.attachment.memory.check(pointer, size)
+            self.memory.check(pointer, size)
             try:
-                self.checkpoint_label = self.attachment.memory.read(pointer, size).decode()
+                self.checkpoint_label = self.memory.read(pointer, size).decode()
             except UnicodeDecodeError as error:
                 raise UsageError(f"a label was given that is not UTF-8: {error.reason}") from error
             self.asked = True
@@ -239,7 +309,7 @@ class Compute:
         """
         if count > MAX_RECORDS:
             raise UsageError(f"a submit of {count} records was asked for; at most {MAX_RECORDS} are allowed")
-        memory = self.attachment.memory
+        memory = self.memory
         if pointer + count * RECORD_BYTES > memory.size:
             raise UsageError(
                 f"a submit of {count} records at address {pointer} was asked for; they end at byte"
@@ -249,7 +319,7 @@ class Compute:
 
     def _write(self, pointer: int, size: int, data: bytes, whole: int) -> int:
         """Write to the start of a guest's buffer of `size` bytes, all of which must be there."""
-        memory = self.attachment.memory
+        memory = self.memory
         memory.check(pointer, size)
         memory.write(pointer, data)
         return whole

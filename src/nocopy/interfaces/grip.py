@@ -7,11 +7,11 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 from nocopy.device.protocol import Device, Pages, Program
-from nocopy.errors import ClosedError, DeadlineError, DeviceLostError
+from nocopy.errors import ClosedError, DeadlineError, DeviceError, DeviceLostError
 from nocopy.interfaces.programs import Programs
 from nocopy.interfaces.scratch import Scratch
 from nocopy.memory.ledger import Ledger
@@ -153,7 +153,12 @@ class Grip:
         else:
             _abandoned.append(self)
 
-    def _let_go(self) -> None:
+    def leave(self) -> None:
+        """Close, while the memory goes on with another device; what this one may still write stays mapped."""
+        with self.turns.lock, suppress(DeviceError):
+            self._let_go(warn=False)
+
+    def _let_go(self, *, warn: bool = True) -> None:
         if self.closed:
             return
         self.closed = True
@@ -169,12 +174,13 @@ class Grip:
             raise
         if self.lost:
             self._hold.leak()  # so may what was playing when it got lost
-            warnings.warn(
-                f"the {self.name} device was lost while it played on a guest's memory, which stays mapped"
-                " until the process ends",
-                ResourceWarning,
-                stacklevel=2,
-            )
+            if warn:
+                warnings.warn(
+                    f"the {self.name} device was lost while it played on a guest's memory, which stays mapped"
+                    " until the process ends",
+                    ResourceWarning,
+                    stacklevel=2,
+                )
         self._hold.release()
 
 

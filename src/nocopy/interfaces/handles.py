@@ -70,6 +70,10 @@ class Handles:
             raise ClosedError(f"{what} {handle} was asked for; it is closed. Open another.")
         raise UsageError(f"{what} {handle} was asked for; this guest has no such {what}")
 
+    def replace(self, handle: int, thing: object) -> None:
+        """Have a handle name another thing."""
+        self._kept[handle] = thing
+
     def remove(self, handle: int) -> None:
         """Forget a handle."""
         del self._kept[handle]

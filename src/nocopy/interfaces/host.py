@@ -16,6 +16,7 @@ from nocopy.interfaces.compute import Compute, Log, declared, log_line
 from nocopy.interfaces.device_use import DeviceUse
 from nocopy.interfaces.freeze import Progress, describe
 from nocopy.interfaces.imports import MODULE, RESUME
+from nocopy.interfaces.moved import Moved
 from nocopy.interfaces.native import native_submit
 from nocopy.interfaces.restore import Restore
 from nocopy.interfaces.wasi_nn.abi import Nn
@@ -226,6 +227,37 @@ class DeviceGuest(Guest):
             self._compute.attachment.play(bytes(tape), time_left=timeout)
         finally:
             self._calls.lock.release()
+
+    def move(self, device: str | Device, *, allow_copy: bool = False) -> Moved:
+        """Go on with another device, such as after the loss of the one before. The memory stays where it is.
+
+        Models that are open are opened there too, sessions go on under their handles. What only a lost device
+        had is computed again, or is gone: the result says what. Graphs and contexts of wasi-nn end; the guest
+        loads them again.
+
+        Args:
+            device: a name to open one for this guest, or an open one.
+            allow_copy: as for a new guest.
+
+        Raises:
+            UsageError: a call is in progress, or a model's file is another one than it was.
+            ClosedError: the guest is closed.
+            DeviceUnavailableError: the device is not on this machine. The guest is where it was.
+            CopyRefusedError: the device could only copy. Now and below, the guest is on no device: move it
+                again.
+            DeviceError: it has too little memory, or fails.
+        """
+        with self.quiescent("moving"):
+            use = DeviceUse.of(device, allow_copy=allow_copy)
+            self._nn.close()
+            try:
+                moved = self._compute.move(use.device)
+            except BaseException:
+                use.end()
+                raise
+            self._use.end()
+            self._use, self.device = use, use.device
+            return moved
 
     # Going on
 

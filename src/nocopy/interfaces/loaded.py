@@ -98,9 +98,10 @@ class Lease:
     """
 
     def __init__(self, source: Source, device: Device, turns: Turns, ledger: Ledger | None) -> None:
-        self._key, self._shared = _key(source), turns.shared
-        self.loaded, users = self._shared.get(self._key) or (Loaded(source, device, ledger), 0)
-        self._shared[self._key] = (self.loaded, users + 1)
+        self.key, self._shared = _key(source), turns.shared
+        """The same for the same model, on every device."""
+        self.loaded, users = self._shared.get(self.key) or (Loaded(source, device, ledger), 0)
+        self._shared[self.key] = (self.loaded, users + 1)
         self._closed = False
 
     def close(self) -> None:
@@ -108,9 +109,9 @@ class Lease:
         if self._closed:
             return
         self._closed = True
-        loaded, users = self._shared.pop(self._key)
+        loaded, users = self._shared.pop(self.key)
         if users > 1:
-            self._shared[self._key] = (loaded, users - 1)
+            self._shared[self.key] = (loaded, users - 1)
         else:
             loaded.close()
 

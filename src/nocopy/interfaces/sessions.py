@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
 from nocopy.device.protocol import Pages, Program
-from nocopy.errors import MemoryLimitError, TapeError, UsageError
+from nocopy.errors import DeviceError, MemoryLimitError, TapeError, UsageError
 from nocopy.interfaces.attachment import Attachment
 from nocopy.interfaces.handles import Handles
 from nocopy.interfaces.loaded import Lease, Loaded, Source
@@ -192,7 +193,11 @@ class Sessions:
         self.names = dict(names)
 
     def flush(self) -> None:
-        """Have the memory hold all that the open sessions know, for who reads it. Errors as in `append`."""
+        """Have the memory hold all that the open sessions know, for a host that reads it between calls.
+
+        Errors as in `append`.
+        """
+        self.until = None  # the last call's, which is over
         for _, each in self.open_ones:
             each.session.refresh()
             with self.grip.turn(self.until):
@@ -240,6 +245,59 @@ class Sessions:
             session = old.session.fork(self.memory, pages, offset=start)
         constraint = old.constraint.copy() if old.constraint else None
         return self.handles.add(GuestSession(old.lease, session, start, start + size, constraint, old.fresh))
+
+    # From one device to another
+
+    def leave(self) -> None:
+        """Be on no device, which may be lost: `resume` goes on under the same handles. Twice is allowed."""
+        if self in self.grip.dependents:
+            self.grip.dependents.remove(self)
+        with self.grip.turns.lock:
+            for found in self.handles.every(GuestSession):
+                found.session.leave()
+            for lease in self.handles.every(Lease):
+                with suppress(DeviceError):  # a lost device's memory goes with it
+                    lease.close()
+
+    def resume(self, attachment: Attachment, *, lost: bool) -> dict[int, int]:
+        """Go on where the memory is attached now: models are opened again, and what is missing is read again.
+
+        Args:
+            attachment: the same guest's memory on another device.
+            lost: whether the device before failed; sessions then read their last token again in any case.
+
+        Returns:
+            How many tokens each session has read again, by handle.
+
+        Raises:
+            UsageError: a model's file is another one now.
+            DeviceError: the device has too little memory, or failed; call `leave`, and go on with another.
+        """
+        self.grip = attachment.grip
+        self.grip.dependents.append(self)
+        for handle, old in self.handles.items(Lease):
+            with self.grip.turn(None):
+                self._open_again(handle, old)
+        fed: dict[int, int] = {}
+        for handle, found in self.open_ones:
+            with self.grip.turn(None):
+                found.session.resume(found.lease.loaded.engine, self._pages(), self._play)
+            fed[handle] = found.session.reread(logits=lost)
+            found.fresh = found.fresh or fed[handle] > 0
+        return fed
+
+    def _open_again(self, handle: int, old: Lease) -> None:
+        lease = Lease(self.grants[self.names[handle]], self.grip.device, self.grip.turns, self.ledger)
+        if lease.key != old.key:
+            lease.close()
+            raise UsageError(
+                f"the model {self.names[handle]!r} was to be opened again; its file is another one now"
+            )
+        self.handles.replace(handle, lease)
+        for found in self.handles.every(GuestSession):
+            if found.lease is old:
+                found.lease = lease
+        _ = lease.loaded.engine  # places the weights
 
     def session(self, handle: int) -> GuestSession:
         """The session that a handle names. Errors as in `Handles.get`."""

@@ -25,9 +25,6 @@ class DLDeviceType(IntEnum):
     METAL = 8
 
 
-HOST_READABLE: Final = frozenset({DLDeviceType.CPU, DLDeviceType.CUDA_HOST})
-"""Device types whose pointer the CPU may follow."""
-
 VERSION: Final = (1, 0)
 FLAG_IS_COPIED: Final = 2
 

@@ -5,20 +5,28 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final, SupportsIndex, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from nocopy.errors import ClosedError, CopyRefusedError, StaleViewError, UsageError
-from nocopy.memory import dlpack
+from nocopy.memory import dlpack, mapped
+from nocopy.memory.dlpack import DLDeviceType
 from nocopy.memory.dtype import DType
+from nocopy.memory.gpu_view import GpuView
 from nocopy.memory.linear import LinearMemory
+from nocopy.memory.mapped import Mapping
 from nocopy.memory.pages import Pages
 
 Array: TypeAlias = npt.NDArray[Any]
 
-CPU: Final = (int(dlpack.DLDeviceType.CPU), 0)
+CPU: Final = (int(DLDeviceType.CPU), 0)
+NOT_MAPPED: Final = (
+    "{} was asked for; CUDA has not mapped its memory, or does so no more. Memory is mapped while a guest or"
+    " a session lies in it on a device 'cuda' that is open, or a Device.share of it."
+)
 GUEST_SPACE: Final = 0
 """The number of the guest's space in a tape record."""
 
@@ -54,8 +62,6 @@ class TensorView:
         shape: elements along each axis; `()` is one element.
         dtype: a `DType`, its name such as "bf16", or the NumPy dtype.
         strides: in elements; None means row-major and contiguous.
-        device: the DLPack device type and number that the view states; the CPU unless a device says
-        otherwise.
 
     Raises:
         ClosedError: the memory is closed.
@@ -73,7 +79,6 @@ class TensorView:
         dtype: DType | npt.DTypeLike,
         *,
         strides: Sequence[int] | None = None,
-        device: tuple[int, int] = CPU,
     ) -> None:
         self._pages = memory.pages
         self._generation = memory.generation
@@ -87,7 +92,6 @@ class TensorView:
             self.shape = (int(shape),)
         self.strides = contiguous_strides(self.shape) if strides is None else tuple(int(s) for s in strides)
         self.offset = int(offset)
-        self.device = device
         self._validate()
 
     def _validate(self) -> None:
@@ -105,17 +109,23 @@ class TensorView:
                 f"{self.dtype.name} elements at offset {self.offset} were asked for; "
                 f"the offset must be a multiple of {itemsize} bytes"
             )
-        first, end = self.offset, self.offset
-        if self.size:
-            reach = [(n - 1) * s * itemsize for n, s in zip(self.shape, self.strides, strict=True)]
-            first += sum(r for r in reach if r < 0)
-            end += itemsize + sum(r for r in reach if r > 0)
+        first, end = self._extent()
         if first < 0 or end > self.memory.size:
             raise UsageError(
                 f"a tensor of shape {self.shape}, {self.dtype.name}, at offset {self.offset} was asked for: "
                 f"bytes {first} to {end}; the memory has bytes 0 to {self.memory.size}. "
                 "Correct it, or grow the memory first."
             )
+
+    def _extent(self) -> tuple[int, int]:
+        """The bytes [first, end) of the memory that the elements lie in."""
+        first, end = self.offset, self.offset
+        if self.size:
+            itemsize = self.dtype.itemsize
+            reach = [(n - 1) * s * itemsize for n, s in zip(self.shape, self.strides, strict=True)]
+            first += sum(r for r in reach if r < 0)
+            end += itemsize + sum(r for r in reach if r > 0)
+        return first, end
 
     # What it is
 
@@ -164,9 +174,7 @@ class TensorView:
 
     def refresh(self) -> TensorView:
         """Return a view of the same elements, valid after the memory's last growth."""
-        return TensorView(
-            self.memory, self.offset, self.shape, self.dtype, strides=self.strides, device=self.device
-        )
+        return TensorView(self.memory, self.offset, self.shape, self.dtype, strides=self.strides)
 
     def __len__(self) -> int:
         if not self.shape:
@@ -193,7 +201,6 @@ class TensorView:
             array.shape,
             self.dtype,
             strides=[s // itemsize for s in array.strides],
-            device=self.device,
         )
 
     def __getitem__(self, key: Any) -> TensorView:
@@ -323,9 +330,49 @@ class TensorView:
         del flags  # memoryview asks the array for what it needs; the array serves every combination
         return self.buffer()
 
+    def _on_gpu(self) -> Mapping | None:
+        """Where kernels see the first element; None if CUDA has not mapped them all. Errors as in `check`."""
+        self.check()
+        base = self.memory.address
+        first, end = (base + at for at in self._extent())
+        found = mapped.find(first, end)
+        if found is None:
+            return None
+        return replace(found, device_address=found.device_address + base + self.offset - first)
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """CUDA's array interface, version 3: what CuPy and PyTorch need to compute on the elements in place.
+
+        No stream: what nocopy computes is finished when its call returns. Missing for BF16, which it cannot
+        describe, and where CUDA has not mapped the memory. Errors as in `check`.
+        """
+        found = self._on_gpu()
+        if self.dtype is DType.BF16:
+            raise AttributeError(
+                "the CUDA array interface cannot describe bfloat16. Use DLPack,"
+                " torch.from_dlpack(view.on_gpu()), or a view of the same bytes of dtype u8."
+            )
+        if found is None:
+            raise AttributeError(NOT_MAPPED.format(f"the CUDA array interface of {self!r}"))
+        interface = self._interface(self.dtype.numpy.str)
+        data = (found.device_address if self.size else 0, False)
+        return {**interface, "data": data, "stream": None}
+
+    def on_gpu(self) -> GpuView:
+        """Return the same elements, stated to lie on the GPU: for `torch.from_dlpack` and `cupy.from_dlpack`.
+
+        Raises:
+            CopyRefusedError: CUDA has not mapped the memory. Errors as in `check`.
+        """
+        found = self._on_gpu()
+        if found is None:
+            raise CopyRefusedError(NOT_MAPPED.format(f"{self!r} on the GPU"))
+        return GpuView(self, found.number)
+
     def __dlpack_device__(self) -> tuple[int, int]:
-        """Return the DLPack device type and number."""
-        return (int(self.device[0]), int(self.device[1]))
+        """Return the DLPack device type and number: the CPU's. `__dlpack__` names others when asked."""
+        return CPU
 
     def __dlpack__(
         self,
@@ -337,34 +384,62 @@ class TensorView:
     ) -> Any:
         """Return a DLPack capsule, of version 1 if the consumer knows it.
 
+        Args:
+            stream: of the consumer's, on a GPU; what nocopy computes is finished, so nothing waits for it.
+            max_version: of the consumer's.
+            dl_device: None or the CPU, (1, 0); or (2, 0), the GPU, or (3, 0), host memory that the GPU has
+            mapped: the same elements, as the CUDA device reaches them.
+            copy: True for a copy in plain host memory. Nothing else is ever copied.
+
         Raises:
-            UsageError: a stream was named; host memory has none.
-            CopyRefusedError: the tensor was asked for on another device, which would need a copy.
+            UsageError: a stream was named, and the tensor is for the CPU, which has none.
+            CopyRefusedError: the tensor was asked for on a device that does not reach it.
         """
-        if stream is not None:
+        device = CPU if dl_device is None else (int(dl_device[0]), int(dl_device[1]))
+        if stream is not None and device[0] != DLDeviceType.CUDA:
             raise UsageError(
                 f"stream {stream!r} was asked for; memory on the host has no streams. Pass None."
             )
-        device = self.__dlpack_device__()
-        if dl_device is not None and tuple(dl_device) != device:
-            if tuple(dl_device) != CPU or device[0] not in dlpack.HOST_READABLE:
-                raise CopyRefusedError(
-                    f"DLPack device {tuple(dl_device)} was asked for; the tensor lies on {device}, and "
-                    "moving it would need a copy. Import it where it is, or copy it on purpose."
-                )
-            device = CPU
+        if copy and device != CPU:
+            raise CopyRefusedError(
+                f"a copy on DLPack device {device} was asked for; copies are made in plain host memory. Take"
+                " the elements with copy=False, and copy them with your library."
+            )
         source = self.copy() if copy else self
-        source.check()
         return dlpack.capsule(
             source._pages,
-            source.address,
+            source._address_on(device),
             source.shape,
             source.strides,
             source.dtype,
-            CPU if copy else device,
+            device,
             versioned=max_version is not None and max_version[0] >= 1,
             copied=bool(copy),
         )
+
+    def _address_on(self, device: tuple[int, int]) -> int:
+        """The first element's address for a DLPack device.
+
+        Raises:
+            CopyRefusedError: the device does not reach it.
+        """
+        if device == CPU:
+            return self.address
+        kind, number = device
+        if kind not in (DLDeviceType.CUDA, DLDeviceType.CUDA_HOST):
+            raise CopyRefusedError(
+                f"DLPack device {device} was asked for; the tensor lies on {CPU}, and moving it would need a"
+                " copy. Import it where it is, or copy it on purpose."
+            )
+        found = self._on_gpu()
+        if found is None:
+            raise CopyRefusedError(NOT_MAPPED.format(f"DLPack device {device} of {self!r}"))
+        if number != found.number:
+            raise CopyRefusedError(
+                f"DLPack device {device} was asked for; the tensor lies where GPU {found.number} reaches it:"
+                f" ask for ({kind}, {found.number})"
+            )
+        return found.device_address if kind == DLDeviceType.CUDA else self.address
 
     def copy(self) -> TensorView:
         """Return a row-major copy in a memory of its own."""

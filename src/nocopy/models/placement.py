@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nocopy.device.protocol import Device, Pages
@@ -40,9 +40,23 @@ def place(
         UnsupportedModelError: a weight has a type that no kernel reads.
         DeviceError: the device has too little memory; the message names both sizes.
     """
+    pages, starts = device.place(weight_ranges(model), ledger=ledger, progress=progress)
+    return Placement(pages, tensors_at(model, starts))
+
+
+def weight_ranges(model: Model) -> list[tuple[int, int]]:
+    """The host bytes that hold a model's weights, (address, bytes): its files, and what was made of them."""
     files = model.weights.files
-    ranges = [(f.address, f.mapped_nbytes) for f in files] + [(c.address, c.size) for c in model.constants]
-    pages, starts = device.place(ranges, ledger=ledger, progress=progress)
+    return [(f.address, f.mapped_nbytes) for f in files] + [(c.address, c.size) for c in model.constants]
+
+
+def tensors_at(model: Model, starts: Sequence[int]) -> dict[str, Tensor]:
+    """Each weight as an operand, where `weight_ranges` begin at these bytes of the weights space.
+
+    Raises:
+        UnsupportedModelError: a weight has a type that no kernel reads.
+    """
+    files = model.weights.files
     tensors: dict[str, Tensor] = {}
     for name in model.weights:
         weight = model.weights[name]
@@ -57,4 +71,4 @@ def place(
             if view.memory is memory:
                 at = starts[number] + view.offset
                 tensors[name] = Tensor(Space.WEIGHTS, at, view.shape, view.dtype)
-    return Placement(pages, tensors)
+    return tensors

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import accumulate
 
 from nocopy.device.protocol import Device, Pages, Program
+from nocopy.errors import DeviceError
 from nocopy.memory.dtype import DType
 from nocopy.memory.ledger import Ledger
 from nocopy.models.forward import decoder
 from nocopy.models.graph import Graph
 from nocopy.models.model import Model
-from nocopy.models.placement import place
+from nocopy.models.placement import place, tensors_at, weight_ranges
 from nocopy.session.region import Region
 from nocopy.tape import Space, Tape, Tensor, validate
 
@@ -30,6 +32,10 @@ class Engine:
         chunk: tokens that one pass of a long prompt takes.
         ledger: counts the weights as shared or uploaded.
         progress: called with the bytes uploaded so far.
+        cache: bytes of KV cache that sessions will want at once.
+
+    Raises:
+        DeviceError: the device has too little memory for all of it; nothing was uploaded.
     """
 
     def __init__(
@@ -40,19 +46,42 @@ class Engine:
         chunk: int = 512,
         ledger: Ledger | None = None,
         progress: Callable[[int], None] | None = None,
+        cache: int = 0,
     ) -> None:
         self.model, self.device, self.config = model, device, model.config
         self.ledger = ledger
         self.chunk = min(chunk, model.config.context)
-        self.placement = place(model, device, ledger, progress)
+        ranges = weight_ranges(model)
+        starts = list(accumulate((nbytes for _, nbytes in ranges), initial=0))
+        self._weights = tensors_at(model, starts)
         region = Region(self.config, 0, self.config.context, self.chunk, DType.F16)
         widest = self.record(region, self.chunk).scratch_bytes
         self._logits = Tensor(
             Space.SCRATCH, self.record(region, 1).scratch_bytes, (1, self.config.vocabulary), DType.F32
         )
         last = self._logits.offset + 4 * self.config.vocabulary
-        self.scratch = device.allocate(-(-max(widest, last) // 65536) * 65536)
+        scratch = -(-max(widest, last) // 65536) * 65536
+        self._check_room({"weights": starts[-1], "scratch": scratch, "the KV cache": cache})
+        self.placement = place(model, device, ledger, progress)
+        self._weights = self.placement.tensors
+        try:
+            self.scratch = device.allocate(scratch)
+        except BaseException:
+            self.placement.close()
+            raise
         self._tapes: OrderedDict[tuple[Region, int, bool | None], Tape] = OrderedDict()
+
+    def _check_room(self, needs: Mapping[str, int]) -> None:
+        """Refuse what the device's own memory has no room for, before any of it is there."""
+        room, info = self.device.room(), self.device.info
+        total = sum(needs.values())
+        if room is None or total <= room:
+            return
+        parts = ", ".join(f"{nbytes} for {what}" for what, nbytes in needs.items() if nbytes)
+        raise DeviceError(
+            f"{total} bytes on {info.product} were asked for: {parts}; {room} of its {info.memory_bytes} are"
+            " free for that. Use a shorter context, a smaller model or type, or another device."
+        )
 
     def tape(self, region: Region, rows: int, *, logits: bool) -> Tape:
         """The pass over `rows` tokens of a session that lies at `region`."""
@@ -72,7 +101,7 @@ class Engine:
         records: list[bytes] = []
         for i in range(steps):
             logits = self._logits if i + 1 < steps else _row(region.logits)
-            g = decoder(self.config, self.placement.tensors, region.batch(1, i), logits)
+            g = decoder(self.config, self._weights, region.batch(1, i), logits)
             token = Tensor(Space.GUEST, region.tokens.offset + 4 * (i + 1), (1,), DType.I32)
             g.tape.argmax(token, logits)
             records.append(bytes(g.tape))
@@ -97,7 +126,7 @@ class Engine:
     def record(self, region: Region, rows: int, *, logits: bool = True) -> Graph:
         """Record the pass over `rows` tokens of a session at `region`, not yet validated."""
         row = _row(region.logits) if logits else None
-        return decoder(self.config, self.placement.tensors, region.batch(rows), row)
+        return decoder(self.config, self._weights, region.batch(rows), row)
 
     def compile(self, tape: Tape, guest: Pages, cache: Pages | None = None) -> Program:
         """Make a pass ready to play on a guest's memory; `cache` is what the device keeps near."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from nocopy.device.discovery import open_device
 from nocopy.device.protocol import Device
-from nocopy.errors import MetadataError, UsageError
+from nocopy.errors import ClosedError, DeviceError, DeviceLostError, MetadataError, UsageError
 from nocopy.memory.dtype import DType
 from nocopy.memory.ledger import Ledger
 from nocopy.memory.linear import LinearMemory
@@ -33,6 +33,7 @@ from nocopy.session.embed import Embedder
 from nocopy.session.engine import Engine
 from nocopy.session.generate import Generation
 from nocopy.session.own import OwnSession
+from nocopy.session.region import Region
 from nocopy.session.sampler import Sampler, Sampling
 from nocopy.session.session import Session
 
@@ -87,13 +88,18 @@ class LanguageModel:
             self.model = open_model(self.path)
             stack.callback(self.model.close)
             self.context = _context(context, self.model.config)
-            if isinstance(device, str):
-                self.device = open_device(device, allow_copy=allow_copy)
-                stack.callback(self.device.close)
-            else:
-                self.device = device
+            self._on_device = stack.enter_context(ExitStack())
+            self.device = self._open(device, allow_copy, self._on_device)
             self._closing = stack.pop_all()
         self.load_seconds = perf_counter() - start
+
+    @staticmethod
+    def _open(device: str | Device, allow_copy: bool, closing: ExitStack) -> Device:
+        if not isinstance(device, str):
+            return device
+        found = open_device(device, allow_copy=allow_copy)
+        closing.callback(found.close)
+        return found
 
     @property
     def config(self) -> Config:
@@ -144,8 +150,15 @@ class LanguageModel:
                 f"text was to be generated; {self.name} is an embedding model ({architecture}): use embed"
             )
         start = perf_counter()
-        engine = Engine(self.model, self.device, ledger=self.ledger, progress=self._progress)
-        self._closing.callback(engine.close)
+        region = Region(self.config, 0, self.context, 1, self.kv)
+        engine = Engine(
+            self.model,
+            self.device,
+            ledger=self.ledger,
+            progress=self._progress,
+            cache=region.cache.nbytes,
+        )
+        self._on_device.callback(engine.close)
         self.load_seconds += perf_counter() - start
         return engine
 
@@ -267,10 +280,46 @@ class LanguageModel:
         vectors = [self.embed(text, normalize=normalize) for text in texts]
         return np.stack(vectors) if vectors else np.zeros((0, self.config.width), np.float32)
 
+    def move(self, device: str | Device, *, allow_copy: bool = False) -> int:
+        """Go on with another device, such as after the loss of the one before. Sessions keep their memory.
+
+        A device that works gives back first what it has of them. After a loss, tokens whose keys and values
+        only the device had are read again: those since the last `Session.flush`, and the last one.
+
+        Args:
+            device: a name to open one, or an open one, which stays the caller's to close.
+            allow_copy: as for a new model.
+
+        Returns:
+            How many tokens were read again, by all sessions together.
+
+        Raises:
+            DeviceUnavailableError: the device is not on this machine. All is where it was.
+            CopyRefusedError: it could only copy. Now and below, sessions are on no device: move them again.
+            DeviceError: it has too little memory, or fails.
+        """
+        sessions = [session for session in self._sessions if not session.memory.closed]
+        with ExitStack() as stack:
+            found = self._open(device, allow_copy, stack)
+            lost = not all(map(_flushed, sessions))
+            before, self._on_device, self.device = self._on_device, stack.pop_all(), found
+        for session in sessions:
+            session.leave()
+        for cached in ("engine", "_embedder"):
+            self.__dict__.pop(cached, None)
+        with suppress(DeviceError):  # what a lost device held is gone with it
+            before.close()
+        fed = 0
+        for session in sessions:
+            session.resume(self.engine)
+            fed += session.reread(logits=lost)
+        return fed
+
     def close(self) -> None:
         """Close its sessions, what it opened, and the files. Twice is allowed."""
         for session in list(self._sessions):
             session.close()
+        self._on_device.close()
         self._closing.close()
 
     def __enter__(self) -> Self:
@@ -295,7 +344,7 @@ class LanguageModel:
     @cached_property
     def _embedder(self) -> Embedder:
         embedder = Embedder(self.model, self.device, ledger=self.ledger)
-        self._closing.callback(embedder.close)
+        self._on_device.callback(embedder.close)
         return embedder
 
     def _constraint(
@@ -319,6 +368,15 @@ class LanguageModel:
         from nocopy.session.constraint import Vocabulary
 
         return Vocabulary(self.tokenizer, self.config.vocabulary)
+
+
+def _flushed(session: Session) -> bool:
+    """Whether a device could give back what it has of a session."""
+    try:
+        session.flush()
+    except (DeviceLostError, ClosedError):
+        return False
+    return True
 
 
 def _context(asked: int | None, config: Config) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Self
 
+from nocopy.device.protocol import Pages
+from nocopy.errors import DeviceError
 from nocopy.memory.dtype import DType
 from nocopy.memory.ledger import Ledger
 from nocopy.memory.linear import LinearMemory
@@ -65,6 +67,22 @@ class OwnSession(Session):
             pages.close()
             memory.close()
             raise
+
+    def leave(self) -> None:
+        """See `Session.leave`."""
+        super().leave()
+        try:
+            self.pages.close()
+        except DeviceError:  # it may still write there
+            self.memory.hold("a lost device").leak()
+
+    def resume(self, engine: Engine, pages: Pages | None = None, play: Play | None = None) -> None:
+        """See `Session.resume`; the memory is shared with the device here, unless it is already."""
+        if pages is None:
+            if engine.device.info.pins:
+                self.memory.own(0, self.memory.size)
+            pages = engine.device.share(self.memory.address, self.memory.size, ledger=engine.ledger)
+        super().resume(engine, pages, play)
 
     def close(self) -> None:
         """Free the session and its memory. Twice is allowed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from time import perf_counter
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nocopy.device.protocol import Device, Near, Pages, Program
-from nocopy.errors import ClosedError, UsageError
+from nocopy.errors import ClosedError, DeviceError, DeviceLostError, UsageError
 from nocopy.memory.dtype import DType
 from nocopy.memory.linear import LinearMemory
 from nocopy.session.engine import Engine
@@ -73,12 +74,12 @@ class Session:
             )
         self.region = region
         self.tokens: list[int] = []
+        self._kept = len(tokens)
+        self._unread: list[int] = []
         if tokens:
             self._check(tokens, have=0)
             self.tokens.extend(tokens)
-        self._near = engine.device.near(
-            memory.address + region.home, region.cache.nbytes, ledger=engine.ledger
-        )
+        self._near = self._make_near()
         self.region = replace(region, near=self._near is not None)
         self.step = engine.chunk if step is None else step
         self._play = play or _at_once(engine.device)
@@ -101,10 +102,29 @@ class Session:
         """The device's own memory that stands in for the cache; None where the region is as near."""
         return self._near
 
+    def _make_near(self) -> Near | None:
+        cache = self.region.cache
+        try:
+            return self.engine.device.near(
+                self.memory.address + self.region.home, cache.nbytes, ledger=self.engine.ledger
+            )
+        except DeviceLostError:
+            raise
+        except DeviceError as error:
+            raise DeviceError(
+                f"a session of {self.context} tokens was asked for; its KV cache takes {cache.nbytes} bytes"
+                f" of the device: {error}"
+            ) from error
+
     @property
     def length(self) -> int:
         """Tokens in the cache."""
         return len(self.tokens)
+
+    @property
+    def kept(self) -> int:
+        """Tokens whose keys and values the region holds: what is left of the cache if the device is lost."""
+        return self.length if self._near is None else min(self._kept, self.length)
 
     @property
     def context(self) -> int:
@@ -197,14 +217,17 @@ class Session:
 
     def flush(self) -> None:
         """Have the region hold all that the session knows: for who reads, copies or freezes its bytes."""
+        self._check_read("flushing was asked for of a session")
         self.refresh()
         if self._near is not None:
             self._near.flush(0, self.length * self.region.cache.token_bytes)
+            self._kept = self.length
 
     def reload(self) -> None:
         """Take the cache of its tokens from the region, after somebody else has written it there."""
         if self._near is not None:
             self._near.reload(0, self.length * self.region.cache.token_bytes)
+            self._kept = self.length
 
     def truncate(self, length: int) -> None:
         """Forget all but the first `length` tokens. Costs nothing: the cache is overwritten later.
@@ -212,6 +235,7 @@ class Session:
         Raises:
             UsageError: there are fewer.
         """
+        self._check_read("truncating was asked for of a session")
         if not 0 <= length <= len(self.tokens):
             raise UsageError(
                 f"truncating to {length} tokens was asked for; the session has {len(self.tokens)}"
@@ -219,6 +243,7 @@ class Session:
         if length < len(self.tokens):
             self._forget_ahead()
         del self.tokens[length:]
+        self._kept = min(self._kept, length)
 
     def extend_to(self, tokens: Sequence[int]) -> int:
         """Make the session hold exactly these tokens, using again what it already has of them.
@@ -241,6 +266,7 @@ class Session:
 
     def fork(self, memory: LinearMemory, pages: Pages, *, offset: int = 0) -> Session:
         """Return a session that continues from here in another region; what is cached is copied there."""
+        self._check_read("forking was asked for of a session")
         other = Session(
             self.engine,
             memory,
@@ -266,6 +292,65 @@ class Session:
         self.pages = pages
         self._forget()
 
+    # From one device to another
+
+    def leave(self) -> None:
+        """Be on no device, which may be lost: `resume` goes on. Twice is allowed.
+
+        What the device has in its own memory and the region does not is gone: `flush` before, if it can.
+        """
+        kept = self.kept
+        self._unread = self.tokens[kept:] + self._unread
+        self._kept = kept
+        del self.tokens[kept:]
+        self._forget_ahead()
+        self._forget()
+        near, self._near = self._near, None
+        self.region = replace(self.region, near=False)
+        if near is not None:
+            with suppress(DeviceError):  # memory of a device that is lost goes with it
+                near.close()
+
+    def resume(self, engine: Engine, pages: Pages, play: Play | None = None) -> None:
+        """Go on in the same memory with the same model on another device; then call `reread`.
+
+        Args:
+            engine: there.
+            pages: the memory, shared with its device.
+            play: as for a new session.
+
+        Raises:
+            UsageError: it is another model, or takes another number of tokens in a pass.
+            DeviceError: the device has too little memory.
+        """
+        if (engine.config, engine.chunk) != (self.region.config, self.region.chunk):
+            raise UsageError("a session was to go on with another model, or another chunk; use its own")
+        self.engine, self.pages, self._play = engine, pages, play or _at_once(engine.device)
+        self._near = self._make_near()
+        self.region = replace(self.region, near=self._near is not None)
+        self.reload()
+
+    def reread(self, *, logits: bool) -> int:
+        """Feed again what was lost with a device.
+
+        Args:
+            logits: feed the last token in any case: what the region has of its logits may be half written.
+
+        Returns:
+            How many tokens were fed. Errors as in `append`; then `leave`, and go on with another device.
+        """
+        if logits and not self._unread and self.tokens:
+            last = self.tokens[-1]
+            self.truncate(self.length - 1)
+            self._unread = [last]
+        fed = 0
+        while self._unread:
+            part = self._unread[: self.step]
+            self._feed(part, logits=len(part) == len(self._unread))
+            del self._unread[: len(part)]
+            fed += len(part)
+        return fed
+
     def close(self) -> None:
         """Free what the session has compiled; the region stays as it is. Twice is allowed."""
         self._closed = True
@@ -282,6 +367,7 @@ class Session:
     def _check(self, tokens: Sequence[int], have: int | None = None) -> None:
         if self._closed:
             raise ClosedError("tokens were fed to a session that is closed; open another")
+        self._check_read("tokens were fed to a session")
         have = len(self.tokens) if have is None else have
         if not tokens:
             raise UsageError("no tokens were fed; give at least one")
@@ -293,6 +379,13 @@ class Session:
         if low < 0 or high >= self.engine.config.vocabulary:
             wrong, top = (low if low < 0 else high), self.engine.config.vocabulary - 1
             raise UsageError(f"token {wrong} was fed; tokens are 0 to {top}")
+
+    def _check_read(self, asked: str) -> None:
+        if self._unread:
+            raise ClosedError(
+                f"{asked} that has {len(self._unread)} tokens to read again, which were lost with its device;"
+                " move it to a device that works"
+            )
 
     def _program(self, rows: int, logits: bool | None) -> Program:
         """The pass over some rows, with logits or without; or as many steps ahead, for None."""

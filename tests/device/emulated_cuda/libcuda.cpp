@@ -35,6 +35,12 @@ enum {
 
 constexpr size_t MEMORY = 1 << 30;
 
+// What is alive, for tests that look for leaks; see `nocopy_live`.
+std::atomic<long> contexts{0}, modules{0}, graphs{0};
+// With NOCOPY_EMULATION=dry, launches are checked and counted, but no kernel runs: it would take most of the
+// time.
+const bool dry = getenv("NOCOPY_EMULATION") && !strcmp(getenv("NOCOPY_EMULATION"), "dry");
+
 using Piece = std::function<int()>;
 
 struct Graph {
@@ -136,6 +142,7 @@ std::atomic<bool> faulted{false};
 int context_create(Context** context, void*, unsigned, int) {
     if (faulted) return ILLEGAL_ADDRESS;
     current_contexts.push_back(*context = new Context);
+    ++contexts;
     return SUCCESS;
 }
 int context_push(Context* context) {
@@ -161,6 +168,7 @@ int context_destroy(Context* context) {
     for (auto [start, size] : context->allocated) free((void*)start);
     if (!current_contexts.empty() && current_contexts.back() == context) current_contexts.pop_back();
     delete context;
+    --contexts;
     return SUCCESS;
 }
 
@@ -235,6 +243,7 @@ int module_load(std::string** module, const char* image) {
     size_t sections = header->e_shoff + (size_t)header->e_shnum * header->e_shentsize;
     size_t segments = header->e_phoff + (size_t)header->e_phnum * header->e_phentsize;
     *module = new std::string(image, sections > segments ? sections : segments);
+    ++modules;
     return SUCCESS;
 }
 std::map<void*, size_t> argument_bytes;  // of each kernel that was looked up
@@ -288,6 +297,7 @@ int launch(const LaunchConfig* config, void* function, void** parameters, void**
             faulted = true;
             return (int)ILLEGAL_ADDRESS;
         }
+        if (dry) return (int)SUCCESS;
         int stuck = emulate((void (*)())function, shape.grid[0], shape.block[0], shape.block[1],
                             shape.shared_bytes, argument.data(), bytes);
         return stuck ? (int)LAUNCH_FAILED : (int)SUCCESS;
@@ -307,12 +317,15 @@ int stream_synchronize(void* stream) {
     return SUCCESS;
 }
 int stream_query(void* stream) {
-    return current_contexts.empty() ? (int)INVALID_CONTEXT : ((Context*)stream)->state();
+    if (current_contexts.empty()) return INVALID_CONTEXT;
+    Context* c = current_contexts.back();
+    return stream == c ? c->state() : (int)SUCCESS;
 }
 int capture_begin(void*, int) {
     CURRENT(c);
     if (c->capture) return INVALID_VALUE;
     c->capture = new Graph;
+    ++graphs;
     return SUCCESS;
 }
 int capture_end(void*, Graph** graph) {
@@ -322,10 +335,10 @@ int capture_end(void*, Graph** graph) {
     return *graph ? SUCCESS : INVALID_VALUE;
 }
 int graph_instantiate(Graph** ready, Graph* graph, unsigned long long) {
-    return *ready = new Graph(*graph), SUCCESS;
+    return ++graphs, *ready = new Graph(*graph), SUCCESS;
 }
 int graph_destroy(Graph* graph) {
-    return delete graph, SUCCESS;
+    return --graphs, delete graph, SUCCESS;
 }
 int graph_launch(Graph* graph, void* stream) {
     CURRENT(c);
@@ -383,6 +396,17 @@ const std::map<std::string, void*> FUNCTIONS = {
 
 }  // namespace
 
+// What is alive: contexts, modules, graphs; and of the current context registrations, allocations, their
+// bytes.
+extern "C" void nocopy_live(long counts[6]) {
+    counts[0] = contexts, counts[1] = modules, counts[2] = graphs;
+    counts[3] = counts[4] = counts[5] = 0;
+    if (current_contexts.empty()) return;
+    Context* c = current_contexts.back();
+    std::lock_guard lock(c->mutex);
+    counts[3] = (long)c->registered.size(), counts[4] = (long)c->allocated.size();
+    for (auto [start, size] : c->allocated) counts[5] += (long)size;
+}
 extern "C" int cuGetProcAddress_v2(const char* name, void** function, int, uint64_t, int* found) {
     auto entry = FUNCTIONS.find(name);
     if (!strcmp(name, "cuGetProcAddress")) {

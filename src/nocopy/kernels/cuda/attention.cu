@@ -156,8 +156,10 @@ __device__ inline void attend(const nocopy_launch& launch) {
         walk.over(job, tokens);
 #pragma unroll
         for (int h = 0; h < HEADS; ++h) {
-            shared.largest[warp][h] = walk.seen[h].largest;
-            shared.sum[warp][h] = walk.seen[h].sum;
+            if (walk.lane == 0) {
+                shared.largest[warp][h] = walk.seen[h].largest;
+                shared.sum[warp][h] = walk.seen[h].sum;
+            }
             if (walk.lane >= walk.team) continue;
 #pragma unroll
             for (uint32_t e = 0; e < EIGHT; ++e)

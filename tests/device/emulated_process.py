@@ -1,0 +1,38 @@
+"""A process's environment in which cuda-bindings find the emulated driver instead of a GPU's."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+import pytest
+
+from nocopy.device.cuda_compile import load_nvrtc
+from nocopy.errors import DeviceUnavailableError
+from tests.device.cuda_emulation import build
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def emulated_driver(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment; skips where there is no NVRTC, or a real driver."""
+    try:
+        load_nvrtc()
+    except DeviceUnavailableError as e:
+        pytest.skip(str(e))
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        pass
+    else:
+        pytest.skip("there is a real driver: what this asks of an emulated one, other tests ask of that")
+    directory = tmp_path_factory.mktemp("libcuda")
+    build(directory, "libcuda.cpp", "libcuda.so.1")
+    own = {
+        "LD_LIBRARY_PATH": str(directory),
+        "XDG_CACHE_HOME": str(directory / "cache"),
+        "NOCOPY_REQUIRE_DEVICES": "cuda",
+    }
+    return {**os.environ, **own}
