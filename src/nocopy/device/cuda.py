@@ -318,7 +318,7 @@ class CudaDevice:
         frees.append(lambda: driver.free(memory))
         stages = ctypes.create_string_buffer(launch.stages, len(launch.stages))
         driver.copy_in(memory, ctypes.addressof(stages), len(launch.stages))
-        driver.wait(None)
+        driver.finish(len(launch.stages))
         yield driver.zeroing(memory + len(launch.stages), launch.exchange)
         argument = launch.argument(memory)
         yield driver.launcher(

@@ -2,8 +2,8 @@
 
 A run is what decoding consists of: products of one row as `cuda_fuse` groups them, attention of that row,
 the look-up of a token's row, the likeliest token. Each step's row is what the step before it made, or, of the
-first step, in memory. Blocks hand rows on through places of an exchange; a place is taken again only by a step
-after the last one that reads it, since by then every block has read it. Results that lie in scratch and that
+first step, in memory. Blocks hand rows on through places of an exchange; a place is taken again only by a
+step after the last one that reads it, since by then every block has. Results that lie in scratch and that
 no record outside the run reads are not written at all.
 """
 
