@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Generator, Iterator
@@ -76,7 +77,8 @@ class NamingCompiler:
 
     version = (13, 0)
 
-    def code(self, source: str) -> bytes:
+    def code(self, source: str, defines: tuple[str, ...] = ()) -> bytes:
+        del defines
         return source.encode()
 
 
@@ -96,6 +98,7 @@ class EmulatedDriver:
         self.pinned: dict[int, mmap.mmap] = {}
         self.mapped_at: Callable[[int], int] = lambda address: address
         self.graphs = 0
+        self.walks = False
         self.closed = False
         self.lost = ""
         self.on_lost: Callable[[], None] = lambda: None
@@ -204,6 +207,10 @@ class EmulatedDriver:
     def copy_within(self, to: int, source: int, nbytes: int) -> None:
         self.copy_in(to, source, nbytes)
 
+    def zeroing(self, address: int, words: int) -> Callable[[], int]:
+        self._called("zeroing")
+        return lambda: (self._queue.append(lambda: (ctypes.memset(address, 0, 4 * words), 0)[1]), 0)[1]
+
     # Kernels
 
     def load(self, code: bytes) -> bytes:
@@ -214,16 +221,24 @@ class EmulatedDriver:
     def function(self, module: bytes, name: str) -> int:
         self._called("function")
         source = kernel_sources()[f"{module.decode()}.cu"]
-        assert f"NOCOPY_KERNEL({name}," in source or f"NOCOPY_FUSED({name}," in source
+        assert re.search(rf"(NOCOPY_KERNEL\(|NOCOPY_FUSED\(|\) ){name}[,(]", source)
         address = ctypes.cast(getattr(self._library, name), ctypes.c_void_p).value
         assert address
         self._names[address] = name
         return address
 
     def launcher(
-        self, function: int, grid: int, block: tuple[int, int], argument: bytes, shared: int = 0
+        self,
+        function: int,
+        grid: int,
+        block: tuple[int, int],
+        argument: bytes,
+        shared: int = 0,
+        *,
+        together: bool = False,
     ) -> Callable[[], int]:
         assert 1 <= grid < 2**31
+        assert grid <= self.multiprocessors or not together
         assert block[0] * block[1] <= 1024
         assert shared <= self.chip.block_shared_bytes
 

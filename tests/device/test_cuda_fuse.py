@@ -22,7 +22,7 @@ from tests.device.cuda_tapes import PAGE, host_pages
 from tests.device.values import normal
 
 F32, F16, BF16, I32, Q8_0 = DType.F32, DType.F16, DType.BF16, DType.I32, DType.Q8_0
-SIZES = {Space.GUEST: 64 * PAGE, Space.WEIGHTS: 2048 * PAGE, Space.SCRATCH: 128 * PAGE}
+SIZES = {Space.GUEST: 512 * PAGE, Space.WEIGHTS: 8192 * PAGE, Space.SCRATCH: 128 * PAGE}
 
 
 class Bench:
@@ -33,7 +33,7 @@ class Bench:
         self.tape = TapeBuilder()
         self.bytes = {space: host_pages(size) for space, size in SIZES.items()}
         self._tops = dict.fromkeys(SIZES, 0)
-        driver.memory_bytes = 1 << 26
+        driver.memory_bytes = 1 << 27
 
     def room(self, *shape: int, dtype: DType = F32, space: Space = Space.SCRATCH) -> Tensor:
         """Bytes that nothing else has."""

@@ -22,7 +22,7 @@ from typing import Any
 from nocopy.device.cuda_compile import Compiler, cache_directory
 from nocopy.device.cuda_driver import Driver, Start, version_name
 from nocopy.device.cuda_fuse import Fuser
-from nocopy.device.cuda_launch import COUNTERS, KernelLaunch, Plan, plan
+from nocopy.device.cuda_launch import COUNTERS, KernelLaunch, Plan, Shape, plan
 from nocopy.device.cuda_pages import (
     CudaPages,
     DevicePages,
@@ -34,6 +34,7 @@ from nocopy.device.cuda_pages import (
     stagings,
 )
 from nocopy.device.cuda_upload import upload
+from nocopy.device.cuda_walk import Step, WalkLaunch, Walks
 from nocopy.device.cuda_words import Words, find_words, redirected
 from nocopy.device.protocol import DeviceInfo, Mode, OnDemand, Pages, Program, check_range, check_spaces
 from nocopy.device.ranges import touched
@@ -105,8 +106,8 @@ class CudaDevice:
         self._compiler = compiler
         self._allow_copy = allow_copy
         self._closed = False
-        self._modules: dict[str, Any] = {}
-        self._functions: dict[str, int] = {}
+        self._modules: dict[tuple[str, tuple[str, ...]], Any] = {}
+        self._functions: dict[tuple[str, tuple[str, ...]], int] = {}
         self._pages: list[CudaPages] = []
         self._programs: list[CudaProgram] = []
         driver.on_lost = self.close
@@ -246,7 +247,12 @@ class CudaDevice:
         try:
             plans = list(self._plans(tape, used, frees))
             workspace = self._workspace(plans, frees)
-            launches = [self._launcher(launch, workspace) for each in plans for launch in each.launches]
+            launches = [
+                start
+                for each in plans
+                for launch in each.launches
+                for start in self._starts(launch, workspace, frees)
+            ]
             # One launch is joined too: a graph starts 2.5 us sooner than a kernel (bench/cuda_launch.py).
             starts: list[Start] = []
             for i in range(0, len(launches), GRAPH_RECORDS):
@@ -276,12 +282,20 @@ class CudaDevice:
                 yield plan(record, addresses, 0, driver.multiprocessors)
         records = redirected(tape, words, addresses, copy)
         fuser = Fuser(tape, records, addresses, driver.chip) if _fusible(used) else None
+        steps: list[Step] = []
         at = 0
         while at < len(records):
-            group = fuser.group(at) if fuser else None
-            found, count = group or (plan(records[at], addresses, stop, driver.multiprocessors), 1)
-            yield found
+            if fuser and (found := fuser.group(at)):
+                launch, count = found
+                steps.append(Step(Plan((launch,)), at, count, launch.group))
+            else:
+                count = 1
+                steps.append(Step(plan(records[at], addresses, stop, driver.multiprocessors), at, 1))
             at += count
+        if fuser and driver.walks:
+            yield from Walks(tape, records, addresses, driver.chip, driver.stop_address).join(steps)
+        else:
+            yield from (step.plan for step in steps)
 
     def _workspace(self, plans: list[Plan], frees: list[Callable[[], None]]) -> int:
         """Device memory that the launches of a record hand results on in; records run one after another."""
@@ -292,17 +306,35 @@ class CudaDevice:
         frees.append(lambda: self._driver.free(address))
         return address + 4 * COUNTERS
 
-    def _launcher(self, launch: KernelLaunch, workspace: int) -> Start:
-        source, kernel = launch.shape.source, launch.shape.kernel
-        function = self._functions.get(kernel)
-        if function is None:
-            module = self._modules.get(source)
-            if module is None:
-                module = self._modules[source] = self._driver.load(self._compiler.code(source))
-            function = self._functions[kernel] = self._driver.function(module, kernel)
-        return self._driver.launcher(
-            function, launch.grid, launch.shape.block, launch.argument(workspace), launch.shared
+    def _starts(
+        self, launch: KernelLaunch, workspace: int, frees: list[Callable[[], None]]
+    ) -> Iterator[Start]:
+        function, driver = self._function(launch.shape), self._driver
+        if not isinstance(launch, WalkLaunch):
+            argument = launch.argument(workspace)
+            yield driver.launcher(function, launch.grid, launch.shape.block, argument, launch.shared)
+            return
+        memory = driver.allocate(len(launch.stages) + 4 * launch.exchange)
+        frees.append(lambda: driver.free(memory))
+        stages = ctypes.create_string_buffer(launch.stages, len(launch.stages))
+        driver.copy_in(memory, ctypes.addressof(stages), len(launch.stages))
+        driver.finish(len(launch.stages))
+        yield driver.zeroing(memory + len(launch.stages), launch.exchange)
+        argument = launch.argument(memory)
+        yield driver.launcher(
+            function, launch.grid, launch.shape.block, argument, launch.shared, together=True
         )
+
+    def _function(self, shape: Shape) -> int:
+        key = shape.kernel, shape.defines
+        function = self._functions.get(key)
+        if function is None:
+            code = shape.source, shape.defines
+            module = self._modules.get(code)
+            if module is None:
+                module = self._modules[code] = self._driver.load(self._compiler.code(*code))
+            function = self._functions[key] = self._driver.function(module, shape.kernel)
+        return function
 
     def drop_program(self, program: CudaProgram) -> None:
         """Free what a closing program holds."""

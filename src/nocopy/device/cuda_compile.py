@@ -62,27 +62,29 @@ class Compiler:
         # Machine code for a chip that NVRTC knows; for a newer one PTX, which the driver compiles.
         self.target = f"sm_{wanted}" if wanted in known else f"compute_{min(wanted, newest)}"
 
-    def code(self, source: str) -> bytes:
+    def code(self, source: str, defines: tuple[str, ...] = ()) -> bytes:
         """The code of `kernels/cuda/<source>.cu`: machine code, or PTX for a chip newer than NVRTC.
+
+        `defines` are macros, "NAME=value".
 
         Raises:
             DeviceError: NVRTC refuses the source; the message has its log.
         """
-        entry = self._directory / f"{source}-{self._key(source)}.bin"
+        entry = self._directory / f"{source}-{self._key(source, defines)}.bin"
         code = _read(entry)
         if code is None:
-            code = self._compile(source)
+            code = self._compile(source, defines)
             _write(entry, code)
         return code
 
-    def _key(self, source: str) -> str:
-        digest = hashlib.sha256(repr((source, self.target, self.version, OPTIONS)).encode())
+    def _key(self, source: str, defines: tuple[str, ...]) -> str:
+        digest = hashlib.sha256(repr((source, self.target, self.version, OPTIONS, defines)).encode())
         for name, text in sorted(kernel_sources().items()):
             if name == f"{source}.cu" or not name.endswith(".cu"):
                 digest.update(repr((name, text)).encode())
         return digest.hexdigest()[:32]
 
-    def _compile(self, source: str) -> bytes:
+    def _compile(self, source: str, defines: tuple[str, ...]) -> bytes:
         sources = kernel_sources()
         headers = {n: t for n, t in sources.items() if not n.endswith(".cu")}
         (program,) = self._ask(
@@ -95,6 +97,7 @@ class Compiler:
         )
         try:
             options = [f"--gpu-architecture={self.target}".encode(), *(o.encode() for o in OPTIONS)]
+            options += [f"-D{define}".encode() for define in defines]
             (status,) = self._nvrtc.nvrtcCompileProgram(program, len(options), options)
             if int(status):
                 raise DeviceError(

@@ -39,7 +39,7 @@ _SCHEDULE_SPIN = 0x1
 _MULTIPROCESSORS, _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 16, 75, 76  # CUdevice_attribute
 _SHARED_BYTES, _BLOCK_SHARED_BYTES = 81, 97  # the same: of a multiprocessor, and of a block that asks for it
 _DYNAMIC_SHARED_BYTES, _SHARED_CARVEOUT = 8, 9  # CUfunction_attribute
-_OVERLAP = 6  # CUlaunchAttributeID: programmatic stream serialization
+_COOPERATIVE, _OVERLAP = 2, 6  # CUlaunchAttributeID; the latter: programmatic stream serialization
 _OLDEST_OVERLAP = (9, 0), 12030
 """Compute capability and driver from which on a graph's kernel may start before the last one has ended."""
 COPY_GRACE, COPY_BYTES_PER_SECOND = 30.0, 100e6
@@ -66,7 +66,7 @@ class _LaunchConfig(ctypes.Structure):
 
 
 class _LaunchAttribute(ctypes.Structure):
-    """CUlaunchAttribute, with the value that `_OVERLAP` has."""
+    """CUlaunchAttribute, with the values that ours have."""
 
     _fields_ = (("id", ctypes.c_uint), ("pad", ctypes.c_char * 4), ("value", ctypes.c_int * 16))
 
@@ -363,27 +363,51 @@ class Driver:
     def _set(self, function: Any, attribute: int, value: int) -> None:
         self._ask("cuFuncSetAttribute", function, self._cuda.CUfunction_attribute(attribute), value)
 
+    @property
+    def walks(self) -> bool:
+        """True if kernels can be launched that need bulk copies and all of their blocks at the same time."""
+        return self.capability >= _OLDEST_OVERLAP[0]
+
+    def zeroing(self, address: int, words: int) -> Start:
+        """A call that fills words of 32 bits with zeros before what is started next."""
+        fill = self._function(
+            "cuMemsetD32Async", ctypes.c_uint64, ctypes.c_uint, ctypes.c_size_t, ctypes.c_void_p
+        )
+        stream = self._stream_handle
+        return lambda: fill(address, 0, words, stream)
+
     def launcher(
-        self, function: int, grid: int, block: tuple[int, int], argument: bytes, shared: int = 0
+        self,
+        function: int,
+        grid: int,
+        block: tuple[int, int],
+        argument: bytes,
+        shared: int = 0,
+        *,
+        together: bool = False,
     ) -> Start:
-        """A call that launches a kernel with this argument, and `shared` bytes a block, on the stream."""
+        """A call that launches a kernel with this argument, and `shared` bytes a block, on the stream.
+
+        `together` has all blocks run at the same time, after everything before them, or not at all.
+        """
         if shared:
             self._set(self._cuda.CUfunction(function), _DYNAMIC_SHARED_BYTES, self.chip.block_shared_bytes)
         value = ctypes.create_string_buffer(argument, len(argument))
         parameters = (ctypes.c_void_p * 1)(ctypes.addressof(value))
-        overlap = (_LaunchAttribute * 1)((_OVERLAP, b"", (1,)))
+        kind = _COOPERATIVE if together else _OVERLAP
+        attributes = (_LaunchAttribute * 1)((kind, b"", (1,)))
         config = _LaunchConfig(
             (grid, 1, 1),
             (*block, 1),
             shared,
             self._stream_handle.value,
-            ctypes.addressof(overlap),
-            int(self._overlaps),
+            ctypes.addressof(attributes),
+            int(together or self._overlaps),
         )
         launch, handle = self._launch, ctypes.c_void_p(function)
         where, what = ctypes.c_void_p(ctypes.addressof(config)), ctypes.c_void_p(ctypes.addressof(parameters))
 
-        def start(_keep: Any = (value, parameters, overlap, config)) -> int:
+        def start(_keep: Any = (value, parameters, attributes, config)) -> int:
             return launch(where, handle, what, None)
 
         return start

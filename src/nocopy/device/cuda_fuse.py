@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
-from nocopy.device.cuda_launch import Fields, Plan, Shape
+from nocopy.device.cuda_launch import Fields, Shape
 from nocopy.memory.dtype import DType
 from nocopy.tape.ops import BINARY, ROPE
 from nocopy.tape.record import Space
@@ -84,7 +84,10 @@ class Product:
 
 @dataclass
 class Group:
-    """Records that are played together, so far. Addresses; 0 where there is none."""
+    """Records that are played together, so far. Addresses; 0 where there is none.
+
+    `chunk` elements of a row are copied at a time, to one of `slots` of a warp.
+    """
 
     k: int
     x: int
@@ -95,6 +98,17 @@ class Group:
     gate: int = 0
     gated: int = 0
     products: list[Product] = field(default_factory=list[Product])
+    chunk: int = 0
+    slots: int = 0
+
+    def pack(self) -> bytes:
+        """The bytes of `nocopy_fused`."""
+        chunks = -(-self.k // self.chunk)
+        return FUSED.pack(
+            b"".join(p.pack() for p in self.products).ljust(MAX_PRODUCTS * PRODUCT.size, b"\0"),
+            self.x, self.norm, self.normed, self.positions, self.gated, len(self.products), self.k, self.gate,
+            self.chunk, self.slots, self.eps, -(-(2**32) // chunks) % 2**32, 0,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -111,7 +125,7 @@ class FusedLaunch:
     """One launch of a fused kernel."""
 
     shape: Shape
-    packed: bytes
+    group: Group
     shared: int
 
     @property
@@ -122,7 +136,7 @@ class FusedLaunch:
     def argument(self, workspace: int) -> bytes:
         """`nocopy_fused`, which needs no workspace."""
         del workspace
-        return self.packed
+        return self.group.pack()
 
 
 class Fuser:
@@ -143,7 +157,7 @@ class Fuser:
         self._constant = not any(e.space == Space.WEIGHTS and e.written for es in tape.extents for e in es)
         self._fields: dict[int, Fields] = {}
 
-    def group(self, first: int) -> tuple[Plan, int] | None:
+    def group(self, first: int) -> tuple[FusedLaunch, int] | None:
         """The launch that plays the records from `first` on, and how many it plays; None if there is none."""
         if not self._constant:
             return None
@@ -157,7 +171,7 @@ class Fuser:
         launch = self._launch(group)
         if launch is None or not self._independent(group, first, stop):
             return None
-        return Plan((launch,)), stop - first
+        return launch, stop - first
 
     # Records
 
@@ -381,23 +395,18 @@ class Fuser:
             return None
         if any(p.turn and p.head % 2 for p in products):
             return None
-        chunk = max(PIECE_BYTES // dtype.itemsize * dtype.block // STEP[dtype], 1) * STEP[dtype]
-        chunk = min(chunk, group.k)
-        slot_bytes = 2 * chunk // dtype.block * dtype.itemsize
+        most = max(PIECE_BYTES // dtype.itemsize * dtype.block // STEP[dtype], 1) * STEP[dtype]
+        chunks = -(-group.k // most)
+        group.chunk = min(-(-group.k // chunks // STEP[dtype]) * STEP[dtype], group.k)
+        slot_bytes = 2 * group.chunk // dtype.block * dtype.itemsize
         base = HEAD_BYTES + -(-group.k // STEP[dtype]) * STEP[dtype] * 4
-        slots = self._slots(base, WARPS * slot_bytes)
-        chunks = -(-group.k // chunk)
-        if not slots or chunks > MAX_PIECES // WARPS:
+        group.slots = self._slots(base, WARPS * slot_bytes)
+        if not group.slots or chunks > MAX_PIECES // WARPS:
             return None
         pairs = products[0].rows if group.gate else sum(p.rows // 2 for p in products)
-        packed = FUSED.pack(
-            b"".join(p.pack() for p in products).ljust(MAX_PRODUCTS * PRODUCT.size, b"\0"),
-            group.x, group.norm, group.normed, group.positions, group.gated,
-            len(products), group.k, group.gate, chunk, slots, group.eps, -(-(2**32) // chunks) % 2**32, 0,
-        )  # fmt: skip
         blocks = min(self._chip.multiprocessors, pairs)
         shape = Shape("fused", f"fused_{dtype.name.lower()}", blocks, (32 * WARPS, 1))
-        return FusedLaunch(shape, packed, base + slots * WARPS * slot_bytes)
+        return FusedLaunch(shape, group, base + group.slots * WARPS * slot_bytes)
 
     def _slots(self, base: int, each: int) -> int:
         """As many slots as leave room for the next kernel's block beside this one; at least two, or none."""

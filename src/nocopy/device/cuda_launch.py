@@ -54,13 +54,16 @@ MAX_WORKSPACE = 2**26
 
 @dataclass(frozen=True)
 class Shape:
-    """A kernel and its threads: `source` is the file under kernels/cuda, `block` the threads in x and y."""
+    """A kernel and its threads: `source` is the file under kernels/cuda, compiled with the macros `defines`;
+    `block` the threads in x and y.
+    """
 
     source: str
     kernel: str
     blocks: int
     block: tuple[int, int]
     splits: int = 1
+    defines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-// Runs the CUDA kernels on the CPU, one block after another, every CUDA thread a fiber: enough of CUDA to
+// Runs the CUDA kernels on the CPU, one block after another (those of walk.cu together), every CUDA thread a
+// fiber: enough of CUDA to
 // test what kernels compute, that every thread reaches every barrier, and (with the address sanitizer) that
 // no thread leaves its operands. It says nothing about races, memory order or speed.
 #include <math.h>
@@ -11,6 +12,7 @@
 #include <memory>
 #include <vector>
 
+#define __CUDA_ARCH__ 900
 #define __device__
 #define __global__
 #define __shared__ static
@@ -38,13 +40,15 @@ struct Fiber {
     bool ended = false;
 };
 
+constexpr uint32_t MOST_TOGETHER = 8;  // blocks
+
 static ucontext_t scheduler;
-static std::vector<Fiber> fibers;
+static std::vector<Fiber> fibers;  // of a block, one block behind another
 static uint32_t current;
 static uint64_t progress;
-static Barrier block_barrier;
-static Barrier warp_barriers[32];
-static uint64_t slots[1024];
+static Barrier block_barriers[MOST_TOGETHER], part_barriers[MOST_TOGETHER];
+static Barrier warp_barriers[MOST_TOGETHER * 32];
+static uint64_t slots[MOST_TOGETHER * 1024];
 static int any[2];
 
 static void yield() {
@@ -62,15 +66,27 @@ static void meet(Barrier& barrier, uint32_t count) {
     while (barrier.generation == mine) yield();
 }
 
+static uint32_t block_threads() {
+    return blockDim.x * blockDim.y;
+}
+
 static void meet_warp() {
-    uint32_t first = current / 32 * 32, left = (uint32_t)fibers.size() - first;
-    meet(warp_barriers[current / 32], left < 32 ? left : 32);
+    uint32_t own = current % block_threads(), left = block_threads() - own / 32 * 32;
+    meet(warp_barriers[current / block_threads() * 32 + own / 32], left < 32 ? left : 32);
+}
+
+static uint32_t lane_of(uint32_t thread) {
+    return thread % block_threads() % 32;
+}
+
+static void meet_block() {
+    meet(block_barriers[current / block_threads()], block_threads());
 }
 
 }  // namespace emulator
 
 static void __syncthreads() {
-    emulator::meet(emulator::block_barrier, (uint32_t)emulator::fibers.size());
+    emulator::meet_block();
 }
 
 static int __syncthreads_or(int value) {
@@ -87,7 +103,8 @@ static T __shfl_xor_sync(uint32_t, T value, int mask) {
     uint32_t me = emulator::current;
     memcpy(&emulator::slots[me], &value, sizeof value);
     emulator::meet_warp();
-    memcpy(&value, &emulator::slots[me ^ (uint32_t)mask], sizeof value);
+    uint32_t lane = emulator::lane_of(me);
+    memcpy(&value, &emulator::slots[me - lane + (lane ^ (uint32_t)mask)], sizeof value);
     emulator::meet_warp();
     return value;
 }
@@ -97,7 +114,7 @@ static T __shfl_sync(uint32_t, T value, int from) {
     uint32_t me = emulator::current;
     memcpy(&emulator::slots[me], &value, sizeof value);
     emulator::meet_warp();
-    memcpy(&value, &emulator::slots[me / 32 * 32 + (uint32_t)from], sizeof value);
+    memcpy(&value, &emulator::slots[me - emulator::lane_of(me) + (uint32_t)from], sizeof value);
     emulator::meet_warp();
     return value;
 }
@@ -112,6 +129,7 @@ static bool __any_sync(uint32_t mask, bool value) {
 }
 
 static void __threadfence() {}
+static void __threadfence_block() {}
 
 static uint32_t __umulhi(uint32_t a, uint32_t b) {
     return (uint32_t)((uint64_t)a * b >> 32);
@@ -159,16 +177,24 @@ static float cuda_powf(float a, float b) {
 
 namespace emulator {
 
-std::vector<uint8_t> block_memory;
+static std::vector<uint8_t> block_memories[MOST_TOGETHER];
 static void (*kernel)();
 static const void* argument;
 static size_t argument_bytes;
 
+uint8_t* block_memory() {
+    return (uint8_t*)(((uintptr_t)block_memories[current / block_threads()].data() + 127) / 128 * 128);
+}
+
+template <typename Argument>
+static bool call() {
+    if (argument_bytes != sizeof(Argument)) return false;
+    ((void (*)(const Argument))kernel)(*(const Argument*)argument);
+    return true;
+}
+
 static void body() {
-    if (argument_bytes == sizeof(nocopy_fused))
-        ((void (*)(const nocopy_fused))kernel)(*(const nocopy_fused*)argument);
-    else
-        ((void (*)(const nocopy_launch))kernel)(*(const nocopy_launch*)argument);
+    if (!call<nocopy_fused>() && !call<nocopy_walk>() && !call<nocopy_launch>()) abort();
     fibers[current].ended = true;
     ++progress;
     yield();
@@ -183,10 +209,11 @@ static void start(Fiber& fiber) {
     makecontext(&fiber.context, body, 0);
 }
 
-// Runs one block to its end; false if its threads wait for each other forever.
-static bool run_block() {
+// Runs blocks from `first` on to their end; false if threads wait for each other forever.
+static bool run_blocks(uint32_t first) {
     for (Fiber& fiber : fibers) start(fiber);
-    block_barrier = {};
+    for (Barrier& barrier : block_barriers) barrier = {};
+    for (Barrier& barrier : part_barriers) barrier = {};
     for (Barrier& barrier : warp_barriers) barrier = {};
     for (;;) {
         uint64_t before = progress;
@@ -194,12 +221,17 @@ static bool run_block() {
         for (current = 0; current < fibers.size(); ++current) {
             if (fibers[current].ended) continue;
             all_ended = false;
-            threadIdx = {current % blockDim.x, current / blockDim.x};
+            uint32_t own = current % block_threads();
+            threadIdx = {own % blockDim.x, own / blockDim.x};
+            blockIdx = {first + current / block_threads(), 0};
             swapcontext(&scheduler, &fibers[current].context);
         }
-        if (all_ended) return block_barrier.waiting == 0;
+        if (all_ended) break;
         if (progress == before) return false;
     }
+    for (Barrier& barrier : block_barriers)
+        if (barrier.waiting) return false;
+    return true;
 }
 
 }  // namespace emulator
@@ -214,16 +246,19 @@ extern "C" int emulate(void (*kernel)(), uint32_t grid, uint32_t x, uint32_t y, 
     argument_bytes = bytes;
     gridDim = {grid, 1};
     blockDim = {x, y};
-    while (fibers.size() < x * y) {
+    uint32_t together = bytes == sizeof(nocopy_walk) ? grid : 1;
+    if (together > MOST_TOGETHER) { fprintf(stderr, "together\n"); abort(); }
+    while (fibers.size() < together * x * y) {
         fibers.emplace_back();
-        fibers.back().stack = std::make_unique<char[]>(STACK);
+        fibers.back().stack.reset(new char[STACK]);
     }
-    fibers.resize(x * y);
-    for (uint32_t b = 0; b < grid; ++b) {
-        blockIdx = {b, 0};
-        block_memory.assign(shared ? shared + 127 : 0, 0xa5);
-        block_memory.shrink_to_fit();
-        if (!run_block()) return 1;
+    fibers.resize(together * x * y);
+    for (uint32_t b = 0; b < grid; b += together) {
+        for (uint32_t i = 0; i < together; ++i) {
+            block_memories[i].assign(shared ? shared + 127 : 0, 0xa5);
+            block_memories[i].shrink_to_fit();
+        }
+        if (!run_blocks(b)) return 1;
     }
     return 0;
 }

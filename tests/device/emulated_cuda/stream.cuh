@@ -9,11 +9,11 @@
 using Words4 = Words<4>;
 
 namespace emulator {
-extern std::vector<uint8_t> block_memory;
+uint8_t* block_memory();  // of the block that runs, from a multiple of 128 bytes
 }
 
 inline uint8_t* dynamic_shared() {
-    return (uint8_t*)(((uintptr_t)emulator::block_memory.data() + 127) / 128 * 128);
+    return emulator::block_memory();
 }
 
 inline Words4 load_fresh(const void* at) {

@@ -1,0 +1,470 @@
+"""Finds launches of a tape that one kernel can play to the end (kernels/cuda/walk.cu), and makes its stages.
+
+A run is what decoding consists of: products of one row as `cuda_fuse` groups them, attention of that row,
+the look-up of a token's row, the likeliest token. Each step's row is what the step before it made, or, of the
+first step, in memory. Blocks hand rows on through places of an exchange; a place is taken again only by a
+step after the last one that reads it, since by then every block has. Results that lie in scratch and that
+no record outside the run reads are not written at all.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from nocopy.device.cuda_fuse import FUSED, STEP, Chip, Group
+from nocopy.device.cuda_launch import Fields, Launch, Plan, Shape
+from nocopy.memory.dtype import DType
+from nocopy.tape.ops import GLU
+from nocopy.tape.record import Space
+from nocopy.tape.validate import Tape
+
+STAGE = struct.Struct(f"<18I8x{FUSED.size}s")
+"""`nocopy_stage` in kernels/cuda/walk.cu."""
+WALK = struct.Struct("<3Q6I")
+"""`nocopy_walk` there."""
+WARPS, THREADS = 8, 512
+"""Warps of a block that compute, and threads of all."""
+PRODUCT, ATTENTION, GATHER, ARGMAX = range(4)
+"""`StageKind` there."""
+NO_TAG, NOWHERE = 2, 2**32 - 1
+CANDIDATE_WORDS = 4
+IN_FLIGHT = 32 << 10
+"""Bytes of weights that are on their way to a multiprocessor: more delay what blocks wait for, fewer leave
+memory idle."""
+SUMS_BYTES = 1024 * 8
+STAGES_HELD = 16
+"""As in walk.cu."""
+FEWEST_PRODUCTS = 4
+"""Products of a run that is worth a kernel of its own."""
+MOST_PARTS = 32
+"""Parts of the tokens of one attention stage."""
+CACHES = frozenset({DType.F32, DType.F16, DType.BF16})
+FASTER = frozenset({DType.Q8_0, DType.Q4_0})
+"""Weights with which a run measured faster than its launches one by one; bf16 measured the same, others were
+not measured."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Launches that play `count` records from `first` on; `group` if they are one fused launch."""
+
+    plan: Plan
+    first: int
+    count: int
+    group: Group | None = None
+
+
+@dataclass(frozen=True)
+class WalkLaunch:
+    """The launch of a run: `stages` in device memory, `exchange` words behind them, zero at each start."""
+
+    shape: Shape
+    stages: bytes
+    exchange: int
+    shared: int
+    tail: tuple[int, ...]
+    stop: int
+
+    @property
+    def grid(self) -> int:
+        """Blocks, which all run at the same time."""
+        return self.shape.blocks
+
+    def argument(self, workspace: int) -> bytes:
+        """`nocopy_walk`, with the address of the stages."""
+        return WALK.pack(workspace, workspace + len(self.stages), self.stop, *self.tail)
+
+
+@dataclass
+class Place:
+    """Words of the exchange: how often they were written so far, and the last stage that reads them."""
+
+    word: int
+    words: int
+    uses: int = 0
+    read: int = -1
+
+
+@dataclass
+class Stage:
+    """One stage of a run, still without its blocks' shares."""
+
+    kind: int
+    dtype: DType
+    source: int = 0
+    source_tag: int = NO_TAG
+    target: int = NOWHERE
+    target_tag: int = 0
+    best: int = NOWHERE
+    best_tag: int = 0
+    partial: int = NOWHERE
+    partial_tag: int = 0
+    keys: int = 0
+    values: int = 0
+    pairs: tuple[int, ...] = ()
+    group: Group | None = None
+    launch: Launch | None = None
+
+
+@dataclass
+class Run:
+    """Stages so far, and what they have made."""
+
+    stages: list[Stage] = field(default_factory=list[Stage])
+    rows: dict[int, tuple[Place, int]] = field(default_factory=dict[int, "tuple[Place, int]"])
+    """By the address of a row of f32: its place and how many words it has."""
+    owned: dict[int, int] = field(default_factory=dict[int, int])
+    """By the address of a row in memory: how many pairs blocks share it out as."""
+    heads: tuple[Group, Place] | None = None
+    """The products whose results the next attention takes."""
+    best: tuple[int, int] | None = None
+    """The address of logits, and how many, of which the stage before this one knows the likeliest."""
+    token: int = 0
+    """The address where the last token that was found lies."""
+
+
+class Walks:
+    """Joins steps of one tape.
+
+    Args:
+        tape: what is to be played.
+        records: its records, as the steps were made from them.
+        addresses: the device address of each space; no two share bytes.
+        chip: the GPU.
+        stop: device address of the word that asks a kernel to stop; 0 for none.
+    """
+
+    def __init__(
+        self,
+        tape: Tape,
+        records: Sequence[bytes],
+        addresses: Mapping[Space, int],
+        chip: Chip,
+        stop: int,
+    ) -> None:
+        self._tape, self._records, self._addresses = tape, records, addresses
+        self._chip, self._stop = chip, stop
+        self._places: dict[tuple[str, int], list[Place]] = {}
+        self._words = 0
+
+    def join(self, steps: Sequence[Step]) -> Iterator[Plan]:
+        """The plans of the steps, those of a run replaced by one."""
+        at = 0
+        while at < len(steps):
+            launch, count = self._run(steps, at)
+            if launch is None:
+                yield steps[at].plan
+                at += 1
+            else:
+                yield Plan((launch,))
+                at += count
+
+    # A run
+
+    def _run(self, steps: Sequence[Step], first: int) -> tuple[WalkLaunch | None, int]:
+        self._places, self._words = {}, 0
+        run, count = Run(), 0
+        while first + count < len(steps) and self._take(run, steps[first + count]):
+            count += 1
+        products = sum(stage.kind == PRODUCT for stage in run.stages)
+        weights = {stage.dtype for stage in run.stages if stage.kind == PRODUCT}
+        if products < FEWEST_PRODUCTS or not weights <= FASTER:
+            return None, 0
+        records = range(steps[first].first, steps[first + count - 1].first + steps[first + count - 1].count)
+        return self._launch(run, records), count
+
+    def _take(self, run: Run, step: Step) -> bool:
+        """Add a step to the run, if it fits."""
+        if step.group is not None:
+            return self._take_products(run, step.group)
+        fields = Fields.unpack(self._records[step.first])
+        launch = step.plan.launches[0] if step.plan.launches else None
+        if not isinstance(launch, Launch) or step.count != 1:
+            return False
+        take = {"attention": self._take_attention, "gather": self._take_gather, "argmax": self._take_argmax}
+        return fields.op.name in take and take[fields.op.name](run, fields, launch)
+
+    def _take_products(self, run: Run, group: Group) -> bool:
+        index, found = len(run.stages), run.rows.get(group.x)
+        dtype = group.products[0].dtype
+        if found is None and index:
+            return False
+        if found is not None and found[1] != group.k:
+            return False
+        run.rows.clear()
+        width = group.products[0].rows if group.gate else sum(p.rows for p in group.products)
+        pairs = (group.products[0].rows,) if group.gate else tuple(p.rows // 2 for p in group.products)
+        residual = group.products[0].residual
+        if residual and run.owned.get(residual, pairs[0]) != pairs[0]:
+            return False
+        stage = Stage(PRODUCT, dtype, pairs=pairs, group=group)
+        if found is not None:
+            stage.source, stage.source_tag = self._read(found[0], index)
+        run.heads = run.best = None
+        if residual or group.gate:
+            at = residual or group.gated
+            place = self._publish(run, stage, "gated" if group.gate else "row", at, width)
+            if residual:
+                run.owned[residual] = pairs[0]
+        elif any(p.cache for p in group.products):
+            place = self._place("heads", width, index)
+            stage.target, stage.target_tag = place.word, self._write(place)
+            run.heads = group, place
+        elif len(group.products) == 1:
+            run.best = group.products[0].out, width
+        else:
+            return False
+        run.stages.append(stage)
+        return True
+
+    def _take_attention(self, run: Run, fields: Fields, launch: Launch) -> bool:
+        if run.heads is None or launch.shape.source != "attention_row" or fields.dtype(2) not in CACHES:
+            return False
+        group, place = run.heads
+        d, n = fields.named, fields.named["n"]
+        outs = [p.out for p in group.products]
+        starts = [sum(p.rows for p in group.products[:i]) for i in range(len(outs))]
+        caches = [p.cache for p in group.products]
+        q, k, v, last = (self._address(fields, slot) for slot in range(1, 5))
+        if q not in outs or k not in caches or v not in caches or last != group.positions:
+            return False
+        query, key, value = outs.index(q), caches.index(k), caches.index(v)
+        rows = (d["h"] * n, d["g"] * n, d["g"] * n)
+        found = tuple(group.products[i].rows for i in (query, key, value))
+        heads = [(d[axis], fields.strides[slot][1]) for slot, axis in enumerate("hhgg")]
+        whole = all(step == n for count, step in heads if count > 1)
+        dtypes = {group.products[i].cache_dtype for i in (key, value)}
+        if (
+            found != rows
+            or not whole
+            or n % 8
+            or dtypes != {fields.dtype(2)}
+            or fields.dtype(0) is not DType.F32
+        ):
+            return False
+        side = _heads_at_once(launch)
+        jobs = d["g"] * -(-(d["h"] // d["g"]) // side)
+        splits = min(self._chip.multiprocessors // jobs, MOST_PARTS)
+        if not splits:
+            return False
+        index = len(run.stages)
+        stage = Stage(ATTENTION, fields.dtype(2))
+        stage.launch = replace(launch, shape=replace(launch.shape, splits=splits))
+        stage.source, stage.source_tag = self._read(place, index)
+        stage.source += starts[query]
+        stage.keys, stage.values = starts[key] - starts[query], starts[value] - starts[query]
+        parts = self._place("parts", jobs * splits * side * (n + 2), index)
+        stage.partial, stage.partial_tag = parts.word, self._write(parts)
+        self._read(parts, index)
+        self._publish(run, stage, "attention", self._address(fields, 0), d["h"] * n)
+        run.heads = run.best = None
+        run.stages.append(stage)
+        return True
+
+    def _take_gather(self, run: Run, fields: Fields, launch: Launch) -> bool:
+        width, at = fields.named["w"], self._address(fields, 0)
+        plain = fields.strides[0][1] == fields.strides[1][1] == 1 and fields.operands[1][2] == Space.WEIGHTS
+        if fields.named["r"] != 1 or not plain or width % 4 or fields.dtype(0) is not DType.F32:
+            return False
+        if run.stages and (run.token == 0 or self._address(fields, 2) != run.token):
+            return False
+        if run.owned.get(at, width // 2) != width // 2:
+            return False
+        stage = Stage(GATHER, fields.dtype(1), pairs=(width // 2,), launch=launch)
+        stage.source_tag = 0 if run.stages else NO_TAG
+        self._publish(run, stage, "embedding", at, width)
+        run.owned[at] = width // 2
+        run.heads = run.best = None
+        run.stages.append(stage)
+        return True
+
+    def _take_argmax(self, run: Run, fields: Fields, launch: Launch) -> bool:
+        d = fields.named
+        row = self._address(fields, 1), d["n"]
+        if (
+            run.best is None
+            or d["d0"] * d["d1"] * d["d2"] != 1
+            or run.best != row
+            or fields.strides[1][3] != 1
+        ):
+            return False
+        if fields.dtype(1) is not DType.F32:
+            return False
+        index = len(run.stages)
+        place = self._place("best", CANDIDATE_WORDS * self._chip.multiprocessors, index - 1)
+        head = run.stages[-1]
+        head.best, head.best_tag = place.word, self._write(place)
+        stage = Stage(ARGMAX, DType.I32, launch=launch)
+        stage.source, stage.source_tag = self._read(place, index)
+        run.token, run.heads, run.best = self._address(fields, 0), None, None
+        run.stages.append(stage)
+        return True
+
+    def _address(self, fields: Fields, slot: int) -> int:
+        offset, _, space, _ = fields.operands[slot]
+        return (self._addresses[Space(space)] + offset) % 2**64
+
+    # The exchange
+
+    def _place(self, kind: str, words: int, stage: int) -> Place:
+        """Words that no stage from this one on still reads."""
+        words = -(-words // 4) * 4
+        places = self._places.setdefault((kind, words), [])
+        for place in places:
+            if place.read < stage:
+                return place
+        places.append(Place(self._words, words))
+        self._words += words
+        return places[-1]
+
+    def _write(self, place: Place) -> int:
+        """The tag of what is written there next."""
+        place.uses += 1
+        return place.uses % 2
+
+    def _read(self, place: Place, stage: int) -> tuple[int, int]:
+        place.read = max(place.read, stage)
+        return place.word, place.uses % 2
+
+    def _publish(self, run: Run, stage: Stage, kind: str, at: int, width: int) -> Place:
+        """A place for the row that lies at an address when ops are played one by one."""
+        place = self._place(kind, width, len(run.stages))
+        # Until the next stage has read it, whatever that is.
+        place.read = len(run.stages) + 1
+        stage.target, stage.target_tag = place.word, self._write(place)
+        run.rows.clear()
+        run.rows[at] = place, width
+        return place
+
+    # The launch
+
+    def _launch(self, run: Run, records: range) -> WalkLaunch | None:
+        shares = [max(stage.pairs) for stage in run.stages if stage.pairs]
+        grid = min(self._chip.multiprocessors, *shares)
+        slot_bytes = max(_slot_bytes(stage) for stage in run.stages if stage.group)
+        row_words = max(_row_words(stage, grid) for stage in run.stages)
+        fixed = row_words * 4 + SUMS_BYTES + STAGES_HELD * STAGE.size + 256 + 8 * 64 * WARPS
+        slots = min((self._chip.block_shared_bytes - fixed) // (WARPS * slot_bytes), 64)
+        if slots < 2 or any(s.launch and s.kind == ATTENTION and _jobs(s) > grid for s in run.stages):
+            return None
+        kept = _Kept(self._tape, records, self._addresses)
+        stages = b"".join(_pack(stage, grid, kept) for stage in run.stages)
+        if not kept.possible:
+            return None
+        in_flight = max(IN_FLIGHT // slot_bytes, WARPS)
+        ahead = min(in_flight // WARPS, slots)
+        tail = len(run.stages), slots, slot_bytes, ahead, in_flight % WARPS if ahead < slots else 0, row_words
+        shared = fixed + slots * WARPS * slot_bytes
+        weights = sum(1 << dtype for dtype in {s.dtype for s in run.stages if s.kind == PRODUCT})
+        caches = sum(1 << dtype for dtype in {s.dtype for s in run.stages if s.kind == ATTENTION})
+        sides = {_heads_at_once(s.launch) for s in run.stages if s.launch and s.kind == ATTENTION}
+        defines = (
+            f"WALK_WEIGHTS={weights}",
+            f"WALK_CACHES={caches}",
+            f"WALK_HEADS={sides.pop() if len(sides) == 1 else 0}",
+        )
+        if {s.group.gate for s in run.stages if s.group} <= {0, 1 + GLU.index("silu")}:
+            defines = (*defines, "ONLY_SILU")
+        shape = Shape("walk", "walk", grid, (THREADS, 1), defines=defines)
+        return WalkLaunch(shape, stages, self._words, shared, tail, self._stop)
+
+
+class _Kept:
+    """Which results of a run must be in memory."""
+
+    def __init__(self, tape: Tape, records: range, addresses: Mapping[Space, int]) -> None:
+        self.possible = True
+        self._scratch: list[tuple[int, int]] = []
+        self._read: list[tuple[int, int]] = []
+        self._written: dict[tuple[int, int], int] = {}
+        for index, extents in enumerate(tape.extents):
+            for e in extents:
+                found = addresses[e.space] + e.start, addresses[e.space] + e.stop
+                if index in records and e.space == Space.SCRATCH:
+                    self._scratch.append(found)
+                elif index not in records and not e.written:
+                    self._read.append(found)
+
+    def row(self, at: int, rows: int, *, shares: int = 0) -> int:
+        """The address of a row of f32, or 0 if nobody reads it. `shares`: what blocks share it out as."""
+        span = at, at + 4 * rows
+        if not at:
+            return 0
+        if (
+            not shares
+            and _within(span, self._scratch)
+            and not any(_overlap(span, read) for read in self._read)
+        ):
+            return 0
+        for other, theirs in self._written.items():
+            if _overlap(span, other) and not (shares and other == span and theirs == shares):
+                self.possible = False
+        self._written[span] = shares
+        return at
+
+
+def _within(span: tuple[int, int], spans: Sequence[tuple[int, int]]) -> bool:
+    return any(start <= span[0] and span[1] <= stop for start, stop in spans)
+
+
+def _overlap(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    return a[0] < b[1] and b[0] < a[1]
+
+
+def _slot_bytes(stage: Stage) -> int:
+    assert stage.group
+    return 2 * stage.group.chunk // stage.dtype.block * stage.dtype.itemsize
+
+
+def _row_words(stage: Stage, grid: int) -> int:
+    """Words of shared memory that a stage's row takes, and the states of attention behind it."""
+    if stage.group:
+        return -(-stage.group.k // STEP[stage.dtype]) * STEP[stage.dtype]
+    if stage.kind == ARGMAX:
+        return CANDIDATE_WORDS * grid
+    if stage.kind != ATTENTION or not stage.launch:
+        return 0
+    d, heads = Fields.unpack(stage.launch.record).named, _heads_at_once(stage.launch)
+    return -(-((heads + 2) * d["n"] + WARPS * heads * (d["n"] + 2)) // 4) * 4
+
+
+def _heads_at_once(launch: Launch) -> int:
+    """Heads that a block of attention takes: `AttentionJob::at_once`."""
+    d = Fields.unpack(launch.record).named
+    return 4 if d["h"] > d["g"] else 1
+
+
+def _jobs(stage: Stage) -> int:
+    """Blocks that an attention stage needs."""
+    assert stage.launch
+    d = Fields.unpack(stage.launch.record).named
+    return d["g"] * -(-(d["h"] // d["g"]) // _heads_at_once(stage.launch)) * stage.launch.shape.splits
+
+
+def _pack(stage: Stage, grid: int, kept: _Kept) -> bytes:
+    """`nocopy_stage`."""
+    pairs = (*stage.pairs, 0, 0, 0)[:3]
+    return STAGE.pack(
+        stage.kind, stage.dtype, stage.source, stage.source_tag, stage.target, stage.target_tag, stage.best,
+        stage.best_tag, stage.partial, stage.partial_tag,
+        *(p // grid for p in pairs), *(p % grid for p in pairs), stage.keys, stage.values,
+        _argument(stage, kept),
+    )  # fmt: skip
+
+
+def _argument(stage: Stage, kept: _Kept) -> bytes:
+    if stage.launch:
+        return stage.launch.argument(0)
+    assert stage.group
+    group = replace(stage.group, normed=kept.row(stage.group.normed, stage.group.k))
+    if group.normed:
+        kept.possible = False
+    shares = stage.pairs[0]
+    group.gated = kept.row(group.gated, shares)
+    group.products = [
+        replace(p, out=kept.row(p.out, p.rows), residual=kept.row(p.residual, p.rows, shares=shares))
+        for p in group.products
+    ]
+    return group.pack()

@@ -1,0 +1,97 @@
+// What the warps and blocks of one long kernel wait for each other with (sm_90 and newer).
+//
+// A barrier in shared memory counts arrivals and the bytes of bulk copies; when all that was announced is
+// there, its phase ends, and the next begins. Words in device memory carry their own sign that they are
+// there: the lowest bit, the tag, which whoever writes a place the next time inverts. So a value is handed to
+// other blocks by one store and one load, with no fence, for one bit of its mantissa.
+#pragma once
+
+#include "stream.cuh"
+
+#if __CUDA_ARCH__ >= 900
+
+__device__ inline void begin_barrier(uint64_t* barrier, uint32_t arrivals) {
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals)
+                 : "memory");
+}
+
+// Before other threads, or copies, use barriers that this thread has begun.
+__device__ inline void show_barriers() {
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+__device__ inline void arrive(uint64_t* barrier) {
+    asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+
+// True once the phase of this parity has ended: phases have parity 0, 1, 0 ...
+__device__ inline bool passed(uint64_t* barrier, uint32_t parity) {
+    uint32_t done;
+    asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                 : "=r"(done)
+                 : "r"(shared_address(barrier)), "r"(parity)
+                 : "memory");
+    return done;
+}
+
+// The same for who has nothing else to do.
+__device__ inline void await(uint64_t* barrier, uint32_t parity) {
+    uint32_t done;
+    do {
+        asm volatile(
+            "{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+            : "=r"(done)
+            : "r"(shared_address(barrier)), "r"(parity)
+            : "memory");
+    } while (!done);
+}
+
+// Starts the copy of two pieces of `bytes` to shared memory, one behind the other, and arrives.
+__device__ inline void copy_pair(uint64_t* barrier, uint8_t* to, const uint8_t* a, const uint8_t* b,
+                                 uint32_t bytes) {
+    const uint32_t place = shared_address(barrier), at = shared_address(to);
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(place), "r"(2 * bytes) : "memory");
+    Ring::copy(at, a, bytes, place);
+    Ring::copy(at + bytes, b, bytes, place);
+}
+
+// Has the second cache hold what lies there.
+__device__ inline void prefetch(const uint8_t* at) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+}
+
+// Called in loops that wait for other blocks.
+__device__ inline void relax() {}
+
+// All of the block's first `threads` threads come here.
+__device__ inline void meet(uint32_t threads) {
+    asm volatile("bar.sync 1, %0;" ::"r"(threads) : "memory");
+}
+
+__device__ inline Words4 load_tagged(const uint32_t* at) {
+    Words4 y;
+    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(y.v[0]), "=r"(y.v[1]), "=r"(y.v[2]), "=r"(y.v[3])
+                 : "l"(at)
+                 : "memory");
+    return y;
+}
+
+__device__ inline uint32_t load_tagged_word(const uint32_t* at) {
+    uint32_t y;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(y) : "l"(at) : "memory");
+    return y;
+}
+
+__device__ inline void store_tagged(uint32_t* at, uint32_t word, uint32_t tag) {
+    asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(at), "r"((word & ~1u) | tag) : "memory");
+}
+
+__device__ inline void store_tagged(uint32_t* at, float a, float b, uint32_t tag) {
+    asm volatile("st.relaxed.gpu.global.v2.u32 [%0], {%1, %2};" ::"l"(at),
+                 "r"((__float_as_uint(a) & ~1u) | tag), "r"((__float_as_uint(b) & ~1u) | tag)
+                 : "memory");
+}
+
+#endif

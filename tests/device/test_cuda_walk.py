@@ -1,0 +1,215 @@
+"""Passes of a language model over one row, in one kernel: they give all that the ops give one by one."""
+
+# ruff: noqa: F811 (fixtures are imported)
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from nocopy.device import cuda, cuda_walk
+from nocopy.memory.dtype import QUANTISED, DType
+from nocopy.tape import Space, Tensor, validate
+from tests.device.cuda_emulation import EmulatedDriver, device, driver, library  # noqa: F401
+from tests.device.test_cuda_fuse import SIZES, Bench
+from tests.device.values import normal
+
+F32, F16, BF16, I32 = DType.F32, DType.F16, DType.BF16, DType.I32
+LAUNCHES = ["walk"]
+
+
+@pytest.fixture
+def bench(device: cuda.CudaDevice, driver: EmulatedDriver, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """Where weights of every type are walked, also of those that are not faster so."""
+    monkeypatch.setattr(cuda_walk, "FASTER", frozenset(DType))
+    driver.walks = True
+    return Bench(device, driver)
+
+
+@dataclass
+class Shape:
+    """Of a small model and its cache."""
+
+    k: int = 256
+    heads: int = 4
+    groups: int = 2
+    n: int = 64
+    hidden: int = 512
+    vocabulary: int = 130
+    layers: int = 2
+    context: int = 300
+    weights: DType = BF16
+    cache: DType = F16
+    bias: bool = False
+    interleaved: bool = False
+    window: int = 0
+
+
+class Model:
+    """Records passes of a model on a bench; the cache is noise up to the first position."""
+
+    def __init__(self, bench: Bench, shape: Shape) -> None:
+        self.bench, self.shape, s = bench, shape, shape
+        q, kv = s.heads * s.n, s.groups * s.n
+        sizes = {"q": (q, s.k), "k": (kv, s.k), "v": (kv, s.k), "o": (s.k, q)}
+        sizes |= {"gate": (s.hidden, s.k), "up": (s.hidden, s.k), "down": (s.k, s.hidden)}
+        self.layers = [
+            {name: bench.weight(*size, s.weights, 7 * i + j) for j, (name, size) in enumerate(sizes.items())}
+            for i in range(s.layers)
+        ]
+        self.table = bench.weight(s.vocabulary, s.k, s.weights, 99)
+        self.norms = [bench.norm(s.k) for _ in range(2 * s.layers + 1)]
+        self.biases = bench.put(normal(5, q), F32, Space.WEIGHTS) if s.bias else None
+        self.frequencies = bench.put(np.linspace(1, 0.1, s.n // 2), F32, Space.GUEST)
+        cache = normal(3, s.layers, s.context, 2 * kv)
+        self.caches = [bench.put(layer, s.cache, Space.GUEST) for layer in cache]
+        self.x, self.h = bench.room(1, s.k), bench.room(1, s.k)
+        self.rows = {name: bench.room(1, rows) for name, (rows, _) in sizes.items()}
+        self.attended, self.gated = bench.room(1, q), bench.room(1, s.hidden)
+
+    def step(self, token: Tensor, position: Tensor, logits: Tensor) -> None:
+        """One pass."""
+        tape, s = self.bench.tape, self.shape
+        tape.gather(self.x, self.table, token)
+        for i, weights in enumerate(self.layers):
+            tape.rmsnorm(self.h, self.x, self.norms[2 * i], 1e-5)
+            for name in "qkv":
+                tape.matmul(self.rows[name], self.h, weights[name].T)
+                if name == "q" and self.biases:
+                    tape.binary("add", self.rows[name], self.rows[name], self.biases)
+            for name, count in (("q", s.heads), ("k", s.groups)):
+                turned = heads(self.rows[name], count)
+                tape.rope(turned, turned, self.frequencies, position, interleaved=s.interleaved)
+            width, cache = s.groups * s.n, self.caches[i]
+            parts = [cache.offset + half * width * s.cache.itemsize for half in range(2)]
+            shape, steps = (s.context, width), (2 * width, 1)
+            halves = [Tensor(cache.space, at, shape, s.cache, steps) for at in parts]
+            for half, name in zip(halves, "kv", strict=True):
+                tape.scatter(half, self.rows[name], position)
+            shape, steps = (s.context, s.groups, s.n), (2 * width, s.n, 1)
+            keys, values = (Tensor(cache.space, at, shape, s.cache, steps) for at in parts)
+            tape.attention(
+                heads(self.attended, s.heads), heads(self.rows["q"], s.heads), keys, values, position,
+                scale=s.n**-0.5, window=s.window,
+            )  # fmt: skip
+            tape.matmul(self.rows["o"], self.attended, weights["o"].T)
+            tape.binary("add", self.x, self.x, self.rows["o"])
+            tape.rmsnorm(self.h, self.x, self.norms[2 * i + 1], 1e-5)
+            tape.matmul(self.rows["gate"], self.h, weights["gate"].T)
+            tape.matmul(self.rows["up"], self.h, weights["up"].T)
+            tape.glu("silu", self.gated, self.rows["gate"], self.rows["up"])
+            tape.matmul(self.rows["down"], self.gated, weights["down"].T)
+            tape.binary("add", self.x, self.x, self.rows["down"])
+        tape.rmsnorm(self.h, self.x, self.norms[-1], 1e-5)
+        tape.matmul(logits, self.h, self.table.T)
+
+    def play(self, position: int, steps: int = 1) -> list[str]:
+        """Record steps, each with the likeliest token after the last, and play them on both devices.
+
+        What lies in the guest's pages must agree. Returns the kernels that were launched.
+        """
+        bench, s = self.bench, self.shape
+        tokens = bench.put(np.arange(steps + 1) + 17, I32, Space.GUEST)
+        positions = bench.put(np.arange(steps) + position, I32, Space.GUEST)
+        hidden, last = bench.room(1, s.vocabulary), bench.room(1, s.vocabulary, space=Space.GUEST)
+        for i in range(steps):
+            logits = last if i == steps - 1 else hidden
+            self.step(element(tokens, i), element(positions, i), logits)
+            bench.tape.argmax(element(tokens, i + 1), logits)
+        tape = validate(bytes(bench.tape), SIZES)
+        before = {space: b.copy() for space, b in bench.bytes.items()}
+        bench._play(bench.reference, tape)
+        wanted = [bench.array(t).copy() for t in (tokens, last, *self.caches)]
+        for space, b in bench.bytes.items():
+            b[:] = before[space]
+        bench.driver.launched.clear()
+        bench._play(bench.gpu, tape)
+        got = [bench.array(t) for t in (tokens, last, *self.caches)]
+        assert got[0].tolist() == wanted[0].tolist()
+        for a, b in zip(got[1:], wanted[1:], strict=True):
+            apart = np.abs(a.astype(np.float64) - b.astype(np.float64)).max()
+            assert apart <= (2e-2 if s.cache is BF16 else 2e-3) * np.abs(b.astype(np.float64)).max()
+        return [name for name in bench.driver.launched if name != "copy"]
+
+
+def heads(x: Tensor, count: int) -> Tensor:
+    return Tensor(x.space, x.offset, (1, count, x.shape[1] // count), F32)
+
+
+def element(x: Tensor, index: int) -> Tensor:
+    return Tensor(x.space, x.offset + 4 * index, (1,), I32)
+
+
+@pytest.mark.parametrize("position", [0, 63, 64, 190, 299])
+def test_a_pass_is_one_kernel(bench: Bench, position: int) -> None:
+    """With one part of the tokens and with several."""
+    assert Model(bench, Shape()).play(position) == LAUNCHES
+
+
+@pytest.mark.parametrize("steps", [2, 5])
+def test_passes_after_each_other_are_one_kernel(bench: Bench, steps: int) -> None:
+    """Across the place where another part of the tokens begins."""
+    assert Model(bench, Shape()).play(62, steps) == LAUNCHES
+
+
+@pytest.mark.parametrize("weights", [F32, F16, *sorted(QUANTISED)], ids=lambda d: d.name)
+def test_weights_of_all_types(bench: Bench, weights: DType) -> None:
+    k = 2048 if weights is DType.Q6_K else 256
+    shape = Shape(weights=weights, k=k, hidden=k, heads=8, groups=2, n=k // 8, layers=1, vocabulary=34)
+    assert Model(bench, shape).play(70) == LAUNCHES
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        Shape(cache=F32),
+        Shape(cache=BF16, interleaved=True),
+        Shape(heads=2, groups=2, n=128),
+        Shape(heads=8, groups=1, n=32),
+        Shape(heads=10, groups=1, n=128, k=512, bias=True),
+        Shape(k=2304, hidden=512, layers=1, vocabulary=6),
+        Shape(window=40),
+    ],
+    ids=[
+        "f32 cache",
+        "bf16 cache",
+        "each head its own",
+        "many heads",
+        "odd heads",
+        "several chunks",
+        "window",
+    ],
+)
+def test_shapes(bench: Bench, shape: Shape) -> None:
+    assert Model(bench, shape).play(130, 2) == LAUNCHES
+
+
+def test_a_row_outside_the_cache_is_not_written(bench: Bench) -> None:
+    assert Model(bench, Shape(context=8)).play(8) == LAUNCHES
+
+
+@pytest.mark.parametrize(("layers", "walks"), [(1, True), (2, False)])
+def test_what_somebody_reads_later_is_written(bench: Bench, layers: int, walks: bool) -> None:
+    """Results that lie in scratch, if a record outside the run takes them; nothing is written twice, since
+    blocks would not write in order."""
+    model = Model(bench, Shape(layers=layers))
+    copy = bench.room(1, 512, space=Space.GUEST)
+    tokens, position = bench.put([5], I32, Space.GUEST), bench.put([9], I32, Space.GUEST)
+    model.step(tokens, position, bench.room(1, 130, space=Space.GUEST))
+    bench.tape.unary("neg", copy, model.gated)
+    tape = validate(bytes(bench.tape), SIZES)
+    bench._play(bench.reference, tape)
+    wanted = bench.array(copy).copy()
+    bench.array(copy)[...] = 0
+    bench._play(bench.gpu, tape)
+    np.testing.assert_allclose(bench.array(copy), wanted, rtol=1e-3, atol=1e-3)
+    assert ("walk" in bench.driver.launched) == walks
+
+
+def test_weights_that_are_not_faster_so_are_launched_one_by_one(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_walk, "FASTER", frozenset({DType.Q8_0}))
+    assert "walk" not in Model(bench, Shape(layers=1)).play(3)
