@@ -21,7 +21,7 @@ from nocopy.snapshot.manifest import (
     WasiState,
 )
 
-PAGE = 65536
+PAGE, BLOCK = 65536, 2 << 20
 
 
 def memory_with(pages: int, filled: Iterable[int], seed: int = 0) -> LinearMemory:

@@ -16,6 +16,7 @@ from nocopy.snapshot import Manifest, MemoryState, SharedSecret, open_snapshot, 
 from nocopy.snapshot.format import ENTRY
 from tests.snapshot import independent_reader
 from tests.snapshot.made import (
+    BLOCK,
     PAGE,
     contents,
     full_manifest,
@@ -57,21 +58,55 @@ def test_memories_come_back_as_they_were(tmp_path, shapes, compress, signed):
             assert snapshot.verified
 
 
-@given(st.sets(st.integers(0, 60)))
+stretches = st.lists(
+    st.tuples(st.integers(0, 150), st.integers(1, 90)).map(lambda s: range(s[0], s[0] + s[1])), max_size=5
+).map(lambda found: {page for pages in found for page in pages})
+"""Pages in long runs, so that there are blocks of 2 MiB: 32 pages."""
+
+
+@given(st.sets(st.integers(0, 60)) | stretches)
 def test_neighbours_in_memory_are_neighbours_in_the_file(tmp_path, filled):
-    memory = memory_with(61, filled)
+    memory = memory_with(240, filled)
     path = tmp_path / "a.snapshot"
-    write_snapshot(path, manifest_of(memory), [memory])
+    written = write_snapshot(path, manifest_of(memory), [memory])
     positions = independent_reader.read(path).positions[0]
     assert all(position % PAGE == 0 for position in positions.values())
-    assert all(positions[p + 1] == positions[p] + PAGE for p in positions if p + 1 in positions)
+    first_of_blocks = {p for p in range(0, 240, 32) if all(p + i in filled for i in range(32))}
+    assert all(positions[p] % BLOCK == 0 for p in first_of_blocks)
+    assert all(
+        positions[p + 1] == positions[p] + PAGE
+        for p in positions
+        if p + 1 in positions and p + 1 not in first_of_blocks
+    )
+    assert written.nbytes < 2 * written.stored + 2 * PAGE
     with open_snapshot(path) as snapshot:
         runs = snapshot.memory(0)
     found = {
         run.offset // PAGE + i: run.position + i * PAGE for run in runs for i in range(run.nbytes // PAGE)
     }
     assert found == positions
-    assert all(a.offset + a.nbytes < b.offset for a, b in pairwise(runs))
+    for a, b in pairwise(runs):
+        after = a.offset + a.nbytes
+        assert after < b.offset or (after == b.offset and b.position > a.position + a.nbytes)
+
+
+@given(st.lists(stretches, min_size=1, max_size=2))
+def test_blocks_come_back_where_they_were(tmp_path, filled):
+    memories = [memory_with(240, pages, i) for i, pages in enumerate(filled)]
+    path = tmp_path / "a.snapshot"
+    write_snapshot(path, manifest_of(*memories), memories)
+    assert independent_reader.read(path).memories == [contents(memory) for memory in memories]
+    with open_snapshot(path) as snapshot:
+        for index, memory in enumerate(memories):
+            assert thawed(snapshot, index).read(0, memory.size) == memory.read(0, memory.size)
+
+
+@pytest.mark.skipif(not hasattr(os, "SEEK_HOLE"), reason="the system does not tell holes")
+def test_padding_takes_no_room_on_the_disk(tmp_path):
+    memory = memory_with(96, range(20, 96))
+    written = write_snapshot(tmp_path / "a", manifest_of(memory), [memory])
+    assert written.nbytes > 96 * PAGE
+    assert (tmp_path / "a").stat().st_blocks * 512 <= (76 + 2) * PAGE
 
 
 def test_every_field_of_the_manifest_comes_back(tmp_path):

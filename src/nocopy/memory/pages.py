@@ -19,6 +19,10 @@ from nocopy.errors import MemoryLimitError
 PAGE: Final = mmap.PAGESIZE
 """The host's page size in bytes: 4 KiB on x86-64, 16 KiB on Apple silicon, 4 to 64 KiB on other ARM."""
 
+LARGE: Final = 2 << 20
+"""Bytes that one entry of a page table maps at most, besides those of a page: 2 MiB on x86-64, and on ARM with
+pages of 4 KiB. A range begins on a multiple of it, so that the system can map files and memory so."""
+
 PROT_NONE: Final = 0
 PROT_READ_WRITE: Final = mmap.PROT_READ | mmap.PROT_WRITE
 # A reservation must not count against the commit limit: 4 GiB for every guest would exhaust it at once.
@@ -70,18 +74,19 @@ class Pages:
     def __init__(self, reserve: int, guard: int) -> None:
         self.reserve = round_up(reserve)
         self.state = State()
-        length = self.reserve + round_up(guard)
-        address = _mmap(None, max(length, PAGE), PROT_NONE, MAP_FLAGS, -1, 0)
+        length = max(self.reserve + round_up(guard), PAGE)
+        slack = LARGE - PAGE if length >= LARGE else 0
+        address = _mmap(None, length + slack, PROT_NONE, MAP_FLAGS, -1, 0)
         if address is None or address == MAP_FAILED:
             reason = os.strerror(ctypes.get_errno())
             raise MemoryLimitError(
                 f"{length} bytes of address space were asked for (reservation plus guard); the system says: "
                 f"{reason}. Ask for a smaller `reserve`, or raise the limit (`ulimit -v unlimited`)."
             )
-        self.address: int = address
+        self.address: int = round_up(address, slack + PAGE)
         # At exit the system takes the range back; unmapping it earlier could pull it from under a device
         # or a guest.
-        weakref.finalize(self, _munmap, address, max(length, PAGE)).atexit = False
+        weakref.finalize(self, _munmap, address, length + slack).atexit = False
 
     def commit(self, old: int, new: int) -> None:
         """Make the bytes from `old` to `new` readable and writable; whole pages.
@@ -135,7 +140,8 @@ class Pages:
 def map_file(file: int, position: int, address: int, size: int) -> None:
     """Replace committed pages by a file's bytes, copy-on-write: what is written there stays here.
 
-    Pages are read from the file when they are first touched. The file may be closed afterwards.
+    Pages are read from the file when they are first touched; in large pieces where the file's and the memory's
+    multiples of `LARGE` meet, if the system can. The file may be closed afterwards.
 
     Args:
         file: descriptor, readable.
@@ -154,3 +160,6 @@ def map_file(file: int, position: int, address: int, size: int) -> None:
             f"{size} bytes of a file were to be mapped at {address:#x}; the system says: {reason}. "
             "Free memory, or close other guests."
         )
+    if size >= LARGE and (address - position) % LARGE == 0 and sys.platform == "linux":
+        # A hint: without it, pages that are not in memory yet are read in pieces too small to map at once.
+        _madvise(address, size, MADV_HUGEPAGE)

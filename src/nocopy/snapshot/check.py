@@ -26,13 +26,14 @@ from nocopy.snapshot.format import (
     PAGE,
     SIGNATURE_BYTES,
     VERSION,
+    Entries,
     Header,
     Signature,
     data_offset,
 )
 from nocopy.snapshot.manifest import Manifest
 from nocopy.snapshot.sign import Verifier, check_signature
-from nocopy.snapshot.table import Entries, check_table
+from nocopy.snapshot.table import check_table
 from nocopy.snapshot.typed_json import Defect, load
 
 

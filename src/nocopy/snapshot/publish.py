@@ -24,7 +24,8 @@ from nocopy.errors import SnapshotWriteError
 PREFIX: Final = ".nocopy-"
 SUFFIX: Final = ".tmp"
 WRITE_BYTES: Final = 8 << 20
-"""Bytes that one system call is asked to write: large enough to cost little, and progress shows."""
+"""A system call writes up to the next multiple of so many bytes: large enough to cost little, and progress
+shows. Whole blocks then arrive in one call, for which some systems keep them in one piece in memory."""
 
 START_WRITING: Final = 2
 """Linux: SYNC_FILE_RANGE_WRITE."""
@@ -75,7 +76,7 @@ class Publication:
         left = memoryview(data).cast("B")
         try:
             while left:
-                done = os.pwrite(self._file, left[:WRITE_BYTES], at)
+                done = os.pwrite(self._file, left[: WRITE_BYTES - at % WRITE_BYTES], at)
                 if done == 0:
                     raise OSError(errno.EIO, "the system wrote nothing")
                 if _sync_file_range is not None:

@@ -24,11 +24,11 @@ from blake3 import blake3
 from nocopy.errors import ClosedError, SnapshotDamagedError, SnapshotError, UsageError
 from nocopy.snapshot.check import Checked, OpenFile, check_file
 from nocopy.snapshot.digests import check_digests
-from nocopy.snapshot.format import HEADER, Signature
+from nocopy.snapshot.format import HEADER, Entries, Signature
+from nocopy.snapshot.layout import Run, page_runs
 from nocopy.snapshot.manifest import Manifest
-from nocopy.snapshot.place import Placed, Run, page_runs, place_compressed, place_plain
+from nocopy.snapshot.place import Placed, place_compressed, place_plain
 from nocopy.snapshot.sign import Verifier
-from nocopy.snapshot.table import Entries
 
 Verify = Literal["eager", "lazy", "off"]
 

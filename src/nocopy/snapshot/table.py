@@ -1,4 +1,4 @@
-"""The table of a snapshot file: chunks in order, inside their memories and the file, without overlap or hole.
+"""The table of a snapshot file: chunks in order, inside their memories and the file, each in its place.
 
 All entries are checked at once, a column at a time.
 """
@@ -8,14 +8,12 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from nocopy.errors import SnapshotFileError
-from nocopy.snapshot.format import CHUNK, PAGE, PAGES_PER_CHUNK, Header
+from nocopy.snapshot.format import CHUNK, PAGE, PAGES_PER_CHUNK, Entries, Header
+from nocopy.snapshot.layout import positions
 from nocopy.snapshot.manifest import Manifest
 
-Entries = npt.NDArray[np.void]
-"""`format.ENTRY` [chunks]."""
 OFFSET_BITS: Final = np.uint64(48)
 """Offsets have fewer: no memory is larger than 2^48 bytes."""
 
@@ -53,9 +51,8 @@ def check_table(path: str, header: Header, manifest: Manifest, entries: Entries)
     full = np.bitwise_count(pages) * np.uint64(PAGE)
     fits = (stored > 0) & (stored <= full) if header.compressed else stored == full
     require(fits, "has a number of bytes that its pages cannot have")
-    ends = np.cumsum(stored)  # at most 2^32 for each entry of a file: no sum can wrap
-    require(position == ends - stored + header.data, "does not follow the one before it in the file")
-    end = header.data + (int(ends[-1]) if len(ends) else 0)
+    wanted, end = positions(entries, header.data, compressed=header.compressed)
+    require(position == wanted, "does not follow the one before it in the file, or is no block in its place")
     if end != header.table:
         raise SnapshotFileError(
             path, "table", f"the chunks end at byte {end}, the table begins at {header.table}"
