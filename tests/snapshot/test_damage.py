@@ -12,7 +12,16 @@ from nocopy.errors import SnapshotDamagedError, SnapshotError, SnapshotFileError
 from nocopy.snapshot import SharedSecret, open_snapshot, write_snapshot
 from nocopy.snapshot.format import DEFECTS
 from tests.snapshot import independent_reader
-from tests.snapshot.made import BLOCK, PAGE, full_manifest, manifest_of, memory_with, reseal, stored_file, thawed
+from tests.snapshot.made import (
+    BLOCK,
+    PAGE,
+    full_manifest,
+    manifest_of,
+    memory_with,
+    reseal,
+    stored_file,
+    thawed,
+)
 
 MUTANTS = 5000  # of each of the two kinds below
 SLACK = 1 << 20

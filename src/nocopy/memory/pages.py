@@ -20,8 +20,8 @@ PAGE: Final = mmap.PAGESIZE
 """The host's page size in bytes: 4 KiB on x86-64, 16 KiB on Apple silicon, 4 to 64 KiB on other ARM."""
 
 LARGE: Final = 2 << 20
-"""Bytes that one entry of a page table maps at most, besides those of a page: 2 MiB on x86-64, and on ARM with
-pages of 4 KiB. A range begins on a multiple of it, so that the system can map files and memory so."""
+"""Bytes that one entry of the page tables maps instead of a page's: 2 MiB on x86-64, and on ARM with pages of
+4 KiB. A range begins on a multiple of it, so that the system can map files and memory so."""
 
 PROT_NONE: Final = 0
 PROT_READ_WRITE: Final = mmap.PROT_READ | mmap.PROT_WRITE
@@ -116,15 +116,18 @@ class Pages:
             reason = os.strerror(ctypes.get_errno())
             raise MemoryLimitError(f"{size} bytes were to be made zero; the system says: {reason}")
 
-    def prefer_large(self) -> bool:
+    def prefer_large(self, end: int | None = None) -> bool:
         """Ask the system to use large pages for what is written from now on; whether it will try.
 
         A hint: where it is not taken, everything works as before. Pages of 2 MiB instead of 4 KiB make passes
         over tensors of many MiB up to a third faster on a virtual machine.
+
+        Args:
+            end: bytes from the start that it is about; None means all.
         """
         if sys.platform != "linux":
             return False
-        return _madvise(self.address, self.reserve, MADV_HUGEPAGE) == 0
+        return _madvise(self.address, self.reserve if end is None else end, MADV_HUGEPAGE) == 0
 
     def _protect(self, start: int, end: int, protection: int, verb: str) -> None:
         if start == end:
@@ -140,8 +143,8 @@ class Pages:
 def map_file(file: int, position: int, address: int, size: int) -> None:
     """Replace committed pages by a file's bytes, copy-on-write: what is written there stays here.
 
-    Pages are read from the file when they are first touched; in large pieces where the file's and the memory's
-    multiples of `LARGE` meet, if the system can. The file may be closed afterwards.
+    Pages are read from the file when they are first touched; if the system can, in large pieces where the
+    multiples of `LARGE` in the file meet those in memory. The file may be closed afterwards.
 
     Args:
         file: descriptor, readable.

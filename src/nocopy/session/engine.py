@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 
+import numpy as np
+
 from nocopy.device.protocol import Device, Pages, Program
 from nocopy.memory.dtype import DType
 from nocopy.memory.ledger import Ledger
+from nocopy.memory.pages import LARGE
 from nocopy.models.forward import decoder
 from nocopy.models.graph import Graph
 from nocopy.models.model import Model
 from nocopy.models.placement import place
-from nocopy.session.region import Region
+from nocopy.session.region import PAGE, Region
 from nocopy.tape import Space, Tape, Tensor, validate
 
 TAPES = 64
 """Recorded passes to keep: one is made for each number of rows and each place of a region."""
+REGIONS = 64
+"""Layouts to keep: sessions of one shape share theirs."""
 GUEST_BYTES = 2**48
 """Upper bound of the guest space while recording; compiling checks against the real size."""
 
@@ -53,6 +58,31 @@ class Engine:
         last = self._logits.offset + 4 * self.config.vocabulary
         self.scratch = device.allocate(-(-max(widest, last) // 65536) * 65536)
         self._tapes: OrderedDict[tuple[Region, int, bool | None], Tape] = OrderedDict()
+        self._regions: dict[tuple[int, int, DType, int], Region] = {}
+        self.frequencies = {
+            rope: np.asarray(rope.frequencies, np.float32).tobytes() for rope in region.frequencies
+        }
+        """What each region has in its place: f32 [pairs], as bytes."""
+
+    def region(self, offset: int, context: int, kv: DType, boundary: int = PAGE) -> Region:
+        """Where a session lies. Arguments as for `Region`.
+
+        Raises:
+            UsageError: the context, the offset or the element type does not suit the model.
+        """
+        key = (offset, context, kv, boundary)
+        found = self._regions.get(key)
+        if found is None:
+            found = Region(self.config, offset, context, self.chunk, kv, boundary)
+            if len(self._regions) == REGIONS:
+                self._regions.clear()
+            self._regions[key] = found
+        return found
+
+    def own_region(self, context: int, kv: DType) -> Region:
+        """Where a session lies in a memory of its own. Raises as `region`."""
+        found = self.region(0, context, kv)
+        return self.region(0, context, kv, LARGE) if found.cache.nbytes >= LARGE else found
 
     def tape(self, region: Region, rows: int, *, logits: bool) -> Tape:
         """The pass over `rows` tokens of a session that lies at `region`."""

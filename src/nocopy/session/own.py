@@ -10,7 +10,6 @@ from nocopy.memory.ledger import Ledger
 from nocopy.memory.linear import LinearMemory
 from nocopy.memory.quota import Quota
 from nocopy.session.engine import Engine
-from nocopy.session.region import Region
 from nocopy.session.session import Play, Session
 
 
@@ -46,7 +45,8 @@ class OwnSession(Session):
         play: Play | None = None,
         step: int | None = None,
     ) -> None:
-        size = Region(engine.config, 0, context, engine.chunk, kv).nbytes
+        region = engine.own_region(context, kv)
+        size = region.nbytes
         memory = LinearMemory(size, reserve=size, guard=0, limit=quota)
         try:
             if fill is not None:
@@ -59,7 +59,15 @@ class OwnSession(Session):
             raise
         try:
             super().__init__(
-                engine, memory, pages, context=context, kv=kv, play=play, step=step, tokens=tokens
+                engine,
+                memory,
+                pages,
+                context=context,
+                kv=kv,
+                boundary=region.boundary,
+                play=play,
+                step=step,
+                tokens=tokens,
             )
         except BaseException:
             pages.close()

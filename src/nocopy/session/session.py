@@ -17,7 +17,7 @@ from nocopy.errors import ClosedError, UsageError
 from nocopy.memory.dtype import DType
 from nocopy.memory.linear import LinearMemory
 from nocopy.session.engine import Engine
-from nocopy.session.region import Region
+from nocopy.session.region import PAGE, Region
 from nocopy.tape import Tensor
 
 PROGRAMS = 16
@@ -41,6 +41,7 @@ class Session:
         offset: where the region begins, a multiple of 64 KiB.
         context: tokens that fit; at most what the model was trained for.
         kv: element type of the cache: F16, Q8_0, F32 or BF16.
+        boundary: what the cache begins on a multiple of.
         play: plays a pass; None plays it at once, for whoever has the device to himself.
         step: most tokens that one pass takes, at most the engine's chunk; None means the chunk.
         tokens: those whose keys and values the region holds already: it is that of a session that was frozen.
@@ -58,6 +59,7 @@ class Session:
         offset: int = 0,
         context: int | None = None,
         kv: DType = DType.F16,
+        boundary: int = PAGE,
         play: Play | None = None,
         step: int | None = None,
         tokens: Sequence[int] = (),
@@ -65,7 +67,7 @@ class Session:
         context = engine.config.context if context is None else context
         self.engine, self.memory, self.pages = engine, memory, pages
         self._closed = False
-        region = Region(engine.config, offset, context, engine.chunk, kv)
+        region = engine.region(offset, context, kv, boundary)
         if offset + region.nbytes > memory.size:
             raise UsageError(
                 f"a session of {context} tokens needs {region.nbytes} bytes from byte {offset};"
@@ -79,7 +81,8 @@ class Session:
         self._near = engine.device.near(
             memory.address + region.home, region.cache.nbytes, ledger=engine.ledger
         )
-        self.region = replace(region, near=self._near is not None)
+        if self._near is not None:
+            self.region = replace(region, near=True)
         self.step = engine.chunk if step is None else step
         self._play = play or _at_once(engine.device)
         self._programs: OrderedDict[tuple[int, bool | None], Program] = OrderedDict()
@@ -87,13 +90,14 @@ class Session:
         self._next: int | None = None
         self._stale = False
         self._seconds = 0.0
-        for rope, place in self.region.frequencies.items():
-            found, wanted = self._array(place), np.asarray(rope.frequencies, np.float32)
-            if not np.array_equal(found, wanted):  # a page that is not written stays shared
-                found[...] = wanted
         # Made once: a view costs more than a small model's pass. The memory never moves.
-        self._tokens, self._positions = self._array(self.region.tokens), self._array(self.region.positions)
-        self._logits: npt.NDArray[np.float32] | None = self._array(self.region.logits)
+        head = memory.view((region.home - offset,), DType.U8, offset).numpy()
+        for rope, place in region.frequencies.items():
+            found, wanted = _part(head, region, place), engine.frequencies[rope]
+            if found.tobytes() != wanted:  # a page that is not written stays shared
+                found[...] = np.frombuffer(wanted, np.float32)
+        self._tokens, self._positions = (_part(head, region, t) for t in (region.tokens, region.positions))
+        self._logits: npt.NDArray[np.float32] | None = _part(head, region, region.logits)
         self.reload()
 
     @property
@@ -306,8 +310,11 @@ class Session:
         self._programs.move_to_end(key)
         return self._programs[key]
 
-    def _array(self, tensor: Tensor) -> npt.NDArray[Any]:
-        return self.memory.view(tensor.shape, tensor.dtype, tensor.offset).numpy()
+
+def _part(head: npt.NDArray[np.uint8], region: Region, tensor: Tensor) -> npt.NDArray[Any]:
+    """A tensor of the region, as a view of the bytes before the cache."""
+    at = tensor.offset - region.offset
+    return head[at : at + tensor.shape[0] * tensor.dtype.itemsize].view(tensor.dtype.numpy)
 
 
 def _at_once(device: Device) -> Play:

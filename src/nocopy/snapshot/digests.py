@@ -65,7 +65,9 @@ def _check_zero(path: str, file: int, at: int, end: int) -> None:
             if error.errno == errno.ENXIO:  # a hole up to the file's end: it has become shorter
                 at = end
             else:
-                raise SnapshotFileError(path, "unreadable", error.strerror) from error
+                raise SnapshotFileError(
+                    path, "unreadable", f"at byte {at} the system says: {error.strerror}"
+                ) from error
         if at >= end:
             return
         piece = bytearray(min(PAGE, end - at))

@@ -81,7 +81,7 @@ DEFECTS: Final[dict[str, str]] = {
     "unreadable": "the operating system could not read it",
     "too-large": "a length or a count above a limit of this reader",
     "manifest": "not canonical JSON, or a field that is missing, unknown, ill-typed or out of bounds",
-    "table": "a chunk out of order, out of place, outside its memory, or of impossible size; padding not zero",
+    "table": "a chunk out of order or place, outside its memory, or of impossible size; padding not zero",
     "compression": "a chunk that does not decompress to the bytes that its pages need",
 }
 """`SnapshotFileError.kind`."""

@@ -7,6 +7,7 @@ pieces of this size needs one fault for a block, not 32 or 512.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nocopy.snapshot.format import BLOCK, CHUNK, PAGE, PAGES_PER_CHUNK, Entries
-from nocopy.snapshot.scan import runs
+from nocopy.snapshot.scan import runs as stretches
 
 FULL: Final = (1 << PAGES_PER_CHUNK) - 1
 """`pages` of a chunk that is stored whole."""
@@ -99,6 +100,18 @@ def page_runs(entries: Entries) -> tuple[Run, ...]:
     )
 
 
+def cut(runs: Sequence[Run], at: int) -> tuple[list[Run], list[Run]]:
+    """The runs, or pieces of them, that lie before byte `at` of the memory, and those after it."""
+    before = [run for run in runs if run.offset + run.nbytes <= at]
+    after = list(runs[len(before) :])
+    if after and after[0].offset < at:
+        run = after[0]
+        size = at - run.offset
+        before.append(Run(run.offset, run.position, size))
+        after[0] = Run(at, run.position + size, run.nbytes - size)
+    return before, after
+
+
 def _set(bits: npt.NDArray[Any]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.uint32]]:
     """Row and number of each bit that is set, in order."""
     kept = np.flatnonzero(bits)
@@ -110,4 +123,4 @@ def _set(bits: npt.NDArray[Any]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.u
 def segments(pages: int) -> tuple[tuple[int, int], ...]:
     """Runs of a chunk's stored pages, as (first byte, one past the last) within the chunk."""
     mask = np.array([pages >> i & 1 for i in range(PAGES_PER_CHUNK)], np.bool_)
-    return tuple((first * PAGE, end * PAGE) for first, end in runs(mask))
+    return tuple((first * PAGE, end * PAGE) for first, end in stretches(mask))

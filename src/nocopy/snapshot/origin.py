@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from nocopy.snapshot.layout import cut
 from nocopy.snapshot.read import Snapshot
 
 Ranges = list[tuple[int, int]]
@@ -22,17 +23,23 @@ class Origin(Protocol):
 
 
 class FileOrigin:
-    """The memories of a snapshot file."""
+    """The memories of a snapshot file.
 
-    def __init__(self, snapshot: Snapshot) -> None:
-        self._snapshot = snapshot
+    Args:
+        snapshot: the file.
+        read: bytes from the start of each memory that are read, not mapped: they are about to be written.
+    """
+
+    def __init__(self, snapshot: Snapshot, *, read: int = 0) -> None:
+        self._snapshot, self._read = snapshot, read
 
     def place(self, index: int, address: int) -> object:
         """See `Origin`."""
-        return self._snapshot.map_into(index, address)
+        return self._snapshot.map_into(index, address, read=self._read)
 
     def borrowed(self, index: int) -> Ranges:
         """See `Origin`."""
         if self._snapshot.compressed:
             return []
-        return [(run.offset, run.offset + run.nbytes) for run in self._snapshot.memory(index)]
+        _, mapped = cut(self._snapshot.memory(index), self._read)
+        return [(run.offset, run.offset + run.nbytes) for run in mapped]

@@ -17,7 +17,7 @@ from nocopy.errors import SnapshotFileError
 from nocopy.memory.pages import map_file
 from nocopy.snapshot.fill import fill
 from nocopy.snapshot.format import CHUNK, LIMITS, Entries
-from nocopy.snapshot.layout import Run, segments
+from nocopy.snapshot.layout import Run, cut, segments
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,8 @@ class Placed:
     read: int
 
 
-def place_plain(path: str, file: int, runs: Sequence[Run], address: int) -> Placed:
-    """Map the runs over a fresh range at `address`.
+def place_plain(path: str, file: int, runs: Sequence[Run], address: int, *, read: int = 0) -> Placed:
+    """Map the runs over a fresh range at `address`, but read what lies in its first `read` bytes.
 
     A process has some 65,000 mappings for all of its guests. Where a memory has more than a thousand runs,
     the smallest are read instead.
@@ -38,14 +38,17 @@ def place_plain(path: str, file: int, runs: Sequence[Run], address: int) -> Plac
         SnapshotFileError: the file has become shorter.
         MemoryLimitError: the system refuses.
     """
-    by_size = sorted(runs, key=lambda run: run.nbytes, reverse=True)
-    mapped, read = by_size[: LIMITS["runs"][0]], by_size[LIMITS["runs"][0] :]
-    for run in mapped:
+    small, large = cut(runs, read)
+    most = LIMITS["runs"][0]
+    if len(large) > most:
+        large = sorted(large, key=lambda run: run.nbytes, reverse=True)
+        small, large = [*small, *large[most:]], large[:most]
+    for run in large:
         map_file(file, run.position, address + run.offset, run.nbytes)
-    for run in read:
+    for run in small:
         target = memoryview((ctypes.c_ubyte * run.nbytes).from_address(address + run.offset)).cast("B")
         fill(path, file, target, run.position)
-    return Placed(sum(run.nbytes for run in mapped), sum(run.nbytes for run in read))
+    return Placed(sum(run.nbytes for run in large), sum(run.nbytes for run in small))
 
 
 def place_compressed(path: str, file: int, entries: Entries, address: int) -> Placed:

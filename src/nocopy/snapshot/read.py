@@ -142,13 +142,14 @@ class Snapshot:
             self._runs[index] = page_runs(self.chunks(index))
         return self._runs[index]
 
-    def map_into(self, index: int, address: int) -> Placed:
+    def map_into(self, index: int, address: int, *, read: int = 0) -> Placed:
         """Make a fresh range hold a memory: mapped copy-on-write, or read if the file is compressed.
 
         Args:
             index: which memory.
             address: a multiple of the host's page size; `manifest.memories[index].size` committed bytes from
                 here are zero, and no device holds them.
+            read: bytes from the start that are read in each case.
 
         Raises:
             ClosedError: the snapshot was closed.
@@ -157,7 +158,7 @@ class Snapshot:
         """
         if self.compressed:
             return place_compressed(self.path, self._open_file(), self.chunks(index), address)
-        return place_plain(self.path, self._open_file(), self.memory(index), address)
+        return place_plain(self.path, self._open_file(), self.memory(index), address, read=read)
 
     def skeleton(self) -> bytes:
         """The file without its padding and chunks: header, manifest, table, signature, digest.

@@ -13,9 +13,9 @@ import numpy as np
 from nocopy.errors import SnapshotMismatchError, UsageError
 from nocopy.memory.dtype import DType
 from nocopy.memory.linear import LinearMemory
+from nocopy.memory.pages import LARGE
 from nocopy.session.language import LanguageModel
 from nocopy.session.own import OwnSession
-from nocopy.session.region import Region
 from nocopy.session.sampler import Sampler, Sampling
 from nocopy.snapshot.manifest import (
     LogitBias,
@@ -139,15 +139,22 @@ def thaw_session(
 def _open(model: LanguageModel, snapshot: Snapshot, state: SessionState) -> OwnSession:
     kv, size = kv_type(state), snapshot.manifest.memories[0].size
     try:
-        wanted = Region(model.config, 0, state.context, state.chunk, kv).nbytes
+        region = model.engine.own_region(state.context, kv)
     except UsageError as error:
         raise SnapshotMismatchError(f"the session of the snapshot cannot go on: {error}") from error
-    if state.offset or state.nbytes != wanted or size != wanted:
-        raise mismatch(f"a session in {state.nbytes} of {size} bytes", f"this model's takes {wanted}")
+    if state.offset or state.nbytes != region.nbytes or size != region.nbytes:
+        raise mismatch(f"a session in {state.nbytes} of {size} bytes", f"this model's takes {region.nbytes}")
 
     def fill(memory: LinearMemory) -> None:
-        origin = FileOrigin(snapshot)
-        memory.refill(lambda address: origin.place(0, address), origin.borrowed(0))
+        # What each pass writes is read: as pages of the file it would cost a fault for each of them.
+        origin = FileOrigin(snapshot, read=region.home)
+
+        def place(address: int) -> None:
+            if region.home >= LARGE:
+                memory.pages.prefer_large(region.home)
+            origin.place(0, address)
+
+        memory.refill(place, origin.borrowed(0))
 
     try:
         return model.session(context=state.context, kv=kv, fill=fill, tokens=tokens_of(state.tokens))
