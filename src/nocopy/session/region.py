@@ -32,8 +32,8 @@ PAGE = 65536
 class Region:
     """The layout of one session from byte `offset` of the guest space.
 
-    `boundary` is what the cache begins on a multiple of: 64 KiB, or 2 MiB for a larger cache in a memory of its
-    own, which can then be mapped from a file in pieces of 2 MiB.
+    `boundary` is what the cache begins on a multiple of: 64 KiB, or 2 MiB for a larger cache in a memory of
+    its own, which can then be mapped from a file in pieces of 2 MiB.
 
     `near` says that the device keeps the cache in memory of its own, which kernels reach as `Space.KV`; its
     place in the region is then where it comes back to.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -74,8 +75,9 @@ class Session:
                 f" the memory has {memory.size}. Grow it, or use a shorter context."
             )
         self.region = region
-        self.tokens: list[int] = []
-        if tokens:
+        self.tokens: array[int] = array("i")
+        """What it has read: i32 [length]."""
+        if len(tokens):
             self._check(tokens, have=0)
             self.tokens.extend(tokens)
         self._near = engine.device.near(
@@ -262,7 +264,7 @@ class Session:
             source = self.memory.view(used, "u8", self.region.home).numpy()
             memory.view(used, "u8", other.region.home).numpy()[...] = source
         other.logits[...] = self.logits
-        other.tokens = list(self.tokens)
+        other.tokens = self.tokens[:]
         return other
 
     def move(self, pages: Pages) -> None:
@@ -283,17 +285,21 @@ class Session:
         while self._programs:
             self._programs.popitem()[1].close()
 
-    def _check(self, tokens: Sequence[int], have: int | None = None) -> None:
+    def _check(self, tokens: Sequence[int] | array[int], have: int | None = None) -> None:
         if self._closed:
             raise ClosedError("tokens were fed to a session that is closed; open another")
         have = len(self.tokens) if have is None else have
-        if not tokens:
+        if not len(tokens):
             raise UsageError("no tokens were fed; give at least one")
         if have + len(tokens) > self.context:
             raise UsageError(
                 f"{len(tokens)} tokens were to follow {have}; the context has room for {self.context}"
             )
-        low, high = min(tokens), max(tokens)
+        if isinstance(tokens, array):  # those of a session that was frozen: perhaps many
+            found = np.frombuffer(tokens, np.int32)
+            low, high = int(found.min()), int(found.max())
+        else:
+            low, high = min(tokens), max(tokens)
         if low < 0 or high >= self.engine.config.vocabulary:
             wrong, top = (low if low < 0 else high), self.engine.config.vocabulary - 1
             raise UsageError(f"token {wrong} was fed; tokens are 0 to {top}")

@@ -22,8 +22,10 @@ import numpy as np
 from blake3 import blake3
 
 from nocopy.errors import ClosedError, SnapshotDamagedError, SnapshotError, UsageError
+from nocopy.memory.linear import LinearMemory
 from nocopy.snapshot.check import Checked, OpenFile, check_file
 from nocopy.snapshot.digests import check_digests
+from nocopy.snapshot.fill import fill
 from nocopy.snapshot.format import HEADER, Entries, Signature
 from nocopy.snapshot.layout import Run, page_runs
 from nocopy.snapshot.manifest import Manifest
@@ -159,6 +161,27 @@ class Snapshot:
         if self.compressed:
             return place_compressed(self.path, self._open_file(), self.chunks(index), address)
         return place_plain(self.path, self._open_file(), self.memory(index), address, read=read)
+
+    def read(self, index: int, offset: int, nbytes: int) -> bytes:
+        """Bytes of a memory, all inside it; they are verified if the pages are.
+
+        Raises:
+            ClosedError: the snapshot was closed.
+            SnapshotFileError: the file changed since it was opened, or a chunk does not decompress.
+            MemoryLimitError: the system refuses a range for a compressed memory.
+        """
+        if self.compressed:
+            size = self.manifest.memories[index].size
+            with LinearMemory(size, reserve=size, guard=0) as memory:
+                self.map_into(index, memory.address)
+                return memory.read(offset, nbytes)
+        data, end = memoryview(bytearray(nbytes)), offset + nbytes
+        for run in self.memory(index):
+            low, high = max(run.offset, offset), min(run.offset + run.nbytes, end)
+            if low < high:
+                position = run.position + low - run.offset
+                fill(self.path, self._open_file(), data[low - offset : high - offset], position)
+        return bytes(data)
 
     def skeleton(self) -> bytes:
         """The file without its padding and chunks: header, manifest, table, signature, digest.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import version
@@ -17,6 +18,7 @@ from nocopy.memory.pages import LARGE
 from nocopy.session.language import LanguageModel
 from nocopy.session.own import OwnSession
 from nocopy.session.sampler import Sampler, Sampling
+from nocopy.snapshot.format import PAGE
 from nocopy.snapshot.manifest import (
     LogitBias,
     Manifest,
@@ -25,6 +27,7 @@ from nocopy.snapshot.manifest import (
     ModelState,
     SamplerState,
     SessionState,
+    TokenState,
 )
 from nocopy.snapshot.origin import FileOrigin
 from nocopy.snapshot.read import Snapshot, Verify, open_snapshot
@@ -80,22 +83,22 @@ def freeze_session(
         region.chunk,
         region.kv.name.lower(),
         0,
-        token_bytes(session.tokens),
+        TokenState(1, 0, session.length),
         fresh=True,
         sampler=None if sampler is None else _sampler_state(sampler),
     )
-    manifest = Manifest(
-        "session",
-        (MemoryState(size),),
-        created_by=CREATOR,
-        device=session.engine.device.info.name,
-        models=(ModelState(model.digest, model.path.name),),
-        sessions=(state,),
-        messages=tuple(Message(m["role"], m["content"]) for m in messages),
-    )
-    return write_snapshot(
-        path, manifest, [session.memory], compress=compress, signer=signer, progress=progress
-    )
+    with memory_of(token_bytes(session.tokens)) as tokens:
+        manifest = Manifest(
+            "session",
+            (MemoryState(size), MemoryState(tokens.size)),
+            created_by=CREATOR,
+            device=session.engine.device.info.name,
+            models=(ModelState(model.digest, model.path.name),),
+            sessions=(state,),
+            messages=tuple(Message(m["role"], m["content"]) for m in messages),
+        )
+        memories = [session.memory, tokens]
+        return write_snapshot(path, manifest, memories, compress=compress, signer=signer, progress=progress)
 
 
 def thaw_session(
@@ -126,11 +129,11 @@ def thaw_session(
         raise UsageError("a session was to be thawed with verify='lazy'; it is 'eager' or 'off' for sessions")
     with open_snapshot(path, verify=verify, key=key) as snapshot:
         manifest = snapshot.manifest
-        if manifest.kind != "session" or len(manifest.sessions) != 1 or len(manifest.memories) != 1:
+        if manifest.kind != "session" or len(manifest.sessions) != 1 or manifest.sessions[0].memory != 0:
             raise UsageError(f"a session was to be thawed; '{snapshot.path}' is a {manifest.kind}. Use thaw.")
         (state,) = manifest.sessions
         check_model(manifest.models[state.model].digest, model.model.digest, "that is open")
-        check_chunk(state, model.engine.chunk)
+        check_shape(state, model.engine.chunk)
         session = _open(model, snapshot, state)
     messages = [{"role": m.role, "content": m.content} for m in manifest.messages]
     return Thawed(session, None if state.sampler is None else _sampler(state.sampler), messages)
@@ -156,8 +159,9 @@ def _open(model: LanguageModel, snapshot: Snapshot, state: SessionState) -> OwnS
 
         memory.refill(place, origin.borrowed(0))
 
+    tokens = tokens_of(snapshot.read(state.tokens.memory, state.tokens.offset, 4 * state.tokens.count))
     try:
-        return model.session(context=state.context, kv=kv, fill=fill, tokens=tokens_of(state.tokens))
+        return model.session(context=state.context, kv=kv, fill=fill, tokens=tokens)
     except UsageError as error:
         raise SnapshotMismatchError(f"the session of the snapshot cannot go on: {error}") from error
 
@@ -190,8 +194,16 @@ def _sampler(state: SamplerState) -> Sampler:
     return sampler
 
 
+def memory_of(data: bytes) -> LinearMemory:
+    """A memory with these bytes at its start, for the caller to close."""
+    size = max(-(-len(data) // PAGE), 1) * PAGE
+    memory = LinearMemory(size, reserve=size, guard=0)
+    memory.write(0, data)
+    return memory
+
+
 def token_bytes(tokens: Sequence[int]) -> bytes:
-    """Tokens as a manifest has them: u32, little endian."""
+    """Tokens as a snapshot has them: u32, little endian."""
     return np.asarray(tokens, "<u4").tobytes()
 
 
@@ -213,12 +225,14 @@ def check_model(wanted: bytes, found: bytes, where: str) -> None:
         )
 
 
-def check_chunk(state: SessionState, chunk: int) -> None:
-    """Refuse a session whose region is laid out for another number of tokens in a pass.
+def check_shape(state: SessionState, chunk: int) -> None:
+    """Refuse a session that is laid out for another number of tokens in a pass, or has more than fit.
 
     Raises:
-        SnapshotMismatchError: it is.
+        SnapshotMismatchError: it is, or has.
     """
+    if state.tokens.count > state.context:
+        raise mismatch(f"a session of {state.tokens.count} tokens", f"{state.context} fit into it")
     if state.chunk != chunk:
         raise mismatch(f"a session that takes {state.chunk} tokens in a pass", f"this engine takes {chunk}")
 
@@ -235,13 +249,12 @@ def kv_type(state: SessionState) -> DType:
     return DType[name]
 
 
-def tokens_of(raw: bytes) -> list[int]:
-    """Tokens of a manifest.
+def tokens_of(raw: bytes) -> array[int]:
+    """Tokens of a snapshot; what is no token comes back as a negative number.
 
     Raises:
         SnapshotMismatchError: they are no whole numbers of four bytes.
     """
     if len(raw) % 4:
         raise mismatch(f"{len(raw)} bytes of tokens", "each takes 4")
-    found: list[int] = np.frombuffer(raw, "<u4").tolist()
-    return found
+    return array("i", np.frombuffer(raw, "<i4").astype("i4", copy=False).tobytes())
