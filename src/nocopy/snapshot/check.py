@@ -7,14 +7,15 @@ signature, and only then what they say.
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
-from typing import NoReturn, Protocol
+from typing import Final, NoReturn, Protocol
 
 import numpy as np
 from blake3 import blake3
 
 from nocopy.errors import SnapshotDamagedError, SnapshotFileError
-from nocopy.snapshot.fill import fill
+from nocopy.snapshot.fill import fill, unreadable
 from nocopy.snapshot.format import (
     CHUNK,
     COMPRESSED,
@@ -35,6 +36,11 @@ from nocopy.snapshot.manifest import Manifest
 from nocopy.snapshot.sign import Verifier, check_signature
 from nocopy.snapshot.table import check_table
 from nocopy.snapshot.typed_json import Defect, load
+
+FIRST: Final = 4096
+"""Bytes that are read at once: most manifests end before."""
+LAST_SIGNATURE: Final = max(Signature)
+ZEROS: Final = bytes(48)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +74,22 @@ class OpenFile:
 
     def __init__(self, path: str, file: int) -> None:
         self.path, self.file = path, file
-        self.nbytes = os.fstat(file).st_size
+        found = os.fstat(file)
+        self.nbytes = found.st_size
+        self.regular = stat.S_ISREG(found.st_mode)
 
     def read(self, at: int, nbytes: int) -> bytes:
         """See `Source`."""
-        data = bytearray(min(nbytes, max(0, self.nbytes - at)))
-        fill(self.path, self.file, memoryview(data), at)
-        return bytes(data)
+        wanted = min(nbytes, max(0, self.nbytes - at))
+        try:
+            data = os.pread(self.file, wanted, at)  # almost always all of it
+        except OSError as error:
+            raise unreadable(self.path, at, error) from error
+        if len(data) == wanted:
+            return data
+        rest = bytearray(wanted - len(data))
+        fill(self.path, self.file, memoryview(rest), at + len(data))
+        return data + rest
 
 
 def check_file(source: Source, key: Verifier | None) -> Checked:
@@ -107,12 +122,14 @@ class _Reader:
         return data
 
     def check(self, key: Verifier | None) -> Checked:
-        raw = self.read(0, HEADER.size, "the header")
+        first = self.source.read(0, FIRST)
+        if len(first) < HEADER.size:
+            self.read(0, HEADER.size, "the header")
+        raw = first[: HEADER.size]
         header = self.header(raw)
-        head = self.read(HEADER.size, header.data - HEADER.size, "the manifest")
-        manifest, padding = head[: header.manifest_nbytes], head[header.manifest_nbytes :]
-        if padding != bytes(len(padding)):
-            self.fail("header", "the bytes between manifest and pages must be zero")
+        manifest = first[HEADER.size : HEADER.size + header.manifest_nbytes]
+        if len(manifest) < header.manifest_nbytes:
+            manifest = self.read(HEADER.size, header.manifest_nbytes, "the manifest")
         tail = self.read(header.table, header.nbytes - header.table, "the table")
         nbytes = header.trailer - header.table
         table, signature, digest = tail[:nbytes], tail[nbytes:-DIGEST], tail[-DIGEST:]
@@ -130,36 +147,38 @@ class _Reader:
         return Checked(header, said, entries, content)
 
     def header(self, raw: bytes) -> Header:
-        magic, version, flags, *rest = HEADER.unpack(raw)
+        magic, version, flags, nbytes, manifest, data, table, trailer, entries, *rest = HEADER.unpack(raw)
+        page, chunk, signature, zero, zeros = rest
         if magic != MAGIC:
             self.fail("magic", f"a snapshot starts with {MAGIC!r}; this file with {magic!r}")
-        nbytes, manifest, data, table, trailer, entries, page, chunk, signature, zero, zeros = rest
-        found = {"version": version, "page size": page, "chunk size": chunk}
-        for what, known in (("version", VERSION), ("page size", PAGE), ("chunk size", CHUNK)):
-            if found[what] != known:
-                self.fail("version", f"the {what} is {found[what]}; this reader knows {known}")
+        if (version, page, chunk) != (VERSION, PAGE, CHUNK):
+            self.fail(
+                "version",
+                f"it is of version {version} with pages of {page} bytes and chunks of {chunk};"
+                f" this reader knows {VERSION}, {PAGE} and {CHUNK}",
+            )
         if flags & ~COMPRESSED:
             self.fail("version", f"the flags are {flags:#x}; this reader knows {COMPRESSED:#x}")
-        if signature > max(Signature):
+        if signature > LAST_SIGNATURE:
             self.fail(
-                "version", f"the signature is of kind {signature}; this reader knows 0 to {max(Signature)}"
+                "version", f"the signature is of kind {signature}; this reader knows 0 to {LAST_SIGNATURE}"
             )
-        if zero or any(zeros):
+        if zero or zeros != ZEROS:
             self.fail("header", "the last 52 bytes of the header must be zero")
         if nbytes != self.nbytes:
             self.fail(
                 "truncated", f"the header says {nbytes} bytes; the file has {self.nbytes}. Fetch it again"
             )
-        most = LIMITS["manifest"][0]
-        if manifest > most:
+        if manifest > LIMITS["manifest"][0]:
+            most = LIMITS["manifest"][0]
             self.fail("too-large", f"the manifest has {manifest} bytes; this reader accepts {most}")
-        compressed = bool(flags & COMPRESSED)
-        wanted = (data_offset(manifest, compressed=compressed), table + entries * ENTRY.itemsize)
-        end = trailer + SIGNATURE_BYTES[Signature(signature)] + DIGEST
-        if (data, trailer) != wanted or not data <= table or end != nbytes:
+        compressed, kind = flags == COMPRESSED, Signature(signature)
+        begins, ends = data_offset(manifest, compressed=compressed), table + entries * ENTRY.itemsize
+        end = trailer + SIGNATURE_BYTES[kind] + DIGEST
+        if data != begins or trailer != ends or data > table or end != nbytes:
             self.fail(
                 "header",
                 f"pages at {data}, a table at {table} with {entries} entries and trailer at {trailer} do not"
                 f" make {nbytes} bytes",
             )
-        return Header(compressed, nbytes, manifest, data, table, entries, trailer, Signature(signature))
+        return Header(compressed, nbytes, manifest, data, table, entries, trailer, kind)

@@ -16,7 +16,7 @@ from blake3 import blake3
 
 from nocopy.errors import SnapshotDamagedError, SnapshotFileError
 from nocopy.snapshot.check import Checked
-from nocopy.snapshot.fill import fill
+from nocopy.snapshot.fill import fill, unreadable
 from nocopy.snapshot.format import CHUNK, PAGE, Entries
 from nocopy.snapshot.layout import gaps
 
@@ -42,7 +42,7 @@ def check_digests(
         SnapshotFileError: padding is not zero, or the file cannot be read any more.
     """
     if not checked.header.compressed:
-        for start, end in gaps(checked.entries, checked.header.data):
+        for start, end in gaps(checked.header, checked.entries):
             _check_zero(path, file, start, end)
     entries = checked.entries
     groups: list[Entries] = [entries[i : i + GROUP] for i in range(0, len(entries), GROUP)]
@@ -65,9 +65,7 @@ def _check_zero(path: str, file: int, at: int, end: int) -> None:
             if error.errno == errno.ENXIO:  # a hole up to the file's end: it has become shorter
                 at = end
             else:
-                raise SnapshotFileError(
-                    path, "unreadable", f"at byte {at} the system says: {error.strerror}"
-                ) from error
+                raise unreadable(path, at, error) from error
         if at >= end:
             return
         piece = bytearray(min(PAGE, end - at))

@@ -10,18 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from nocopy.snapshot.format import BLOCK, CHUNK, PAGE, PAGES_PER_CHUNK, Entries
+from nocopy.snapshot.format import BLOCK, CHUNK, HEADER, PAGE, PAGES_PER_CHUNK, Entries, Header
 from nocopy.snapshot.scan import runs as stretches
 
 FULL: Final = (1 << PAGES_PER_CHUNK) - 1
 """`pages` of a chunk that is stored whole."""
-ONE: Final = np.uint32(1)
-BITS: Final = np.arange(PAGES_PER_CHUNK, dtype=np.uint32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,21 +58,22 @@ def positions(entries: Entries, data: int, *, compressed: bool) -> tuple[npt.NDA
 
 
 def _begins_block(entries: Entries) -> npt.NDArray[np.bool_]:
-    """The chunks that are the first half of a block: bool [chunks]."""
+    """The chunks but the last that are the first half of a block: bool [chunks - 1]."""
     offset, memory, full = entries["offset"], entries["memory"], entries["pages"] == FULL
-    found = full & (offset % BLOCK == 0)
-    found[:-1] &= full[1:] & (offset[1:] == offset[:-1] + np.uint64(CHUNK)) & (memory[1:] == memory[:-1])
-    found[-1:] = False
+    found = full[:-1] & full[1:]
+    found &= (offset[1:] - offset[:-1] == CHUNK) & (memory[1:] == memory[:-1])
+    found &= offset[:-1] & np.uint64(BLOCK - 1) == 0
     return found
 
 
-def gaps(entries: Entries, data: int) -> list[tuple[int, int]]:
-    """Padding before blocks, as (first byte, one past the last) of the file; the file is zero there."""
+def gaps(header: Header, entries: Entries) -> list[tuple[int, int]]:
+    """Padding before chunks, as (first byte, one past the last) of the file; the file is zero there."""
     position = entries["position"]
     ends = position + entries["stored"]
-    before = np.concatenate(([np.uint64(data)], ends[:-1]))
+    before = np.concatenate(([np.uint64(header.data)], ends[:-1]))[: len(entries)]
     at = np.flatnonzero(before != position)
-    return list(zip(before[at].tolist(), position[at].tolist(), strict=True))
+    found = list(zip(before[at].tolist(), position[at].tolist(), strict=True))
+    return [(HEADER.size + header.manifest_nbytes, header.data), *found]
 
 
 def page_runs(entries: Entries) -> tuple[Run, ...]:
@@ -84,20 +83,29 @@ def page_runs(entries: Entries) -> tuple[Run, ...]:
     """
     if not len(entries):
         return ()
-    chunk, bits, position = entries["offset"] // CHUNK, entries["pages"], entries["position"]
-    neighbour = (np.diff(chunk) == 1) & (np.diff(position) == entries["stored"][:-1])
-    before, after = np.zeros_like(bits), np.zeros_like(bits)
-    before[1:] = neighbour & (bits[:-1] >> (PAGES_PER_CHUNK - 1))  # the page before the first is stored
-    after[:-1] = (neighbour & bits[1:] & 1) << (PAGES_PER_CHUNK - 1)  # and the page after the last
-    row, bit = _set(bits & ~(bits << ONE | before))
-    at = position[row] + np.bitwise_count(bits[row] & (ONE << bit) - ONE) * np.uint64(PAGE)
-    starts = (chunk[row] * PAGES_PER_CHUNK + bit).tolist()
-    row, bit = _set(bits & ~(bits >> ONE | after))
-    ends = (chunk[row] * PAGES_PER_CHUNK + bit + 1).tolist()
-    return tuple(
-        Run(start * PAGE, where, (end - start) * PAGE)
-        for start, end, where in zip(starts, ends, at.tolist(), strict=True)
-    )
+    offset, position, full = entries["offset"], entries["position"], entries["pages"] == FULL
+    joined = full[:-1] & full[1:]
+    joined &= (offset[1:] - offset[:-1] == CHUNK) & (position[1:] - position[:-1] == CHUNK)
+    firsts: list[int] = [0, *(np.flatnonzero(~joined) + 1).tolist(), len(entries)]
+    heads = entries[firsts[:-1]]
+    found: list[tuple[int, int, int]] = [(-1, -1, 0)]
+    for start, at, pages, first, after in zip(
+        heads["offset"].tolist(),
+        heads["position"].tolist(),
+        heads["pages"].tolist(),
+        firsts[:-1],
+        firsts[1:],
+        strict=True,
+    ):
+        pieces = ((0, (after - first) * CHUNK),) if pages == FULL else segments(pages)
+        for low, high in pieces:
+            before, where, nbytes = found[-1]
+            if before + nbytes == start + low and where + nbytes == at:
+                found[-1] = before, where, nbytes + high - low
+            else:
+                found.append((start + low, at, high - low))
+            at += high - low  # noqa: PLW2901 (the chunk's pages lie one after another)
+    return tuple(Run(*run) for run in found[1:])
 
 
 def cut(runs: Sequence[Run], at: int) -> tuple[list[Run], list[Run]]:
@@ -110,13 +118,6 @@ def cut(runs: Sequence[Run], at: int) -> tuple[list[Run], list[Run]]:
         before.append(Run(run.offset, run.position, size))
         after[0] = Run(at, run.position + size, run.nbytes - size)
     return before, after
-
-
-def _set(bits: npt.NDArray[Any]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.uint32]]:
-    """Row and number of each bit that is set, in order."""
-    kept = np.flatnonzero(bits)
-    row, bit = np.nonzero(bits[kept, None] >> BITS & 1)
-    return kept[row], bit.astype(np.uint32)
 
 
 @cache

@@ -14,7 +14,6 @@ The digest over header, manifest and table, and the signature if a key is given,
 from __future__ import annotations
 
 import os
-import stat
 import threading
 from typing import Literal, Self
 
@@ -55,7 +54,10 @@ def open_snapshot(
         raise UsageError(f"verify={verify!r} was asked for; it is 'eager', 'lazy' or 'off'")
     file = _open(path)
     try:
-        snapshot = Snapshot(os.fspath(path), file, check_file(OpenFile(os.fspath(path), file), key))
+        source = OpenFile(os.fspath(path), file)
+        if not source.regular:
+            raise UsageError(f"the snapshot {source.path!r} was asked for; it is not a regular file")
+        snapshot = Snapshot(source.path, file, check_file(source, key))
         if verify == "eager":
             snapshot.verify()
         elif verify == "lazy":
@@ -69,14 +71,10 @@ def open_snapshot(
 def _open(path: str | os.PathLike[str]) -> int:
     try:
         # Without O_NONBLOCK, opening a FIFO waits for a writer.
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"the snapshot {os.fspath(path)!r} was asked for; {reason}") from error
-    if not stat.S_ISREG(os.fstat(file).st_mode):
-        os.close(file)
-        raise UsageError(f"the snapshot {os.fspath(path)!r} was asked for; it is not a regular file")
-    return file
 
 
 class Snapshot:
