@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, NoReturn, Protocol
 
 import numpy as np
@@ -32,6 +33,7 @@ from nocopy.snapshot.format import (
     Signature,
     data_offset,
 )
+from nocopy.snapshot.layout import Stretch, stretches
 from nocopy.snapshot.manifest import Manifest
 from nocopy.snapshot.sign import Verifier, check_signature
 from nocopy.snapshot.table import check_table
@@ -43,17 +45,23 @@ LAST_SIGNATURE: Final = max(Signature)
 ZEROS: Final = bytes(48)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Checked:
     """A sound file, without its pages.
 
-    `entries` is the table, sorted by memory and offset; `content` the content digest.
+    `table` is sorted by memory and offset, `stretches` the same in few pieces, `content` the content digest.
     """
 
     header: Header
     manifest: Manifest
-    entries: Entries
+    table: bytes
+    stretches: list[Stretch]
     content: bytes
+
+    @cached_property
+    def entries(self) -> Entries:
+        """The table, entry by entry: `format.ENTRY` [chunks]."""
+        return np.frombuffer(self.table, ENTRY)
 
 
 class Source(Protocol):
@@ -142,9 +150,9 @@ class _Reader:
             said = load(Manifest, manifest)
         except Defect as error:
             self.fail("manifest", str(error))
-        entries = np.frombuffer(table, ENTRY)
-        check_table(self.path, header, said, entries)
-        return Checked(header, said, entries, content)
+        found = stretches(table)
+        check_table(self.path, header, said, found)
+        return Checked(header, said, table, found, content)
 
     def header(self, raw: bytes) -> Header:
         magic, version, flags, nbytes, manifest, data, table, trailer, entries, *rest = HEADER.unpack(raw)

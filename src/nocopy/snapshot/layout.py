@@ -7,19 +7,22 @@ pieces of this size needs one fault for a block, not 32 or 512.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from nocopy.snapshot.format import BLOCK, CHUNK, HEADER, PAGE, PAGES_PER_CHUNK, Entries, Header
-from nocopy.snapshot.scan import runs as stretches
+from nocopy.snapshot.scan import runs as runs_of
 
 FULL: Final = (1 << PAGES_PER_CHUNK) - 1
 """`pages` of a chunk that is stored whole."""
+WORD: Final = (1 << 32) - 1
+WHOLE: Final = CHUNK | FULL << 32
+"""Bytes 16 to 24 of the entry of such a chunk that is not compressed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,39 +34,71 @@ class Run:
     nbytes: int
 
 
-def positions(entries: Entries, data: int, *, compressed: bool) -> tuple[npt.NDArray[np.uint64], int]:
-    """Where each chunk lies in the file, and where the last one ends.
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Entries of a table that follow one another in memory and file, all stored whole; or one that does not.
+
+    `first` is the number of the first one, `entries` how many there are; the rest is the first one's, and
+    `memory` has the bytes that must be zero in its upper half. Nothing is checked yet.
+    """
+
+    first: int
+    entries: int
+    offset: int
+    position: int
+    stored: int
+    pages: int
+    memory: int
+
+
+def stretches(table: bytes) -> list[Stretch]:
+    """A table in as few pieces as there are.
+
+    Without NumPy, whose functions have to be fetched from memory first where a model has just passed through
+    the caches: that takes longer than this loop for a table of a thousand entries.
+    """
+    words = memoryview(table).cast("Q")
+    columns: list[list[int]] = [words[i::8].tolist() for i in range(4)]
+    offset, position, size, memory = columns
+    count = len(offset)
+    cuts = [
+        i
+        for i in range(1, count)
+        if size[i] != WHOLE
+        or size[i - 1] != WHOLE
+        or offset[i] - offset[i - 1] != CHUNK
+        or position[i] - position[i - 1] != CHUNK
+        or memory[i] != memory[i - 1]
+    ]
+    firsts = [0, *cuts, count] if count else []
+    return [
+        Stretch(i, after - i, offset[i], position[i], size[i] & WORD, size[i] >> 32, memory[i])
+        for i, after in pairwise(firsts)
+    ]
+
+
+def positions(entries: Entries, data: int) -> tuple[list[int], int]:
+    """Where each chunk goes in an uncompressed file, and where the last one ends.
 
     Args:
-        entries: sound but for their positions, which are not looked at.
-        data: where chunks begin.
-        compressed: nothing is mapped then: there are no blocks.
-
-    Returns:
-        u64 [chunks], and bytes.
+        entries: without positions.
+        data: where the first one goes, unless it begins a block.
     """
-    stored = entries["stored"]
-    ends = np.cumsum(stored, dtype=np.uint64) + np.uint64(data)
-    found = ends - stored
-    if not compressed:
-        blocks = np.flatnonzero(_begins_block(entries))
-        if len(blocks):
-            # A block changes nothing about where in 2 MiB the file goes on: only what lies between two does.
-            off = -found[blocks].astype(np.int64) % BLOCK
-            padding = np.zeros_like(found)
-            padding[blocks] = np.diff(off, prepend=0) % BLOCK
-            shift = np.cumsum(padding)
-            found, ends = found + shift, ends + shift
-    return found, int(ends[-1]) if len(ends) else data
+    offsets, pages = entries["offset"].tolist(), entries["pages"].tolist()
+    memories, stored = entries["memory"].tolist(), entries["stored"].tolist()
+    found, end = list[int](), data
+    for i, offset in enumerate(offsets):
+        both = offset % BLOCK == 0 and pages[i : i + 2] == [FULL, FULL]
+        if both and (memories[i + 1], offsets[i + 1]) == (memories[i], offset + CHUNK):
+            end = up(end)
+        found.append(end)
+        end += stored[i]
+    return found, end
 
 
-def _begins_block(entries: Entries) -> npt.NDArray[np.bool_]:
-    """The chunks but the last that are the first half of a block: bool [chunks - 1]."""
-    offset, memory, full = entries["offset"], entries["memory"], entries["pages"] == FULL
-    found = full[:-1] & full[1:]
-    found &= (offset[1:] - offset[:-1] == CHUNK) & (memory[1:] == memory[:-1])
-    found &= offset[:-1] & np.uint64(BLOCK - 1) == 0
-    return found
+def up(position: int) -> int:
+    """The next place for a block."""
+    return -(-position // BLOCK) * BLOCK
 
 
 def gaps(header: Header, entries: Entries) -> list[tuple[int, int]]:
@@ -76,36 +111,20 @@ def gaps(header: Header, entries: Entries) -> list[tuple[int, int]]:
     return [(HEADER.size + header.manifest_nbytes, header.data), *found]
 
 
-def page_runs(entries: Entries) -> tuple[Run, ...]:
-    """The runs of one memory's chunks in an uncompressed file, in order; padding ends a run.
-
-    The work is that of a few words for each chunk, and of each run, not of each page.
-    """
-    if not len(entries):
-        return ()
-    offset, position, full = entries["offset"], entries["position"], entries["pages"] == FULL
-    joined = full[:-1] & full[1:]
-    joined &= (offset[1:] - offset[:-1] == CHUNK) & (position[1:] - position[:-1] == CHUNK)
-    firsts: list[int] = [0, *(np.flatnonzero(~joined) + 1).tolist(), len(entries)]
-    heads = entries[firsts[:-1]]
-    found: list[tuple[int, int, int]] = [(-1, -1, 0)]
-    for start, at, pages, first, after in zip(
-        heads["offset"].tolist(),
-        heads["position"].tolist(),
-        heads["pages"].tolist(),
-        firsts[:-1],
-        firsts[1:],
-        strict=True,
-    ):
-        pieces = ((0, (after - first) * CHUNK),) if pages == FULL else segments(pages)
-        for low, high in pieces:
-            before, where, nbytes = found[-1]
-            if before + nbytes == start + low and where + nbytes == at:
-                found[-1] = before, where, nbytes + high - low
+def page_runs(found: Iterable[Stretch]) -> tuple[Run, ...]:
+    """The runs of one memory in an uncompressed file, in order; padding ends a run."""
+    runs = [(-1, -1, 0)]
+    for stretch in found:
+        whole = stretch.pages == FULL
+        at = stretch.position
+        for low, high in ((0, stretch.entries * CHUNK),) if whole else segments(stretch.pages):
+            offset, position, nbytes = runs[-1]
+            if offset + nbytes == stretch.offset + low and position + nbytes == at:
+                runs[-1] = offset, position, nbytes + high - low
             else:
-                found.append((start + low, at, high - low))
-            at += high - low  # noqa: PLW2901 (the chunk's pages lie one after another)
-    return tuple(Run(*run) for run in found[1:])
+                runs.append((stretch.offset + low, at, high - low))
+            at += high - low
+    return tuple(Run(*run) for run in runs[1:])
 
 
 def cut(runs: Sequence[Run], at: int) -> tuple[list[Run], list[Run]]:
@@ -124,4 +143,4 @@ def cut(runs: Sequence[Run], at: int) -> tuple[list[Run], list[Run]]:
 def segments(pages: int) -> tuple[tuple[int, int], ...]:
     """Runs of a chunk's stored pages, as (first byte, one past the last) within the chunk."""
     mask = np.array([pages >> i & 1 for i in range(PAGES_PER_CHUNK)], np.bool_)
-    return tuple((first * PAGE, end * PAGE) for first, end in stretches(mask))
+    return tuple((first * PAGE, end * PAGE) for first, end in runs_of(mask))

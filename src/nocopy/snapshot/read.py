@@ -119,11 +119,7 @@ class Snapshot:
 
     def chunks(self, index: int) -> Entries:
         """The table's entries of one memory: `format.ENTRY` [chunks]."""
-        if not 0 <= index < len(self.manifest.memories):
-            raise UsageError(
-                f"memory {index} of the snapshot '{self.path}' was asked for;"
-                f" it has {len(self.manifest.memories)}"
-            )
+        self._check_index(index)
         entries = self.checked.entries
         first, end = np.searchsorted(entries["memory"], [index, index + 1])
         return entries[first:end]
@@ -139,7 +135,8 @@ class Snapshot:
                 f"the pages of '{self.path}' were asked for; the file is compressed. Map it into memory"
             )
         if index not in self._runs:
-            self._runs[index] = page_runs(self.chunks(index))
+            self._check_index(index)
+            self._runs[index] = page_runs(s for s in self.checked.stretches if s.memory == index)
         return self._runs[index]
 
     def map_into(self, index: int, address: int, *, read: int = 0) -> Placed:
@@ -262,6 +259,13 @@ class Snapshot:
         file, self._file = self._file, -1
         if file >= 0:
             os.close(file)
+
+    def _check_index(self, index: int) -> None:
+        if not 0 <= index < len(self.manifest.memories):
+            raise UsageError(
+                f"memory {index} of the snapshot '{self.path}' was asked for;"
+                f" it has {len(self.manifest.memories)}"
+            )
 
     def _open_file(self) -> int:
         if self._file < 0:

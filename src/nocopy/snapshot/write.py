@@ -33,7 +33,7 @@ from nocopy.snapshot.format import (
     data_offset,
 )
 from nocopy.snapshot.in_order import in_order
-from nocopy.snapshot.layout import page_runs, positions, segments
+from nocopy.snapshot.layout import page_runs, positions, segments, stretches
 from nocopy.snapshot.manifest import Manifest
 from nocopy.snapshot.publish import Publication
 from nocopy.snapshot.scan import Mask, nonzero_pages
@@ -186,12 +186,13 @@ def _write_plain(
     report: _Report,
 ) -> int:
     """Fill in positions and digests, write the pages; returns where they end."""
-    entries["position"], end = positions(entries, start, compressed=False)
+    entries["position"], end = positions(entries, start)
     rows = _rows(entries, views)
     groups = [rows[i : i + GROUP] for i in range(0, len(rows), GROUP)]
     hashed = pool.map(_digests, groups)
+    found = stretches(entries.tobytes())
     for memory, view in enumerate(views):
-        for run in page_runs(entries[entries["memory"] == memory]):
+        for run in page_runs(s for s in found if s.memory == memory):
             for low in range(0, run.nbytes, GROUP * CHUNK):
                 piece = view[run.offset + low : run.offset + min(low + GROUP * CHUNK, run.nbytes)]
                 file.write(run.position + low, piece)
