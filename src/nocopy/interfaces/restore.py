@@ -56,9 +56,7 @@ class Restore:
             wanted = manifest.memories[i]
             self._check_memory(i, wanted, guest)
             memory.grow(wanted.size)
-            memory.refill(
-                lambda address, i=i: self._origin.place(i, address), self._origin.borrowed(i), owner=GUEST
-            )
+            memory.refill(lambda address, i=i: self._origin.place(i, address), owner=GUEST)
         state = State(
             tuple(GlobalValue(g.index, g.type, g.value) for g in manifest.globals),
             tuple(TableValue(t.index, t.elements) for t in manifest.tables),

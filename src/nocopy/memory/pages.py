@@ -71,12 +71,14 @@ class Pages:
     this is what makes a dangling pointer impossible, whatever the order in which things are closed.
     """
 
-    def __init__(self, reserve: int, guard: int) -> None:
+    def __init__(self, reserve: int, guard: int, committed: int = 0) -> None:
         self.reserve = round_up(reserve)
         self.state = State()
         length = max(self.reserve + round_up(guard), PAGE)
         slack = LARGE - PAGE if length >= LARGE else 0
-        address = _mmap(None, length + slack, PROT_NONE, MAP_FLAGS, -1, 0)
+        all_of_it = committed >= length
+        protection = PROT_READ_WRITE if all_of_it else PROT_NONE
+        address = _mmap(None, length + slack, protection, MAP_FLAGS, -1, 0)
         if address is None or address == MAP_FAILED:
             reason = os.strerror(ctypes.get_errno())
             raise MemoryLimitError(
@@ -87,6 +89,8 @@ class Pages:
         # At exit the system takes the range back; unmapping it earlier could pull it from under a device
         # or a guest.
         weakref.finalize(self, _munmap, address, length + slack).atexit = False
+        if not all_of_it:
+            self.commit(0, committed)
 
     def commit(self, old: int, new: int) -> None:
         """Make the bytes from `old` to `new` readable and writable; whole pages.

@@ -81,8 +81,8 @@ class Engine:
 
     def own_region(self, context: int, kv: DType) -> Region:
         """Where a session lies in a memory of its own. Raises as `region`."""
-        found = self.region(0, context, kv)
-        return self.region(0, context, kv, LARGE) if found.cache.nbytes >= LARGE else found
+        large = self.region(0, context, kv, LARGE)
+        return large if large.nbytes >= 2 * LARGE else self.region(0, context, kv)
 
     def tape(self, region: Region, rows: int, *, logits: bool) -> Tape:
         """The pass over `rows` tokens of a session that lies at `region`."""

@@ -17,6 +17,7 @@ from nocopy.device.protocol import Device, Near, Pages, Program
 from nocopy.errors import ClosedError, UsageError
 from nocopy.memory.dtype import DType
 from nocopy.memory.linear import LinearMemory
+from nocopy.memory.view import byte_array
 from nocopy.session.engine import Engine
 from nocopy.session.region import PAGE, Region
 from nocopy.tape import Tensor
@@ -25,6 +26,8 @@ PROGRAMS = 16
 """Compiled passes that a session keeps."""
 AHEAD = 8
 """Most tokens that are fed ahead of being asked for; a power of two."""
+MANY = 500
+"""Tokens from which NumPy is faster at finding the largest."""
 PATIENCE = 0.02
 """Seconds that feeding ahead may take: nobody should see text come in bursts."""
 
@@ -93,7 +96,7 @@ class Session:
         self._stale = False
         self._seconds = 0.0
         # Made once: a view costs more than a small model's pass. The memory never moves.
-        head = memory.view((region.home - offset,), DType.U8, offset).numpy()
+        head = byte_array(memory, offset, region.home - offset)
         for rope, place in region.frequencies.items():
             found, wanted = _part(head, region, place), engine.frequencies[rope]
             if found.tobytes() != wanted:  # a page that is not written stays shared
@@ -295,7 +298,7 @@ class Session:
             raise UsageError(
                 f"{len(tokens)} tokens were to follow {have}; the context has room for {self.context}"
             )
-        if isinstance(tokens, array):  # those of a session that was frozen: perhaps many
+        if isinstance(tokens, array) and len(tokens) > MANY:
             found = np.frombuffer(tokens, np.int32)
             low, high = int(found.min()), int(found.max())
         else:
@@ -319,8 +322,7 @@ class Session:
 
 def _part(head: npt.NDArray[np.uint8], region: Region, tensor: Tensor) -> npt.NDArray[Any]:
     """A tensor of the region, as a view of the bytes before the cache."""
-    at = tensor.offset - region.offset
-    return head[at : at + tensor.shape[0] * tensor.dtype.itemsize].view(tensor.dtype.numpy)
+    return np.ndarray(tensor.shape, tensor.dtype.numpy, head, tensor.offset - region.offset)
 
 
 def _at_once(device: Device) -> Play:

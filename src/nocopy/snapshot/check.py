@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Final, NoReturn, Protocol
 
 import numpy as np
@@ -43,6 +43,9 @@ FIRST: Final = 4096
 """Bytes that are read at once: most manifests end before."""
 LAST_SIGNATURE: Final = max(Signature)
 ZEROS: Final = bytes(48)
+KNOWN: Final = 16
+"""Files of which is kept what they say, if it is at most `KNOWN_BYTES` long."""
+KNOWN_BYTES: Final = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,58 @@ def check_file(source: Source, key: Verifier | None) -> Checked:
     return _Reader(source).check(key)
 
 
+@lru_cache(KNOWN)
+def _header(path: str, raw: bytes, size: int) -> Header:
+    """What the first bytes of a file of `size` bytes say."""
+
+    def fail(kind: str, message: str) -> NoReturn:
+        raise SnapshotFileError(path, kind, message)
+
+    magic, version, flags, nbytes, manifest, data, table, trailer, entries, *rest = HEADER.unpack(raw)
+    page, chunk, signature, zero, zeros = rest
+    if magic != MAGIC:
+        fail("magic", f"a snapshot starts with {MAGIC!r}; this file with {magic!r}")
+    if (version, page, chunk) != (VERSION, PAGE, CHUNK):
+        fail(
+            "version",
+            f"it is of version {version} with pages of {page} bytes and chunks of {chunk};"
+            f" this reader knows {VERSION}, {PAGE} and {CHUNK}",
+        )
+    if flags & ~COMPRESSED:
+        fail("version", f"the flags are {flags:#x}; this reader knows {COMPRESSED:#x}")
+    if signature > LAST_SIGNATURE:
+        fail("version", f"the signature is of kind {signature}; this reader knows 0 to {LAST_SIGNATURE}")
+    if zero or zeros != ZEROS:
+        fail("header", "the last 52 bytes of the header must be zero")
+    if nbytes != size:
+        fail("truncated", f"the header says {nbytes} bytes; the file has {size}. Fetch it again")
+    if manifest > LIMITS["manifest"][0]:
+        most = LIMITS["manifest"][0]
+        fail("too-large", f"the manifest has {manifest} bytes; this reader accepts {most}")
+    compressed, kind = flags == COMPRESSED, Signature(signature)
+    begins, ends = data_offset(manifest, compressed=compressed), table + entries * ENTRY.itemsize
+    end = trailer + SIGNATURE_BYTES[kind] + DIGEST
+    if data != begins or trailer != ends or data > table or end != nbytes:
+        fail(
+            "header",
+            f"pages at {data}, a table at {table} with {entries} entries and trailer at {trailer} do not"
+            f" make {nbytes} bytes",
+        )
+    return Header(compressed, nbytes, manifest, data, table, entries, trailer, kind)
+
+
+@lru_cache(KNOWN)
+def _checked(path: str, header: Header, manifest: bytes, table: bytes, content: bytes) -> Checked:
+    """What these bytes say. Files that are thawed again and again say the same."""
+    try:
+        said = load(Manifest, manifest)
+    except Defect as error:
+        raise SnapshotFileError(path, "manifest", str(error)) from error
+    found = stretches(table)
+    check_table(path, header, said, found)
+    return Checked(header, said, table, found, content)
+
+
 class _Reader:
     def __init__(self, source: Source) -> None:
         self.source, self.path, self.nbytes = source, source.path, source.nbytes
@@ -134,7 +189,7 @@ class _Reader:
         if len(first) < HEADER.size:
             self.read(0, HEADER.size, "the header")
         raw = first[: HEADER.size]
-        header = self.header(raw)
+        header = _header(self.path, raw, self.nbytes)
         manifest = first[HEADER.size : HEADER.size + header.manifest_nbytes]
         if len(manifest) < header.manifest_nbytes:
             manifest = self.read(HEADER.size, header.manifest_nbytes, "the manifest")
@@ -146,47 +201,5 @@ class _Reader:
         if root.update(signature).digest() != digest:
             raise SnapshotDamagedError(self.path, "header, manifest, table and signature")
         check_signature(self.path, header.signature, content, signature, key)
-        try:
-            said = load(Manifest, manifest)
-        except Defect as error:
-            self.fail("manifest", str(error))
-        found = stretches(table)
-        check_table(self.path, header, said, found)
-        return Checked(header, said, table, found, content)
-
-    def header(self, raw: bytes) -> Header:
-        magic, version, flags, nbytes, manifest, data, table, trailer, entries, *rest = HEADER.unpack(raw)
-        page, chunk, signature, zero, zeros = rest
-        if magic != MAGIC:
-            self.fail("magic", f"a snapshot starts with {MAGIC!r}; this file with {magic!r}")
-        if (version, page, chunk) != (VERSION, PAGE, CHUNK):
-            self.fail(
-                "version",
-                f"it is of version {version} with pages of {page} bytes and chunks of {chunk};"
-                f" this reader knows {VERSION}, {PAGE} and {CHUNK}",
-            )
-        if flags & ~COMPRESSED:
-            self.fail("version", f"the flags are {flags:#x}; this reader knows {COMPRESSED:#x}")
-        if signature > LAST_SIGNATURE:
-            self.fail(
-                "version", f"the signature is of kind {signature}; this reader knows 0 to {LAST_SIGNATURE}"
-            )
-        if zero or zeros != ZEROS:
-            self.fail("header", "the last 52 bytes of the header must be zero")
-        if nbytes != self.nbytes:
-            self.fail(
-                "truncated", f"the header says {nbytes} bytes; the file has {self.nbytes}. Fetch it again"
-            )
-        if manifest > LIMITS["manifest"][0]:
-            most = LIMITS["manifest"][0]
-            self.fail("too-large", f"the manifest has {manifest} bytes; this reader accepts {most}")
-        compressed, kind = flags == COMPRESSED, Signature(signature)
-        begins, ends = data_offset(manifest, compressed=compressed), table + entries * ENTRY.itemsize
-        end = trailer + SIGNATURE_BYTES[kind] + DIGEST
-        if data != begins or trailer != ends or data > table or end != nbytes:
-            self.fail(
-                "header",
-                f"pages at {data}, a table at {table} with {entries} entries and trailer at {trailer} do not"
-                f" make {nbytes} bytes",
-            )
-        return Header(compressed, nbytes, manifest, data, table, entries, trailer, kind)
+        small = len(manifest) + len(table) <= KNOWN_BYTES
+        return (_checked if small else _checked.__wrapped__)(self.path, header, manifest, table, content)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from nocopy.snapshot.layout import cut
 from nocopy.snapshot.read import Snapshot
 
 Ranges = list[tuple[int, int]]
@@ -13,12 +12,12 @@ Ranges = list[tuple[int, int]]
 class Origin(Protocol):
     """Where the bytes of a frozen guest's memories are."""
 
-    def place(self, index: int, address: int) -> object:
-        """Put a memory's pages or bytes into a fresh range."""
-        ...
+    def place(self, index: int, address: int) -> Ranges:
+        """Put a memory's pages or bytes into a fresh range.
 
-    def borrowed(self, index: int) -> Ranges:
-        """The ranges [start, end) of a memory that `place` maps from a file."""
+        Returns:
+            The ranges [start, end) that were mapped from a file.
+        """
         ...
 
 
@@ -33,13 +32,7 @@ class FileOrigin:
     def __init__(self, snapshot: Snapshot, *, read: int = 0) -> None:
         self._snapshot, self._read = snapshot, read
 
-    def place(self, index: int, address: int) -> object:
+    def place(self, index: int, address: int) -> Ranges:
         """See `Origin`."""
-        return self._snapshot.map_into(index, address, read=self._read)
-
-    def borrowed(self, index: int) -> Ranges:
-        """See `Origin`."""
-        if self._snapshot.compressed:
-            return []
-        _, mapped = cut(self._snapshot.memory(index), self._read)
-        return [(run.offset, run.offset + run.nbytes) for run in mapped]
+        placed = self._snapshot.map_into(index, address, read=self._read)
+        return [(run.offset, run.offset + run.nbytes) for run in placed.mapped]

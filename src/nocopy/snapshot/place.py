@@ -22,9 +22,9 @@ from nocopy.snapshot.layout import Run, cut, segments
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """Bytes of a memory that were mapped, and bytes that were read."""
+    """Runs of a memory that were mapped, and bytes that were read."""
 
-    mapped: int
+    mapped: Sequence[Run]
     read: int
 
 
@@ -48,7 +48,7 @@ def place_plain(path: str, file: int, runs: Sequence[Run], address: int, *, read
     for run in small:
         target = memoryview((ctypes.c_ubyte * run.nbytes).from_address(address + run.offset)).cast("B")
         fill(path, file, target, run.position)
-    return Placed(sum(run.nbytes for run in large), sum(run.nbytes for run in small))
+    return Placed(large, sum(run.nbytes for run in small))
 
 
 def place_compressed(path: str, file: int, entries: Entries, address: int) -> Placed:
@@ -69,7 +69,7 @@ def place_compressed(path: str, file: int, entries: Entries, address: int) -> Pl
             ctypes.memmove(address + offset + first, bytes(raw[at : at + end - first]), end - first)
             at += end - first
         total += nbytes
-    return Placed(0, total)
+    return Placed((), total)
 
 
 def decompress(

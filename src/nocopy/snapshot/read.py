@@ -91,7 +91,7 @@ class Snapshot:
         """What was read of the file: header, manifest, table."""
         self._file = file
         self._runs: dict[int, tuple[Run, ...]] = {}
-        self._stop = threading.Event()
+        self._stop: threading.Event | None = None
         self._thread: threading.Thread | None = None
         self._damage: SnapshotError | None = None
         self.verified = False
@@ -227,11 +227,12 @@ class Snapshot:
     def verify_in_background(self) -> None:
         """Start checking every page. `check` says whether damage was found so far."""
         file = os.dup(self._open_file())  # `close` may come first
+        stop = self._stop = threading.Event()
 
         def work() -> None:
             try:
-                check_digests(self.path, file, self.checked, threads=1, stop=self._stop)
-                self.verified = not self._stop.is_set()
+                check_digests(self.path, file, self.checked, threads=1, stop=stop)
+                self.verified = not stop.is_set()
             except SnapshotError as error:
                 self._damage = error
             finally:
@@ -252,7 +253,8 @@ class Snapshot:
 
     def close(self) -> None:
         """Close the file and end the verification in the background. Twice is allowed."""
-        self._stop.set()
+        if self._stop is not None:
+            self._stop.set()
         if self._thread is not None:
             self._thread.join()
             self._thread = None

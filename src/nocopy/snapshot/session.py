@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -152,12 +153,9 @@ def _open(model: LanguageModel, snapshot: Snapshot, state: SessionState) -> OwnS
         # What each pass writes is read: as pages of the file it would cost a fault for each of them.
         origin = FileOrigin(snapshot, read=region.home)
 
-        def place(address: int) -> None:
-            if region.home >= LARGE:
-                memory.pages.prefer_large(region.home)
-            origin.place(0, address)
-
-        memory.refill(place, origin.borrowed(0))
+        if region.home >= LARGE:
+            memory.pages.prefer_large(region.home)
+        memory.refill(lambda address: origin.place(0, address), fresh=True)
 
     tokens = tokens_of(snapshot.read(state.tokens.memory, state.tokens.offset, 4 * state.tokens.count))
     try:
@@ -243,10 +241,10 @@ def kv_type(state: SessionState) -> DType:
     Raises:
         SnapshotMismatchError: there is none of that name.
     """
-    name = state.kv.upper()
-    if name not in DType.__members__:
+    found = DType.__members__.get(state.kv.upper())
+    if found is None:
         raise mismatch(f"a session with a KV cache of {state.kv!r}", "there is no such type")
-    return DType[name]
+    return found
 
 
 def tokens_of(raw: bytes) -> array[int]:
@@ -257,4 +255,7 @@ def tokens_of(raw: bytes) -> array[int]:
     """
     if len(raw) % 4:
         raise mismatch(f"{len(raw)} bytes of tokens", "each takes 4")
-    return array("i", np.frombuffer(raw, "<i4").astype("i4", copy=False).tobytes())
+    found = array("i", raw)
+    if sys.byteorder == "big":
+        found.byteswap()
+    return found
