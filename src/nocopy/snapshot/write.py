@@ -35,7 +35,7 @@ from nocopy.snapshot.format import (
 from nocopy.snapshot.in_order import in_order
 from nocopy.snapshot.layout import page_runs, positions, segments, stretches
 from nocopy.snapshot.manifest import Manifest
-from nocopy.snapshot.publish import Publication
+from nocopy.snapshot.publish import WRITE_BYTES, Publication
 from nocopy.snapshot.scan import Mask, nonzero_pages
 from nocopy.snapshot.sign import Signer
 from nocopy.snapshot.typed_json import Defect, dump
@@ -189,14 +189,18 @@ def _write_plain(
     entries["position"], end = positions(entries, start)
     rows = _rows(entries, views)
     groups = [rows[i : i + GROUP] for i in range(0, len(rows), GROUP)]
-    hashed = pool.map(_digests, groups)
+    # One group is hashed afterwards, while the disk already writes: starting a thread takes as long.
+    hashed = map(_digests, groups) if len(groups) == 1 else pool.map(_digests, groups)
     found = stretches(entries.tobytes())
     for memory, view in enumerate(views):
         for run in page_runs(s for s in found if s.memory == memory):
-            for low in range(0, run.nbytes, GROUP * CHUNK):
-                piece = view[run.offset + low : run.offset + min(low + GROUP * CHUNK, run.nbytes)]
-                file.write(run.position + low, piece)
-                report.add(len(piece))
+            low = 0
+            while low < run.nbytes:
+                at = run.position + low
+                size = min(WRITE_BYTES - at % WRITE_BYTES, run.nbytes - low)
+                file.write(at, view[run.offset + low : run.offset + low + size])
+                report.add(size)
+                low += size
     digests = b"".join(digest for group in hashed for digest in group)
     entries["digest"] = np.frombuffer(digests, np.uint8).reshape(-1, 32)
     return end
