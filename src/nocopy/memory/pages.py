@@ -120,18 +120,20 @@ class Pages:
             reason = os.strerror(ctypes.get_errno())
             raise MemoryLimitError(f"{size} bytes were to be made zero; the system says: {reason}")
 
-    def prefer_large(self, end: int | None = None) -> bool:
+    def prefer_large(self, start: int = 0, end: int | None = None) -> bool:
         """Ask the system to use large pages for what is written from now on; whether it will try.
 
         A hint: where it is not taken, everything works as before. Pages of 2 MiB instead of 4 KiB make passes
         over tensors of many MiB up to a third faster on a virtual machine.
 
         Args:
-            end: bytes from the start that it is about; None means all.
+            start: the first byte that it is about; a multiple of `PAGE`.
+            end: one past the last; None means all.
         """
         if sys.platform != "linux":
             return False
-        return _madvise(self.address, self.reserve if end is None else end, MADV_HUGEPAGE) == 0
+        end = self.reserve if end is None else end
+        return _madvise(self.address + start, end - start, MADV_HUGEPAGE) == 0
 
     def _protect(self, start: int, end: int, protection: int, verb: str) -> None:
         if start == end:

@@ -8,6 +8,7 @@ from typing import Self
 from nocopy.memory.dtype import DType
 from nocopy.memory.ledger import Ledger
 from nocopy.memory.linear import LinearMemory
+from nocopy.memory.pages import LARGE
 from nocopy.memory.quota import Quota
 from nocopy.session.engine import Engine
 from nocopy.session.session import Play, Session
@@ -49,7 +50,10 @@ class OwnSession(Session):
         size = region.nbytes
         memory = LinearMemory(size, reserve=size, guard=0, limit=quota)
         try:
-            if fill is not None:
+            if fill is None:
+                if region.boundary >= LARGE:  # attention passes over all of it for each token
+                    memory.pages.prefer_large(region.home)
+            else:
                 fill(memory)
                 if engine.device.info.pins:
                     memory.own(0, size)

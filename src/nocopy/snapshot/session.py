@@ -154,7 +154,7 @@ def _open(model: LanguageModel, snapshot: Snapshot, state: SessionState) -> OwnS
         origin = FileOrigin(snapshot, read=region.home)
 
         if region.home >= LARGE:
-            memory.pages.prefer_large(region.home)
+            memory.pages.prefer_large(end=region.home)
         memory.refill(lambda address: origin.place(0, address), fresh=True)
 
     tokens = tokens_of(snapshot.read(state.tokens.memory, state.tokens.offset, 4 * state.tokens.count))
