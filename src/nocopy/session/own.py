@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Self
 
 from nocopy.memory.dtype import DType
@@ -48,6 +49,8 @@ class OwnSession(Session):
     ) -> None:
         region = engine.own_region(context, kv)
         size = region.nbytes
+        self.kept = ExitStack()
+        """What is closed with the session."""
         memory = LinearMemory(size, reserve=size, guard=0, limit=quota)
         try:
             if fill is None:
@@ -83,6 +86,7 @@ class OwnSession(Session):
         super().close()
         self.pages.close()
         self.memory.close()
+        self.kept.close()
 
     def __enter__(self) -> Self:
         return self

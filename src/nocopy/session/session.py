@@ -103,6 +103,8 @@ class Session:
                 found[...] = np.frombuffer(wanted, np.float32)
         self._tokens, self._positions = (_part(head, region, t) for t in (region.tokens, region.positions))
         self._logits: npt.NDArray[np.float32] | None = _part(head, region, region.logits)
+        self.before_use: Callable[[], None] | None = None
+        """Called before anything that the session knows is used: raises if its pages proved to be damaged."""
         self.reload()
 
     @property
@@ -125,6 +127,8 @@ class Session:
         """f32 [vocabulary] after the last token: a view of the region, written again by each pass."""
         if self._logits is None:
             raise ClosedError("the logits of a session were asked for; it is closed")
+        if self.before_use is not None:
+            self.before_use()
         self.refresh()
         return self._logits
 
@@ -164,6 +168,8 @@ class Session:
             UsageError: no logit is a number.
             ClosedError: the session is closed.
         """
+        if self.before_use is not None:
+            self.before_use()
         if self._ahead:
             return self._ahead[0]
         token = int(self.logits.argmax()) if self._next is None else self._next
@@ -206,6 +212,8 @@ class Session:
 
     def flush(self) -> None:
         """Have the region hold all that the session knows: for who reads, copies or freezes its bytes."""
+        if self.before_use is not None:
+            self.before_use()
         self.refresh()
         if self._near is not None:
             self._near.flush(0, self.length * self.region.cache.token_bytes)

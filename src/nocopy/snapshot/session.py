@@ -6,6 +6,7 @@ import os
 import sys
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from typing import Any, Final
@@ -115,20 +116,20 @@ def thaw_session(
     Args:
         model: the same model; it closes the session at the latest.
         path: the file.
-        verify: "eager" checks every page first, "off" none: for your own files.
+        verify: "eager" checks every page first; "lazy" while the session goes on, which raises
+            `SnapshotDamagedError` when it is used once damage was found; "off" none: for your own files.
         key: the file must be signed by it.
 
     Raises:
-        UsageError: there is no such file, it is none of a session, or `verify` is "lazy".
+        UsageError: there is no such file, or it is none of a session.
         SnapshotFileError: it breaks the format.
         SnapshotDamagedError: a digest does not match.
         SnapshotSignatureError: it is not signed by `key`.
         SnapshotMismatchError: another model; the message says what differs.
         MemoryLimitError: there is not that much memory.
     """
-    if verify == "lazy":
-        raise UsageError("a session was to be thawed with verify='lazy'; it is 'eager' or 'off' for sessions")
-    with open_snapshot(path, verify=verify, key=key) as snapshot:
+    with ExitStack() as stack:
+        snapshot = stack.enter_context(open_snapshot(path, verify=verify, key=key))
         manifest = snapshot.manifest
         if manifest.kind != "session" or len(manifest.sessions) != 1 or manifest.sessions[0].memory != 0:
             raise UsageError(f"a session was to be thawed; '{snapshot.path}' is a {manifest.kind}. Use thaw.")
@@ -136,6 +137,9 @@ def thaw_session(
         check_model(manifest.models[state.model].digest, model.model.digest, "that is open")
         check_shape(state, model.engine.chunk)
         session = _open(model, snapshot, state)
+        if verify == "lazy":
+            session.before_use = snapshot.check
+            session.kept = stack.pop_all()
     messages = [{"role": m.role, "content": m.content} for m in manifest.messages]
     return Thawed(session, None if state.sampler is None else _sampler(state.sampler), messages)
 
