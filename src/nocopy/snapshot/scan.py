@@ -23,6 +23,8 @@ Mask = npt.NDArray[np.bool_]
 WORDS: Final = PAGE // 8
 SAMPLES: Final = slice(0, None, WORDS // 16)
 """Words looked at first: 16 of a page, one in each 4 KiB."""
+SMALL: Final = 1 << 18
+"""Bytes up to which looking costs less than asking which pages were touched."""
 BLOCK: Final = 1024
 """Pages that are reduced at a time, so that what the samples read stays small."""
 PAGEMAP: Final = "/proc/self/pagemap"
@@ -44,6 +46,8 @@ def nonzero_pages(address: int, size: int) -> Mask:
     words = np.ctypeslib.as_array((ctypes.c_uint64 * (count * WORDS)).from_address(address))
     pages = words.reshape(count, WORDS)
     found = np.zeros(count, np.bool_)
+    if size <= SMALL:
+        return _nonzero(pages)
     for start, end in runs(touched(address, size)):
         for at in range(start, end, BLOCK):
             found[at : min(at + BLOCK, end)] = _nonzero(pages[at : min(at + BLOCK, end)])
