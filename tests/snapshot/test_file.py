@@ -1,9 +1,12 @@
 """What is written is what another reader finds, and what comes back."""
 
+import ctypes
 import os
 import stat
 import struct
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 
 from nocopy.errors import ClosedError, SnapshotWriteError, UsageError
 from nocopy.memory import LinearMemory
+from nocopy.memory.pages import map_file
 from nocopy.snapshot import Manifest, MemoryState, SharedSecret, open_snapshot, write_snapshot
 from nocopy.snapshot.format import ENTRY
 from tests.snapshot import independent_reader
@@ -138,6 +142,37 @@ def test_a_page_that_became_zero_again_is_left_out(tmp_path):
     memory.write(PAGE, bytes(PAGE))
     memory.write(2 * PAGE, bytes(PAGE - 1) + b"\1")
     assert write_snapshot(tmp_path / "a", manifest_of(memory), [memory]).stored == 3 * PAGE
+
+
+def mapped_at_once(address: int, nbytes: int) -> int:
+    """Read a range; how many bytes of it are mapped in pieces of 2 MiB of a file, by the system's count."""
+    np.frombuffer((ctypes.c_ubyte * nbytes).from_address(address), np.uint8)[:: 1 << 12].sum()
+    found, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        head = line.split(" ", 1)[0]
+        if "-" in head:
+            inside = address <= int(head.split("-")[0], 16) < address + nbytes
+        elif inside and head == "FilePmdMapped:":
+            found += int(line.split()[1]) * 1024
+    return found
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the counts are Linux's")
+def test_blocks_are_mapped_at_once_where_the_system_can(tmp_path):
+    """A plain file shows whether it can: ext4 and others since Linux 6.16, if memory is not in pieces."""
+    memory, fresh = memory_with(256, range(256)), LinearMemory(256 * PAGE)
+    (tmp_path / "plain").write_bytes(memory.read(0, 256 * PAGE))
+    with open(tmp_path / "plain", "rb") as file:
+        map_file(file.fileno(), 0, fresh.address, 256 * PAGE)
+    if mapped_at_once(fresh.address, 256 * PAGE) < 256 * PAGE:
+        pytest.skip("this system does not keep files in pieces of 2 MiB")
+    write_snapshot(tmp_path / "a", manifest_of(memory), [memory])
+    with open_snapshot(tmp_path / "a", verify="off") as snapshot:
+        copy = thawed(snapshot)
+    assert mapped_at_once(copy.address, copy.size) >= 192 * PAGE
+    copy.write(3 * PAGE, b"written")
+    assert copy.read(0, copy.size)[3 * PAGE + 7 :] == memory.read(0, memory.size)[3 * PAGE + 7 :]
+    assert copy.read(0, 3 * PAGE) == memory.read(0, 3 * PAGE)
 
 
 def test_thawed_memory_is_private(tmp_path):
