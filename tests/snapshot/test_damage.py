@@ -141,6 +141,25 @@ def test_mutated_files_with_right_digests_are_refused_or_read_as_the_document_sa
     assert seen >= {"opened", "manifest", "table", "compression", "header", "truncated"}
 
 
+def test_mutated_files_with_blocks(tmp_path):
+    """As both tests above; fewer, because such a file has 4 MiB."""
+    memory, path, rng = memory_with(64, range(5, 64)), tmp_path / "a", random.Random(4)
+    write_snapshot(path, manifest_of(memory), [memory])
+    data, header, seen = path.read_bytes(), stored_file(path), set()
+    for number in range(300):
+        mutant = mutate(data, header, rng)
+        mutant = reseal(mutant) if number % 2 else mutant
+        overwrite(path, mutant)
+        try:
+            open_snapshot(path).close()
+        except SnapshotError as error:
+            seen.add(getattr(error, "kind", "damaged"))
+        else:
+            assert number % 2 or mutant == data
+            independent_reader.read(path)
+    assert seen >= {"header", "table", "damaged", "truncated"}
+
+
 def test_no_bit_of_a_file_can_change(tmp_path):
     """Every bit outside the pages, and some in them."""
     memory = memory_with(3, [1])
