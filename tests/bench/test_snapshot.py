@@ -34,13 +34,14 @@ def result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Result:
 
 def test_each_length_is_frozen_thawed_and_gone_on_with(result: Result) -> None:
     cases = [r["case"].split(", ")[0] for r in result.rows]
-    assert cases == [f"{what} {n} tokens" for n in (5, 20, 100) for what in ("freeze", "thaw", "first token")]
+    measured = ("freeze", "publish", "thaw", "thaw of new", "first token")
+    assert cases == [f"{what} {n} tokens" for n in (5, 20, 100) for what in measured]
     assert {r["unit"] for r in result.rows} == {"ms"}
     assert all(r["value"] > 0 and r["peer_value"] > 0 for r in result.rows)
 
 
 def test_what_was_not_read_again_says_so(result: Result) -> None:
-    peers = {r["case"].split()[1]: r["peer"] for r in result.rows if r["case"].startswith("thaw")}
+    peers = {r["case"].split()[1]: r["peer"] for r in result.rows if r["peer"].startswith("re-prefill")}
     assert peers == {"5": "re-prefill", "20": "re-prefill", "100": "re-prefill at the rate of 20"}
 
 
@@ -49,7 +50,7 @@ def test_the_picture_leaves_out_what_was_not_measured(result: Result, tmp_path: 
     assert {name: sorted(points) for name, points in lines.items()} == {
         "thaw": [5, 20, 100],
         "freeze": [5, 20, 100],
-        "write and fsync": [5, 20, 100],
+        "write and publish": [5, 20, 100],
         "re-prefill": [5, 20],
     }
     draw(result, "once, ms", tmp_path / "s.svg")

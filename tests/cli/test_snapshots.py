@@ -72,7 +72,7 @@ def test_show_says_what_a_snapshot_is(agent):
         assert found["digest"] == snapshot.digest.hex()
     assert found["stored_bytes"] == 3 * PAGE
     assert found["manifest"]["wasi"]["env"] == [{"name": "LANG", "value": "C"}]
-    assert found["manifest"]["sessions"][0]["tokens"] == "0100000002000000"
+    assert found["manifest"]["sessions"][0]["tokens"] == {"count": 2, "memory": 0, "offset": 0}
 
 
 def test_show_does_not_read_pages(agent):

@@ -177,9 +177,9 @@ def test_new_pages_are_refused_while_a_device_holds_the_memory(tmp_path: Path) -
     memory = LinearMemory(BLOCK)
     hold = memory.hold("a device")
     with pytest.raises(nocopy.errors.UsageError, match="held by: a device"):
-        memory.refill(lambda _address: None, [])
+        memory.refill(lambda _address: ())
     hold.release()
     memory.write(0, b"x")
-    memory.refill(lambda _address: None, [])
+    memory.refill(lambda _address: ())
     assert memory.read(0, 1) == b"\0"
     memory.close()

@@ -411,6 +411,10 @@ def session(**changes: Any) -> Callable[[Manifest], Manifest]:
     return lambda m: replace(m, sessions=(replace(m.sessions[0], **changes),))
 
 
+def tokens(**changes: Any) -> Callable[[Manifest], Manifest]:
+    return lambda m: session(tokens=replace(m.sessions[0].tokens, **changes))(m)
+
+
 def model(**changes: Any) -> Callable[[Manifest], Manifest]:
     return lambda m: replace(m, models=(replace(m.models[0], **changes),))
 
@@ -431,9 +435,8 @@ WRONG: dict[str, Callable[[Manifest], Manifest]] = {
     "another type": session(kv="q9"),
     "no type": session(kv="none"),
     "a type that caches are not of": session(kv="i32"),
-    "half a token": session(tokens=b"abcde"),
-    "a token that is none": session(tokens=bytes((255, 255, 0, 0))),
-    "more tokens than fit": session(tokens=bytes(4 * 300)),
+    "tokens that are none": tokens(offset=1),
+    "more tokens than fit": tokens(count=300),
     "an unknown constraint": session(constraint=ConstraintState("magic", "x")),
     "a constraint that is none": session(constraint=ConstraintState("regex", "(")),
     "a constraint that followed too much": session(constraint=ConstraintState("json", "", bytes(4000))),

@@ -72,7 +72,7 @@ def test_tokens_and_logits_are_those_of_one_at_a_time(engine: Engine) -> None:
         for i in range(14):
             found.append(two.likeliest(13 - i))
             two.append(found[-1:])
-        assert found == wanted == two.tokens[4:]
+        assert found == wanted == list(two.tokens[4:])
         assert np.array_equal(two.logits, one.logits)
 
 

@@ -26,7 +26,7 @@ class Scene:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "a.snapshot"
-        self.memory = memory_with(40, [0, 1, 17, 39])
+        self.memory = memory_with(290, [0, 1, 17, 39, *range(50, 290, 16)])  # threads hash so many chunks
         self.manifest = manifest_of(self.memory)
         self.write()
         self.new = self.path.read_bytes()

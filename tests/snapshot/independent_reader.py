@@ -14,7 +14,7 @@ from pathlib import Path
 import zstandard
 from blake3 import blake3
 
-PAGE, CHUNK = 65_536, 1_048_576
+PAGE, CHUNK, BLOCK = 65_536, 1_048_576, 2_097_152
 
 
 class Refused(Exception):
@@ -105,6 +105,14 @@ def read_manifest(raw: bytes) -> dict:
     return manifest
 
 
+def begins_block(data: bytes, table: int, entries: int, index: int) -> bool:
+    if index + 1 == entries:
+        return False
+    one, next_one = (struct.unpack_from("<QQIIII", data, table + 64 * i) for i in (index, index + 1))
+    whole = one[3] == next_one[3] == 0xFFFF
+    return whole and one[0] % BLOCK == 0 and next_one[0] == one[0] + CHUNK and one[4] == next_one[4]
+
+
 def read_chunks(
     data: bytes, start: int, table: int, entries: int, *, compressed: bool, contents: Contents
 ) -> None:
@@ -120,6 +128,10 @@ def read_chunks(
         require(offset + (present[-1] + 1) * PAGE <= size, "page after the memory")
         require((memory, offset) > previous, "order")
         previous = (memory, offset)
+        if not compressed and begins_block(data, table, entries, index):
+            padded = (expected + BLOCK - 1) // BLOCK * BLOCK
+            require(data[expected:padded] == bytes(padded - expected), "padding before a block")
+            expected = padded
         require(position == expected, "position")
         expected += stored
         full = len(present) * PAGE

@@ -18,10 +18,11 @@ from nocopy.snapshot.manifest import (
     SamplerState,
     SessionState,
     TableState,
+    TokenState,
     WasiState,
 )
 
-PAGE = 65536
+PAGE, BLOCK = 65536, 2 << 20
 
 
 def memory_with(pages: int, filled: Iterable[int], seed: int = 0) -> LinearMemory:
@@ -56,7 +57,7 @@ def full_manifest(*memories: LinearMemory) -> Manifest:
         tables=(TableState(0, (1, None, 2)),),
         wasi=WasiState(("app", "-v"), (EnvironmentVariable("LANG", "C"),), ("/in",)),
         models=(ModelState(blake3(b"model").digest(), "m.gguf"),),
-        sessions=(SessionState(0, 0, first, 0, 128, 32, "F16", 1, b"\1\0\0\0\2\0\0\0", sampler),),
+        sessions=(SessionState(0, 0, first, 0, 128, 32, "F16", 1, TokenState(0, 0, 2), sampler),),
     )
 
 

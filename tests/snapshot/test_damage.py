@@ -12,7 +12,16 @@ from nocopy.errors import SnapshotDamagedError, SnapshotError, SnapshotFileError
 from nocopy.snapshot import SharedSecret, open_snapshot, write_snapshot
 from nocopy.snapshot.format import DEFECTS
 from tests.snapshot import independent_reader
-from tests.snapshot.made import PAGE, full_manifest, manifest_of, memory_with, reseal, stored_file, thawed
+from tests.snapshot.made import (
+    BLOCK,
+    PAGE,
+    full_manifest,
+    manifest_of,
+    memory_with,
+    reseal,
+    stored_file,
+    thawed,
+)
 
 MUTANTS = 5000  # of each of the two kinds below
 SLACK = 1 << 20
@@ -132,6 +141,25 @@ def test_mutated_files_with_right_digests_are_refused_or_read_as_the_document_sa
     assert seen >= {"opened", "manifest", "table", "compression", "header", "truncated"}
 
 
+def test_mutated_files_with_blocks(tmp_path):
+    """As both tests above; fewer, because such a file has 4 MiB."""
+    memory, path, rng = memory_with(64, range(5, 64)), tmp_path / "a", random.Random(4)
+    write_snapshot(path, manifest_of(memory), [memory])
+    data, header, seen = path.read_bytes(), stored_file(path), set()
+    for number in range(300):
+        mutant = mutate(data, header, rng)
+        mutant = reseal(mutant) if number % 2 else mutant
+        overwrite(path, mutant)
+        try:
+            open_snapshot(path).close()
+        except SnapshotError as error:
+            seen.add(getattr(error, "kind", "damaged"))
+        else:
+            assert number % 2 or mutant == data
+            independent_reader.read(path)
+    assert seen >= {"header", "table", "damaged", "truncated"}
+
+
 def test_no_bit_of_a_file_can_change(tmp_path):
     """Every bit outside the pages, and some in them."""
     memory = memory_with(3, [1])
@@ -173,6 +201,7 @@ def entry_changed(data: bytes, header: dict[str, int], index: int, at: int, code
         (0, 0, "<Q", 2**63, "outside its memory"),
         (1, 0, "<Q", 0, "does not come after"),
         (0, 8, "<Q", 2 * PAGE, "does not follow"),
+        (0, 8, "<Q", 2**64 - PAGE, "does not follow"),
         (1, 8, "<Q", PAGE, "does not follow"),
         (0, 16, "<I", PAGE, "cannot have"),
         (0, 16, "<I", 2**32 - 1, "cannot have"),
@@ -193,6 +222,38 @@ def test_a_chunk_that_cannot_be(tmp_path, index, at, code, value, why):
         with pytest.raises(SnapshotFileError, match=why) as refused:
             open_snapshot(path, verify=verify)
         assert refused.value.kind == "table"
+
+
+@pytest.mark.parametrize(("page", "wanted"), [(0, BLOCK), (32, 2 * BLOCK)])
+def test_a_block_that_is_out_of_its_place(tmp_path, page, wanted):
+    """Everything else about such a file would be right: chunks that follow one another, and their digests."""
+    memory = memory_with(page + 32, range(page + 32))
+    path = tmp_path / "a"
+    write_snapshot(path, manifest_of(memory), [memory])
+    header, index = stored_file(path), page // 16
+    data = path.read_bytes()
+    assert struct.unpack_from("<Q", data, header["table"] + 64 * index + 8) == (wanted,)
+    for moved in (PAGE, -PAGE, BLOCK):
+        overwrite(path, entry_changed(data, header, index, 8, "<Q", wanted + moved))
+        with pytest.raises(SnapshotFileError, match="does not follow") as refused:
+            open_snapshot(path, verify="off")
+        assert refused.value.kind == "table"
+
+
+def test_padding_that_is_not_zero_is_found_with_the_pages(tmp_path):
+    memory = memory_with(64, range(5, 64))  # pages 5 to 31, padding, a block
+    path = tmp_path / "a"
+    write_snapshot(path, manifest_of(memory), [memory])
+    data, first = path.read_bytes(), PAGE + 27 * PAGE
+    for at in (first, BLOCK - 1):
+        changed = bytearray(data)
+        changed[at] = 1
+        overwrite(path, changed)
+        with pytest.raises(SnapshotFileError, match="padding") as refused:
+            open_snapshot(path)
+        assert refused.value.kind == "table"
+        with open_snapshot(path, verify="lazy") as snapshot, pytest.raises(SnapshotFileError):
+            snapshot.verify()
 
 
 def test_a_frame_that_claims_too_much_is_not_unpacked(tmp_path):

@@ -1,9 +1,12 @@
 """What is written is what another reader finds, and what comes back."""
 
+import ctypes
 import os
 import stat
 import struct
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +15,12 @@ from hypothesis import strategies as st
 
 from nocopy.errors import ClosedError, SnapshotWriteError, UsageError
 from nocopy.memory import LinearMemory
+from nocopy.memory.pages import map_file
 from nocopy.snapshot import Manifest, MemoryState, SharedSecret, open_snapshot, write_snapshot
 from nocopy.snapshot.format import ENTRY
 from tests.snapshot import independent_reader
 from tests.snapshot.made import (
+    BLOCK,
     PAGE,
     contents,
     full_manifest,
@@ -57,21 +62,55 @@ def test_memories_come_back_as_they_were(tmp_path, shapes, compress, signed):
             assert snapshot.verified
 
 
-@given(st.sets(st.integers(0, 60)))
+stretches = st.lists(
+    st.tuples(st.integers(0, 150), st.integers(1, 90)).map(lambda s: range(s[0], s[0] + s[1])), max_size=5
+).map(lambda found: {page for pages in found for page in pages})
+"""Pages in long runs, so that there are blocks of 2 MiB: 32 pages."""
+
+
+@given(st.sets(st.integers(0, 60)) | stretches)
 def test_neighbours_in_memory_are_neighbours_in_the_file(tmp_path, filled):
-    memory = memory_with(61, filled)
+    memory = memory_with(240, filled)
     path = tmp_path / "a.snapshot"
-    write_snapshot(path, manifest_of(memory), [memory])
+    written = write_snapshot(path, manifest_of(memory), [memory])
     positions = independent_reader.read(path).positions[0]
     assert all(position % PAGE == 0 for position in positions.values())
-    assert all(positions[p + 1] == positions[p] + PAGE for p in positions if p + 1 in positions)
+    first_of_blocks = {p for p in range(0, 240, 32) if all(p + i in filled for i in range(32))}
+    assert all(positions[p] % BLOCK == 0 for p in first_of_blocks)
+    assert all(
+        positions[p + 1] == positions[p] + PAGE
+        for p in positions
+        if p + 1 in positions and p + 1 not in first_of_blocks
+    )
+    assert written.nbytes < 2 * written.stored + 2 * PAGE
     with open_snapshot(path) as snapshot:
         runs = snapshot.memory(0)
     found = {
         run.offset // PAGE + i: run.position + i * PAGE for run in runs for i in range(run.nbytes // PAGE)
     }
     assert found == positions
-    assert all(a.offset + a.nbytes < b.offset for a, b in pairwise(runs))
+    for a, b in pairwise(runs):
+        after = a.offset + a.nbytes
+        assert after < b.offset or (after == b.offset and b.position > a.position + a.nbytes)
+
+
+@given(st.lists(stretches, min_size=1, max_size=2))
+def test_blocks_come_back_where_they_were(tmp_path, filled):
+    memories = [memory_with(240, pages, i) for i, pages in enumerate(filled)]
+    path = tmp_path / "a.snapshot"
+    write_snapshot(path, manifest_of(*memories), memories)
+    assert independent_reader.read(path).memories == [contents(memory) for memory in memories]
+    with open_snapshot(path) as snapshot:
+        for index, memory in enumerate(memories):
+            assert thawed(snapshot, index).read(0, memory.size) == memory.read(0, memory.size)
+
+
+@pytest.mark.skipif(not hasattr(os, "SEEK_HOLE"), reason="the system does not tell holes")
+def test_padding_takes_no_room_on_the_disk(tmp_path):
+    memory = memory_with(96, range(20, 96))
+    written = write_snapshot(tmp_path / "a", manifest_of(memory), [memory])
+    assert written.nbytes > 96 * PAGE
+    assert (tmp_path / "a").stat().st_blocks * 512 <= (76 + 2) * PAGE
 
 
 def test_every_field_of_the_manifest_comes_back(tmp_path):
@@ -103,6 +142,37 @@ def test_a_page_that_became_zero_again_is_left_out(tmp_path):
     memory.write(PAGE, bytes(PAGE))
     memory.write(2 * PAGE, bytes(PAGE - 1) + b"\1")
     assert write_snapshot(tmp_path / "a", manifest_of(memory), [memory]).stored == 3 * PAGE
+
+
+def mapped_at_once(address: int, nbytes: int) -> int:
+    """Read a range; how many bytes of it are mapped in pieces of 2 MiB of a file, by the system's count."""
+    np.frombuffer((ctypes.c_ubyte * nbytes).from_address(address), np.uint8)[:: 1 << 12].sum()
+    found, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        head = line.split(" ", 1)[0]
+        if "-" in head:
+            inside = address <= int(head.split("-")[0], 16) < address + nbytes
+        elif inside and head == "FilePmdMapped:":
+            found += int(line.split()[1]) * 1024
+    return found
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the counts are Linux's")
+def test_blocks_are_mapped_at_once_where_the_system_can(tmp_path):
+    """A plain file shows whether it can: ext4 and others since Linux 6.16, if memory is not in pieces."""
+    memory, fresh = memory_with(256, range(256)), LinearMemory(256 * PAGE)
+    (tmp_path / "plain").write_bytes(memory.read(0, 256 * PAGE))
+    with open(tmp_path / "plain", "rb") as file:
+        map_file(file.fileno(), 0, fresh.address, 256 * PAGE)
+    if mapped_at_once(fresh.address, 256 * PAGE) < 256 * PAGE:
+        pytest.skip("this system does not keep files in pieces of 2 MiB")
+    write_snapshot(tmp_path / "a", manifest_of(memory), [memory])
+    with open_snapshot(tmp_path / "a", verify="off") as snapshot:
+        copy = thawed(snapshot)
+    assert mapped_at_once(copy.address, copy.size) >= 192 * PAGE
+    copy.write(3 * PAGE, b"written")
+    assert copy.read(0, copy.size)[3 * PAGE + 7 :] == memory.read(0, memory.size)[3 * PAGE + 7 :]
+    assert copy.read(0, 3 * PAGE) == memory.read(0, 3 * PAGE)
 
 
 def test_thawed_memory_is_private(tmp_path):
@@ -142,7 +212,7 @@ def test_a_memory_in_crumbs_does_not_use_up_the_process_mappings(tmp_path):
     with open_snapshot(tmp_path / "a", verify="off") as snapshot:
         copy = LinearMemory(memory.size)
         placed = snapshot.map_into(0, copy.address)
-    assert (placed.mapped, placed.read) == (1024 * PAGE, 126 * PAGE)
+    assert (sum(run.nbytes for run in placed.mapped), placed.read) == (1024 * PAGE, 126 * PAGE)
     assert np.array_equal(np.frombuffer(copy.buffer(), np.uint8), np.frombuffer(memory.buffer(), np.uint8))
 
 

@@ -9,7 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nocopy.memory import LinearMemory
-from nocopy.snapshot.scan import anonymous_ranges, nonzero_pages, runs, touched
+from nocopy.memory.pages import map_file
+from nocopy.snapshot import mappings
+from nocopy.snapshot.mappings import anonymous_ranges
+from nocopy.snapshot.scan import nonzero_pages, runs, touched
 
 PAGE = 65536
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the page map is Linux's")
@@ -54,6 +57,25 @@ def test_pages_of_a_file_count_though_nobody_touched_them(tmp_path, shared):
     address = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
     assert anonymous_ranges(address, address + 2 * PAGE) == []
     assert nonzero_pages(address, 2 * PAGE).tolist() == [False, True]
+
+
+@linux
+def test_older_systems_say_the_same_in_another_way(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"x" * PAGE)
+    memory = LinearMemory(64 * PAGE, reserve=80 * PAGE)
+    with open(tmp_path / "a", "rb") as file:
+        for page in (3, 40, 63):
+            map_file(file.fileno(), 0, memory.address + page * PAGE, PAGE)
+    first, last = memory.address + PAGE + 4096, memory.address + 63 * PAGE
+    asked = anonymous_ranges(first, last)
+    monkeypatch.setattr(mappings, "PROCMAP_QUERY", 0x6699)  # no such call
+    assert covered(anonymous_ranges(first, last)) == covered(asked)
+    pages = {(at - memory.address) // PAGE for at in covered(asked)}
+    assert pages == set(range(1, 63)) - {3, 40}
+
+
+def covered(ranges):
+    return {at for start, end in ranges for at in range(start, end, 4096)}
 
 
 @linux

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from nocopy.errors import (
     SnapshotMismatchError,
     UsageError,
 )
+from nocopy.memory.pages import LARGE
 from nocopy.session.language import LanguageModel
 from nocopy.session.own import OwnSession
 from nocopy.session.sampler import Sampler, Sampling
@@ -240,6 +242,56 @@ def test_a_damaged_or_shortened_file_is_refused(cpu: LanguageModel, tmp_path: Pa
     path.write_bytes(data[:-1])
     with pytest.raises(SnapshotFileError):
         nocopy.thaw_session(cpu, path, verify="off")
+
+
+def test_a_lazily_verified_session_goes_on_until_damage_is_found(cpu: LanguageModel, tmp_path: Path) -> None:
+    session, sampler = begun(cpu, 300)
+    path = tmp_path / "s"
+    nocopy.freeze_session(session, path, sampler=sampler)
+    wanted = go_on(session, sampler, 8)
+    thawed = nocopy.thaw_session(cpu, path, verify="lazy")
+    assert thawed.sampler is not None
+    assert go_on(thawed.session, thawed.sampler, 8) == wanted
+    thawed.session.close()
+
+    data = bytearray(path.read_bytes())
+    with open_snapshot(path) as snapshot:
+        run = snapshot.memory(0)[0]
+    data[run.position + 5000] ^= 1
+    path.write_bytes(data)
+    damaged = nocopy.thaw_session(cpu, path, verify="lazy").session
+    threads = [thread for thread in threading.enumerate() if thread.name == "snapshot"]
+    for thread in threads:
+        thread.join()
+    for use in (lambda: damaged.logits, damaged.likeliest, damaged.flush):
+        with pytest.raises(SnapshotDamagedError):
+            use()
+    with pytest.raises(SnapshotDamagedError):
+        nocopy.freeze_session(damaged, tmp_path / "t")
+    damaged.close()
+
+
+def test_a_large_cache_lies_where_it_can_be_mapped_in_large_pieces(
+    cpu: LanguageModel, tmp_path: Path
+) -> None:
+    session = cpu.session(context=CONTEXT, kv="f32")
+    region = session.region
+    assert region.cache.nbytes > LARGE
+    size = region.cache.nbytes // 4
+    noise = np.random.default_rng(0).standard_normal(size, np.float32)
+    session.memory.view(size, "f32", region.home).numpy()[:] = noise  # quicker than 8192 tokens, as well read
+    session.tokens.extend(prompt(CONTEXT - 8))
+    session.append([1])
+    nocopy.freeze_session(session, tmp_path / "s")
+    with open_snapshot(tmp_path / "s") as snapshot:
+        whole = [run for run in snapshot.memory(0) if run.nbytes >= LARGE]
+    thawed = nocopy.thaw_session(cpu, tmp_path / "s").session
+    assert whole
+    assert thawed.tokens == session.tokens
+    assert thawed.memory.read(0, region.nbytes) == session.memory.read(0, region.nbytes)
+    assert session.memory.address % LARGE == thawed.memory.address % LARGE == region.home % LARGE == 0
+    assert all(run.position % LARGE == 0 and run.offset % LARGE == 0 for run in whole)
+    assert thawed.memory.borrowed[0][0] == region.home  # what each pass writes is the session's own
 
 
 def test_pages_that_are_only_read_stay_those_of_the_file(cpu: LanguageModel, tmp_path: Path) -> None:

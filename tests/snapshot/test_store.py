@@ -26,7 +26,7 @@ from nocopy.snapshot.marks import LEASE, marked
 from nocopy.snapshot.objects import FolderObjects
 from nocopy.snapshot.store import CHUNKS, COLLECTING, PUSHING, SNAPSHOTS
 from tests.snapshot import independent_reader
-from tests.snapshot.made import PAGE, contents, manifest_of, memory_with
+from tests.snapshot.made import BLOCK, PAGE, contents, manifest_of, memory_with
 
 CHUNK = 16 * PAGE
 SECRET = SharedSecret(bytes(range(16)))
@@ -363,7 +363,7 @@ def test_a_skeleton_that_was_changed_is_refused(folder_store, tmp_path):
 
 def test_a_damaged_file_does_not_reach_the_store(folder_store, tmp_path):
     path = snapshot_file(tmp_path / "a")
-    damage(path, 5 * PAGE)
+    damage(path, BLOCK + 5 * PAGE)  # all of its first 32 pages are there: a block
     with pytest.raises(SnapshotDamagedError):
         folder_store.push(path, "a")
     assert folder_store.names() == []

@@ -1,13 +1,19 @@
 """Freezing and thawing a conversation of so many tokens with a model of 1.24 B parameters, f16 KV cache.
 
-freeze       the session becomes a file on the disk       beside writing and fsync of as many bytes
-thaw         the file becomes a session                   beside reading the tokens again (re-prefill)
-first token  thaw, then one token                         beside one token of the session that was frozen
+freeze        the session becomes a file on the disk    beside writing as many bytes and fsync
+publish       the same                                  beside writing them as durably by hand: under another
+                                                        name, fsync, rename, fsync of the folder
+thaw          the file becomes a session                beside reading the tokens again (re-prefill)
+thaw of new   the same, of a file that this process     beside thawing one that it has thawed before
+              has not opened before
+first token   thaw, then one token: a token, and the    beside one token of the session that was frozen
+              median of how much more the two took
 
 The file is written to the user's cache directory and is in the page cache when it is thawed, without
-verification. Reading the tokens again is measured up to `READ` tokens. Beyond, the peer says so: what stands
-there is the time that they take at the rate of `READ` tokens, which is less than they would take, since
-attention grows with the square. The keys and values of such a length are noise: no time depends on them.
+verification. Its size is what it takes on the disk. Reading the tokens again is measured up to `READ` tokens.
+Beyond, the peer says so: what stands there is the time that they take at the rate of `READ` tokens, which is
+less than they would take, since attention grows with the square. The keys and values of such a length are
+noise: no time depends on them.
 """
 
 from __future__ import annotations
@@ -16,6 +22,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
 
@@ -24,12 +31,13 @@ import numpy as np
 from nocopy.bench.llama import model_file, tokens
 from nocopy.bench.result import Result, Row, row
 from nocopy.bench.runner import Progress, silent
-from nocopy.bench.timing import interleaved
+from nocopy.bench.timing import MOST_SAMPLES, interleaved, turns
 from nocopy.device.protocol import Device
 from nocopy.memory.linear import LinearMemory
 from nocopy.models.ggml import GGMLType
 from nocopy.session.language import LanguageModel
 from nocopy.session.own import OwnSession
+from nocopy.snapshot.publish import sync_folder
 from nocopy.snapshot.session import freeze_session, thaw_session
 
 AXIS = "tokens of the conversation"
@@ -38,6 +46,9 @@ READ = 4096
 """Tokens up to which re-prefill is measured: a minute on two cores."""
 KIND = GGMLType.Q4_0
 SECONDS = 6.0
+"""For writing files of one size; the other measurements of a length take four times as long."""
+SLOW_DISK = 64 << 20
+"""Bytes a second."""
 STEP = 16 << 20
 """Bytes of one plain write."""
 
@@ -65,7 +76,7 @@ def rows(device: Device, *, progress: Progress = silent) -> list[Row]:
 def lines(result: Result) -> dict[str, dict[int, float]]:
     """Milliseconds over tokens, for a picture."""
     drawn: dict[str, dict[int, float]] = {
-        name: {} for name in ("thaw", "freeze", "re-prefill", "write and fsync")
+        name: {} for name in ("thaw", "freeze", "re-prefill", "write and publish")
     }
     for found in result.rows:
         what, length = re.fullmatch(r"(.*) (\d+) tokens.*", found["case"], re.DOTALL).groups()  # pyright: ignore
@@ -101,18 +112,35 @@ def _of(model: LanguageModel, session: OwnSession, path: Path, peer: str, read: 
         freeze_session(session, path)
         return path.unlink
 
-    nbytes = freeze_session(session, path).nbytes
+    freeze_session(session, path)
+    nbytes = path.stat().st_blocks * 512
     path.unlink()
     times = interleaved(
-        {"ours": freeze, "disk": lambda: _write(path, session.memory, nbytes)}, seconds=SECONDS
+        {
+            "ours": freeze,
+            "disk": lambda: _write(path, session.memory, nbytes),
+            "durably": lambda: _publish(path, session.memory, nbytes),
+        },
+        seconds=SECONDS + nbytes / SLOW_DISK,  # a disk is uneven, and few files of 1 GiB say little
     )
     case = f"{length} tokens, {nbytes / 2**20:.1f} MiB"
-    found = [row(f"freeze {case}", 1e3 * times["ours"], "ms", "write and fsync", 1e3 * times["disk"])]
+    ours = 1e3 * times["ours"]
+    found = [
+        row(f"freeze {case}", ours, "ms", "write and fsync", 1e3 * times["disk"]),
+        row(f"publish {case}", ours, "ms", "write and publish", 1e3 * times["durably"]),
+    ]
     freeze_session(session, path)
+    names = [path.with_name(f"{path.name}-{i}") for i in range(MOST_SAMPLES + 2)]
+    for name in names:
+        name.hardlink_to(path)
+    unseen = iter(names)
     (token,) = tokens(1)
 
     def thaw() -> Callable[[], None]:
         return thaw_session(model, path, verify="off").session.close
+
+    def thaw_new() -> Callable[[], None]:
+        return thaw_session(model, next(unseen), verify="off").session.close
 
     def first_token() -> Callable[[], None]:
         thawed = thaw_session(model, path, verify="off").session
@@ -123,10 +151,18 @@ def _of(model: LanguageModel, session: OwnSession, path: Path, peer: str, read: 
         session.append([token])
         return lambda: session.truncate(length)
 
-    times = interleaved({"thaw": thaw, "first": first_token, "next": next_token}, seconds=SECONDS)
-    path.unlink()
-    found.append(row(f"thaw {case}", 1e3 * times["thaw"], "ms", peer, 1e3 * read))
-    found.append(row(f"first token {case}", 1e3 * times["first"], "ms", "next token", 1e3 * times["next"]))
+    # Whatever is thawed comes after a token: a model that has just passed through the caches.
+    calls = {"next": next_token, "first": first_token, "thaw": thaw, "again": next_token, "new": thaw_new}
+    times = turns(calls, seconds=4 * SECONDS)
+    for name in (path, *names):
+        name.unlink()
+    milliseconds = {name: 1e3 * median(taken) for name, taken in times.items()}
+    # From one turn to the next a machine's speed changes by more than a thaw takes, within a turn less.
+    more = [first - plain for first, plain in zip(times["first"], times["next"], strict=True)]
+    first = milliseconds["next"] + 1e3 * median(more)
+    found.append(row(f"thaw {case}", milliseconds["thaw"], "ms", peer, 1e3 * read))
+    found.append(row(f"thaw of new {case}", milliseconds["new"], "ms", "thaw", milliseconds["thaw"]))
+    found.append(row(f"first token {case}", first, "ms", "next token", milliseconds["next"]))
     return found
 
 
@@ -142,4 +178,13 @@ def _write(path: Path, memory: LinearMemory, nbytes: int) -> Callable[[], None]:
         os.fsync(file)
     finally:
         os.close(file)
+    return path.unlink
+
+
+def _publish(path: Path, memory: LinearMemory, nbytes: int) -> Callable[[], None]:
+    """As durable as a file can be that replaces another: whenever the machine stops, one of them is whole."""
+    temporary = path.with_name("temporary")
+    _write(temporary, memory, nbytes)
+    temporary.rename(path)
+    sync_folder(path.parent)
     return path.unlink

@@ -14,7 +14,14 @@ LEAST_SAMPLES = 3
 def interleaved(
     contenders: Mapping[str, Callable[[], Any]], *, seconds: float, settle: float = 0.0
 ) -> dict[str, float]:
-    """Time each contender, in turns, and return its median in seconds.
+    """Time each contender, in turns, and return its median in seconds. Arguments as for `turns`."""
+    return {name: median(taken) for name, taken in turns(contenders, seconds=seconds, settle=settle).items()}
+
+
+def turns(
+    contenders: Mapping[str, Callable[[], Any]], *, seconds: float, settle: float = 0.0
+) -> dict[str, list[float]]:
+    """Time each contender, in turns, and return what it took in each, in seconds.
 
     Args:
         contenders: what to call, by name. What a call returns, if it can be called, undoes it: that is called
@@ -40,7 +47,7 @@ def interleaved(
             while perf_counter() < settled:
                 _timed(call)
             samples[name].append(_timed(call))
-    return {name: median(taken) for name, taken in samples.items()}
+    return samples
 
 
 def _timed(call: Callable[[], Any]) -> float:

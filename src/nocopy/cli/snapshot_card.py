@@ -74,5 +74,5 @@ def rows(checked: Checked) -> Iterator[tuple[str, str]]:
     for model in manifest.models:
         yield "model", f"{printable(model.name or '')} {model.digest.hex()}".strip()
     for session in manifest.sessions:
-        tokens = f"{len(session.tokens) // 4} of {session.context} tokens, {printable(session.kv)}"
+        tokens = f"{session.tokens.count} of {session.context} tokens, {printable(session.kv)}"
         yield "session", f"{tokens}, {size(session.nbytes)} of memory {session.memory}"

@@ -31,7 +31,7 @@ class CpuProgram:
         self.pages = tuple(spaces.values())
         for space, pages in spaces.items():
             self.bases[space] = pages.address
-        self.records = tape.records.ctypes.data
+        self.records = tape.address
         self.count = len(tape)
         self.base_pointer = ctypes.addressof(self.bases)
         self.closed = False

@@ -22,13 +22,14 @@ from nocopy.snapshot.manifest import (
     ModuleState,
     SessionState,
     TableState,
+    TokenState,
     WasiState,
 )
-from nocopy.snapshot.session import CREATOR, token_bytes
+from nocopy.snapshot.session import CREATOR, memory_of, token_bytes
 from nocopy.wasm import Dir, Guest, Wasi
 
 if TYPE_CHECKING:
-    from nocopy.interfaces.sessions import GuestSession, Sessions
+    from nocopy.interfaces.sessions import Sessions
     from nocopy.session.constraint import Constraint
 
 
@@ -55,17 +56,17 @@ def describe(
     memories, states = list(guest.memories), _memories(guest)
     main = next(i for i, memory in enumerate(memories) if memory is guest.memory)
 
-    def add(memory: LinearMemory | None) -> int | None:
-        if memory is None:
-            return None
+    def add(memory: LinearMemory) -> int:
         stack.callback(memory.close)
         memories.append(memory)
         states.append(MemoryState(memory.size))
         return len(memories) - 1
 
-    scratch = add(compute.attachment.grip.read_scratch(compute.ledger))
+    scratch = compute.attachment.grip.read_scratch(compute.ledger)
+    held_scratch = None if scratch is None else add(scratch)
     binary = guest.module.binary
-    held = add(_filled(binary)) if with_module else None
+    held = add(memory_of(binary)) if with_module else None
+    open_sessions = () if sessions is None else _sessions(sessions, main, add)
     models = [] if sessions is None else _models(sessions)
     manifest = Manifest(
         "guest",
@@ -84,9 +85,9 @@ def describe(
             tuple(map(preopen_name, wasi.dirs)),
         ),
         models=tuple(models),
-        sessions=() if sessions is None else tuple(_sessions(sessions, main)),
+        sessions=open_sessions,
         handles=None if sessions is None else HandleState(*sessions.handles.used),
-        scratch=scratch,
+        scratch=held_scratch,
     )
     return manifest, memories
 
@@ -110,14 +111,6 @@ def _memories(guest: Guest) -> list[MemoryState]:
     return found
 
 
-def _filled(data: bytes) -> LinearMemory:
-    """A memory with these bytes at its start."""
-    size = max(-(-len(data) // PAGE), 1) * PAGE
-    memory = LinearMemory(size, reserve=size, guard=0)
-    memory.write(0, data)
-    return memory
-
-
 def _models(sessions: Sessions) -> list[ModelState]:
     return [
         ModelState(lease.loaded.model.digest, sessions.names[handle], handle)
@@ -125,26 +118,31 @@ def _models(sessions: Sessions) -> list[ModelState]:
     ]
 
 
-def _sessions(sessions: Sessions, memory: int) -> list[SessionState]:
+def _sessions(sessions: Sessions, main: int, add: Callable[[LinearMemory], int]) -> tuple[SessionState, ...]:
+    """The open sessions, whose regions lie in memory `main`; their tokens become a memory that is added."""
     leases = [lease for _, lease in sessions.leases]
-
-    def one(handle: int, found: GuestSession) -> SessionState:
+    tokens = [token_bytes(found.session.tokens) for _, found in sessions.open_ones]
+    memory, at = (add(memory_of(b"".join(tokens))), 0) if tokens else (0, 0)
+    made: list[SessionState] = []
+    for (handle, found), raw in zip(sessions.open_ones, tokens, strict=True):
         region = found.session.region
-        return SessionState(
-            memory,
-            found.start,
-            found.stop - found.start,
-            leases.index(found.lease),
-            region.context,
-            region.chunk,
-            region.kv.name.lower(),
-            handle,
-            token_bytes(found.session.tokens),
-            fresh=found.fresh,
-            constraint=constraint_state(found.constraint),
+        made.append(
+            SessionState(
+                main,
+                found.start,
+                found.stop - found.start,
+                leases.index(found.lease),
+                region.context,
+                region.chunk,
+                region.kv.name.lower(),
+                handle,
+                TokenState(memory, at, len(raw) // 4),
+                fresh=found.fresh,
+                constraint=constraint_state(found.constraint),
+            )
         )
-
-    return [one(handle, found) for handle, found in sessions.open_ones]
+        at += len(raw)
+    return tuple(made)
 
 
 def constraint_state(constraint: Constraint | None) -> ConstraintState | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, cast
@@ -11,10 +12,10 @@ from nocopy.interfaces.clone import Clone
 from nocopy.interfaces.compute import Compute
 from nocopy.interfaces.freeze import preopen_name
 from nocopy.memory.linear import LinearMemory
-from nocopy.snapshot.manifest import ConstraintState, Manifest, MemoryState
+from nocopy.snapshot.manifest import ConstraintState, Manifest, MemoryState, TokenState
 from nocopy.snapshot.origin import Origin
 from nocopy.snapshot.read import Snapshot
-from nocopy.snapshot.session import check_chunk, check_model, kv_type, mismatch, tokens_of
+from nocopy.snapshot.session import check_model, check_shape, kv_type, mismatch, tokens_of
 from nocopy.wasm import Dir, Engine, Guest, Module
 from nocopy.wasm.memory_creator import GUEST
 from nocopy.wasm.state import GlobalValue, State, TableValue
@@ -55,9 +56,7 @@ class Restore:
             wanted = manifest.memories[i]
             self._check_memory(i, wanted, guest)
             memory.grow(wanted.size)
-            memory.refill(
-                lambda address, i=i: self._origin.place(i, address), self._origin.borrowed(i), owner=GUEST
-            )
+            memory.refill(lambda address, i=i: self._origin.place(i, address), owner=GUEST)
         state = State(
             tuple(GlobalValue(g.index, g.type, g.value) for g in manifest.globals),
             tuple(TableValue(t.index, t.elements) for t in manifest.tables),
@@ -117,6 +116,13 @@ class Restore:
             raise
         return memory
 
+    def _tokens(self, state: TokenState) -> array[int]:
+        memory = self.memory(state.memory)
+        try:
+            return tokens_of(memory.read(state.offset, 4 * state.count))
+        finally:
+            memory.close()
+
     def _bind_sessions(self, compute: Compute) -> None:
         manifest = self.manifest
         assert manifest.handles is not None
@@ -128,7 +134,10 @@ class Restore:
             check_model(models[handle].digest, loaded.model.digest, f"granted as {models[handle].name!r}")
             for state in manifest.sessions:
                 if handles[state.model] == handle:
-                    check_chunk(state, loaded.engine.chunk)
+                    check_shape(state, loaded.engine.chunk)
+                    loaded.engine.region(
+                        state.offset, state.context, kv_type(state)
+                    )  # before tokens are read
 
         def sessions(resume: Callable[..., GuestSession]) -> Mapping[int, GuestSession]:
             made: dict[int, GuestSession] = {}
@@ -139,7 +148,7 @@ class Restore:
                     state.nbytes,
                     state.context,
                     kv_type(state),
-                    tokens_of(state.tokens),
+                    self._tokens(state.tokens),
                 )
                 found.fresh = state.fresh
                 if state.constraint is not None:

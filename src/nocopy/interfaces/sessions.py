@@ -153,7 +153,7 @@ class Sessions:
         if kv not in CACHE_TYPES:
             names = ", ".join(f"{d.value} ({d.name.lower()})" for d in CACHE_TYPES)
             raise UsageError(f"a KV cache of type {kv} was asked for; there are {names}")
-        return Region(model.engine.config, start, context, model.engine.chunk, DType(kv))
+        return model.engine.region(start, context, DType(kv))
 
     def restore(
         self,

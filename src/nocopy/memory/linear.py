@@ -130,8 +130,7 @@ class LinearMemory:
         self.grow_through: Callable[[int], None] | None = None
         """Set by whoever keeps its own record of the size (a Wasm engine): `grow` asks it instead."""
         try:
-            self._pages = Pages(max(reserve, size), guard)
-            self._pages.commit(0, size)
+            self._pages = Pages(max(reserve, size), guard, size)
         except BaseException:
             self.quota.refund(size)
             raise
@@ -265,14 +264,19 @@ class LinearMemory:
     # What it is made of
 
     def refill(
-        self, place: Callable[[int], object], borrowed: Sequence[tuple[int, int]], *, owner: str | None = None
+        self,
+        place: Callable[[int], Sequence[tuple[int, int]]],
+        *,
+        owner: str | None = None,
+        fresh: bool = False,
     ) -> None:
         """Replace all that is in the memory.
 
         Args:
-            place: gets the address and puts pages or bytes there; all of them are new and zero.
-            borrowed: the ranges [start, end) that it maps from a file.
+            place: gets the address and puts pages or bytes there, where all is new and zero; returns the
+                ranges [start, end) that it mapped from a file.
             owner: who may hold the memory meanwhile: a guest that is not running.
+            fresh: nobody has written to the memory yet.
 
         Raises:
             ClosedError: the memory is closed.
@@ -281,13 +285,13 @@ class LinearMemory:
         """
         with self._lock:
             self._refuse_others(owner)
-            self.pages.refresh(0, self.size)
+            if not fresh:
+                self.pages.refresh(0, self.size)
             try:
-                place(self.address)
+                self.borrowed = list(place(self.address))
             except BaseException:
                 self.pages.refresh(0, self.size)
                 raise
-            self.borrowed = list(borrowed)
 
     def _refuse_others(self, owner: str | None) -> None:
         others = [held for held in self.holders if held != owner]

@@ -19,6 +19,10 @@ from nocopy.errors import MemoryLimitError
 PAGE: Final = mmap.PAGESIZE
 """The host's page size in bytes: 4 KiB on x86-64, 16 KiB on Apple silicon, 4 to 64 KiB on other ARM."""
 
+LARGE: Final = 2 << 20
+"""Bytes that one entry of the page tables maps instead of a page's: 2 MiB on x86-64, and on ARM with pages of
+4 KiB. A range begins on a multiple of it, so that the system can map files and memory so."""
+
 PROT_NONE: Final = 0
 PROT_READ_WRITE: Final = mmap.PROT_READ | mmap.PROT_WRITE
 # A reservation must not count against the commit limit: 4 GiB for every guest would exhaust it at once.
@@ -67,21 +71,26 @@ class Pages:
     this is what makes a dangling pointer impossible, whatever the order in which things are closed.
     """
 
-    def __init__(self, reserve: int, guard: int) -> None:
+    def __init__(self, reserve: int, guard: int, committed: int = 0) -> None:
         self.reserve = round_up(reserve)
         self.state = State()
-        length = self.reserve + round_up(guard)
-        address = _mmap(None, max(length, PAGE), PROT_NONE, MAP_FLAGS, -1, 0)
+        length = max(self.reserve + round_up(guard), PAGE)
+        slack = LARGE - PAGE if length >= LARGE else 0
+        all_of_it = committed >= length
+        protection = PROT_READ_WRITE if all_of_it else PROT_NONE
+        address = _mmap(None, length + slack, protection, MAP_FLAGS, -1, 0)
         if address is None or address == MAP_FAILED:
             reason = os.strerror(ctypes.get_errno())
             raise MemoryLimitError(
                 f"{length} bytes of address space were asked for (reservation plus guard); the system says: "
                 f"{reason}. Ask for a smaller `reserve`, or raise the limit (`ulimit -v unlimited`)."
             )
-        self.address: int = address
+        self.address: int = round_up(address, slack + PAGE)
         # At exit the system takes the range back; unmapping it earlier could pull it from under a device
         # or a guest.
-        weakref.finalize(self, _munmap, address, max(length, PAGE)).atexit = False
+        weakref.finalize(self, _munmap, address, length + slack).atexit = False
+        if not all_of_it:
+            self.commit(0, committed)
 
     def commit(self, old: int, new: int) -> None:
         """Make the bytes from `old` to `new` readable and writable; whole pages.
@@ -111,15 +120,20 @@ class Pages:
             reason = os.strerror(ctypes.get_errno())
             raise MemoryLimitError(f"{size} bytes were to be made zero; the system says: {reason}")
 
-    def prefer_large(self) -> bool:
+    def prefer_large(self, start: int = 0, end: int | None = None) -> bool:
         """Ask the system to use large pages for what is written from now on; whether it will try.
 
         A hint: where it is not taken, everything works as before. Pages of 2 MiB instead of 4 KiB make passes
         over tensors of many MiB up to a third faster on a virtual machine.
+
+        Args:
+            start: the first byte that it is about; a multiple of `PAGE`.
+            end: one past the last; None means all.
         """
         if sys.platform != "linux":
             return False
-        return _madvise(self.address, self.reserve, MADV_HUGEPAGE) == 0
+        end = self.reserve if end is None else end
+        return _madvise(self.address + start, end - start, MADV_HUGEPAGE) == 0
 
     def _protect(self, start: int, end: int, protection: int, verb: str) -> None:
         if start == end:
@@ -135,7 +149,8 @@ class Pages:
 def map_file(file: int, position: int, address: int, size: int) -> None:
     """Replace committed pages by a file's bytes, copy-on-write: what is written there stays here.
 
-    Pages are read from the file when they are first touched. The file may be closed afterwards.
+    Pages are read from the file when they are first touched; if the system can, in large pieces where the
+    multiples of `LARGE` in the file meet those in memory. The file may be closed afterwards.
 
     Args:
         file: descriptor, readable.
@@ -154,3 +169,6 @@ def map_file(file: int, position: int, address: int, size: int) -> None:
             f"{size} bytes of a file were to be mapped at {address:#x}; the system says: {reason}. "
             "Free memory, or close other guests."
         )
+    if size >= LARGE and (address - position) % LARGE == 0 and sys.platform == "linux":
+        # A hint: without it, pages that are not in memory yet are read in pieces too small to map at once.
+        _madvise(address, size, MADV_HUGEPAGE)

@@ -39,6 +39,18 @@ class _Exporter:
         self.__array_interface__ = interface
 
 
+def byte_array(memory: LinearMemory, offset: int, nbytes: int) -> npt.NDArray[np.uint8]:
+    """Bytes of a memory as an array, u8 [nbytes], which keeps the pages mapped; without a view in between.
+
+    Raises:
+        ClosedError: the memory is closed.
+        UsageError: the range is not inside the memory.
+    """
+    address = memory.check(offset, nbytes)
+    interface = {"version": 3, "shape": (nbytes,), "typestr": "|u1", "data": (address, False)}
+    return np.asarray(_Exporter(memory.pages, interface))
+
+
 def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
     """Strides in elements of a row-major tensor of this shape."""
     strides: list[int] = []

@@ -6,19 +6,24 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from itertools import accumulate
 
+import numpy as np
+
 from nocopy.device.protocol import Device, Pages, Program
 from nocopy.errors import DeviceError
 from nocopy.memory.dtype import DType
 from nocopy.memory.ledger import Ledger
+from nocopy.memory.pages import LARGE
 from nocopy.models.forward import decoder
 from nocopy.models.graph import Graph
 from nocopy.models.model import Model
 from nocopy.models.placement import place, tensors_at, weight_ranges
-from nocopy.session.region import Region
+from nocopy.session.region import PAGE, Region
 from nocopy.tape import Space, Tape, Tensor, validate
 
 TAPES = 64
 """Recorded passes to keep: one is made for each number of rows and each place of a region."""
+REGIONS = 64
+"""Layouts to keep: sessions of one shape share theirs."""
 GUEST_BYTES = 2**48
 """Upper bound of the guest space while recording; compiling checks against the real size."""
 
@@ -70,6 +75,31 @@ class Engine:
             self.placement.close()
             raise
         self._tapes: OrderedDict[tuple[Region, int, bool | None], Tape] = OrderedDict()
+        self._regions: dict[tuple[int, int, DType, int], Region] = {}
+        self.frequencies = {
+            rope: np.asarray(rope.frequencies, np.float32).tobytes() for rope in region.frequencies
+        }
+        """What each region has in its place: f32 [pairs], as bytes."""
+
+    def region(self, offset: int, context: int, kv: DType, boundary: int = PAGE) -> Region:
+        """Where a session lies. Arguments as for `Region`.
+
+        Raises:
+            UsageError: the context, the offset or the element type does not suit the model.
+        """
+        key = (offset, context, kv, boundary)
+        found = self._regions.get(key)
+        if found is None:
+            found = Region(self.config, offset, context, self.chunk, kv, boundary)
+            if len(self._regions) == REGIONS:
+                self._regions.clear()
+            self._regions[key] = found
+        return found
+
+    def own_region(self, context: int, kv: DType) -> Region:
+        """Where a session lies in a memory of its own. Raises as `region`."""
+        large = self.region(0, context, kv, LARGE)
+        return large if large.nbytes >= 2 * LARGE else self.region(0, context, kv)
 
     def _check_room(self, needs: Mapping[str, int]) -> None:
         """Refuse what the device's own memory has no room for, before any of it is there."""

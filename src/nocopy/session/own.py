@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Self
 
 from nocopy.device.protocol import Pages
@@ -10,9 +11,9 @@ from nocopy.errors import DeviceError
 from nocopy.memory.dtype import DType
 from nocopy.memory.ledger import Ledger
 from nocopy.memory.linear import LinearMemory
+from nocopy.memory.pages import LARGE
 from nocopy.memory.quota import Quota
 from nocopy.session.engine import Engine
-from nocopy.session.region import Region
 from nocopy.session.session import Play, Session
 
 
@@ -48,10 +49,16 @@ class OwnSession(Session):
         play: Play | None = None,
         step: int | None = None,
     ) -> None:
-        size = Region(engine.config, 0, context, engine.chunk, kv).nbytes
+        region = engine.own_region(context, kv)
+        size = region.nbytes
+        self.kept = ExitStack()
+        """What is closed with the session."""
         memory = LinearMemory(size, reserve=size, guard=0, limit=quota)
         try:
-            if fill is not None:
+            if fill is None:
+                if region.boundary >= LARGE:  # attention passes over all of it for each token
+                    memory.pages.prefer_large(region.home)
+            else:
                 fill(memory)
                 if engine.device.info.pins:
                     memory.own(0, size)
@@ -61,7 +68,15 @@ class OwnSession(Session):
             raise
         try:
             super().__init__(
-                engine, memory, pages, context=context, kv=kv, play=play, step=step, tokens=tokens
+                engine,
+                memory,
+                pages,
+                context=context,
+                kv=kv,
+                boundary=region.boundary,
+                play=play,
+                step=step,
+                tokens=tokens,
             )
         except BaseException:
             pages.close()
@@ -89,6 +104,7 @@ class OwnSession(Session):
         super().close()
         self.pages.close()
         self.memory.close()
+        self.kept.close()
 
     def __enter__(self) -> Self:
         return self

@@ -5,9 +5,10 @@
     frequencies  f32 [pairs]          rotary frequencies, global layers
     local        f32 [pairs]          the same for local layers, if the model has them
     logits       f32 [vocabulary]     of the last token, after each pass
-    cache        `models/kv.py`       keys and values, token-major, from a 64 KiB boundary of the region
+    cache        `models/kv.py`       keys and values, token-major, on a multiple of 64 KiB, or of 2 MiB
 
-Each part begins on a multiple of 64 bytes.
+Each part begins on a multiple of 64 bytes. What each pass writes anew is apart from the cache, so that a
+session that was thawed shares the cache's pages and has the others for itself.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ PAGE = 65536
 class Region:
     """The layout of one session from byte `offset` of the guest space.
 
+    `boundary` is what the cache begins on a multiple of: 64 KiB, or 2 MiB for a larger cache in a memory of
+    its own, which can then be mapped from a file in pieces of 2 MiB.
+
     `near` says that the device keeps the cache in memory of its own, which kernels reach as `Space.KV`; its
     place in the region is then where it comes back to.
     """
@@ -40,6 +44,7 @@ class Region:
     context: int
     chunk: int
     kv: DType
+    boundary: int = PAGE
     near: bool = False
 
     def __post_init__(self) -> None:
@@ -81,7 +86,7 @@ class Region:
     @cached_property
     def home(self) -> int:
         """The byte of the memory at which the cache begins."""
-        return _up(_end(self.logits), PAGE)
+        return _up(_end(self.logits), self.boundary)
 
     @cached_property
     def cache(self) -> Cache:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -17,14 +18,17 @@ from nocopy.device.protocol import Device, Near, Pages, Program
 from nocopy.errors import ClosedError, DeviceError, DeviceLostError, UsageError
 from nocopy.memory.dtype import DType
 from nocopy.memory.linear import LinearMemory
+from nocopy.memory.view import byte_array
 from nocopy.session.engine import Engine
-from nocopy.session.region import Region
+from nocopy.session.region import PAGE, Region
 from nocopy.tape import Tensor
 
 PROGRAMS = 16
 """Compiled passes that a session keeps."""
 AHEAD = 8
 """Most tokens that are fed ahead of being asked for; a power of two."""
+MANY = 500
+"""Tokens from which NumPy is faster at finding the largest."""
 PATIENCE = 0.02
 """Seconds that feeding ahead may take: nobody should see text come in bursts."""
 
@@ -42,6 +46,7 @@ class Session:
         offset: where the region begins, a multiple of 64 KiB.
         context: tokens that fit; at most what the model was trained for.
         kv: element type of the cache: F16, Q8_0, F32 or BF16.
+        boundary: what the cache begins on a multiple of.
         play: plays a pass; None plays it at once, for whoever has the device to himself.
         step: most tokens that one pass takes, at most the engine's chunk; None means the chunk.
         tokens: those whose keys and values the region holds already: it is that of a session that was frozen.
@@ -59,6 +64,7 @@ class Session:
         offset: int = 0,
         context: int | None = None,
         kv: DType = DType.F16,
+        boundary: int = PAGE,
         play: Play | None = None,
         step: int | None = None,
         tokens: Sequence[int] = (),
@@ -66,17 +72,18 @@ class Session:
         context = engine.config.context if context is None else context
         self.engine, self.memory, self.pages = engine, memory, pages
         self._closed = False
-        region = Region(engine.config, offset, context, engine.chunk, kv)
+        region = engine.region(offset, context, kv, boundary)
         if offset + region.nbytes > memory.size:
             raise UsageError(
                 f"a session of {context} tokens needs {region.nbytes} bytes from byte {offset};"
                 f" the memory has {memory.size}. Grow it, or use a shorter context."
             )
         self.region = region
-        self.tokens: list[int] = []
+        self.tokens: array[int] = array("i")
+        """What it has read: i32 [length]."""
         self._kept = len(tokens)
         self._unread: list[int] = []
-        if tokens:
+        if len(tokens):
             self._check(tokens, have=0)
             self.tokens.extend(tokens)
         self._near = self._make_near()
@@ -88,13 +95,16 @@ class Session:
         self._next: int | None = None
         self._stale = False
         self._seconds = 0.0
-        for rope, place in self.region.frequencies.items():
-            found, wanted = self._array(place), np.asarray(rope.frequencies, np.float32)
-            if not np.array_equal(found, wanted):  # a page that is not written stays shared
-                found[...] = wanted
         # Made once: a view costs more than a small model's pass. The memory never moves.
-        self._tokens, self._positions = self._array(self.region.tokens), self._array(self.region.positions)
-        self._logits: npt.NDArray[np.float32] | None = self._array(self.region.logits)
+        head = byte_array(memory, offset, region.home - offset)
+        for rope, place in region.frequencies.items():
+            found, wanted = _part(head, region, place), engine.frequencies[rope]
+            if found.tobytes() != wanted:  # a page that is not written stays shared
+                found[...] = np.frombuffer(wanted, np.float32)
+        self._tokens, self._positions = (_part(head, region, t) for t in (region.tokens, region.positions))
+        self._logits: npt.NDArray[np.float32] | None = _part(head, region, region.logits)
+        self.before_use: Callable[[], None] | None = None
+        """Called before anything that the session knows is used: raises if its pages proved to be damaged."""
         self.reload()
 
     @property
@@ -136,6 +146,8 @@ class Session:
         """f32 [vocabulary] after the last token: a view of the region, written again by each pass."""
         if self._logits is None:
             raise ClosedError("the logits of a session were asked for; it is closed")
+        if self.before_use is not None:
+            self.before_use()
         self.refresh()
         return self._logits
 
@@ -175,6 +187,8 @@ class Session:
             UsageError: no logit is a number.
             ClosedError: the session is closed.
         """
+        if self.before_use is not None:
+            self.before_use()
         if self._ahead:
             return self._ahead[0]
         token = int(self.logits.argmax()) if self._next is None else self._next
@@ -218,6 +232,8 @@ class Session:
     def flush(self) -> None:
         """Have the region hold all that the session knows: for who reads, copies or freezes its bytes."""
         self._check_read("flushing was asked for of a session")
+        if self.before_use is not None:
+            self.before_use()
         self.refresh()
         if self._near is not None:
             self._near.flush(0, self.length * self.region.cache.token_bytes)
@@ -284,7 +300,7 @@ class Session:
             source = self.memory.view(used, "u8", self.region.home).numpy()
             memory.view(used, "u8", other.region.home).numpy()[...] = source
         other.logits[...] = self.logits
-        other.tokens = list(self.tokens)
+        other.tokens = self.tokens[:]
         return other
 
     def move(self, pages: Pages) -> None:
@@ -300,7 +316,7 @@ class Session:
         What the device has in its own memory and the region does not is gone: `flush` before, if it can.
         """
         kept = self.kept
-        self._unread = self.tokens[kept:] + self._unread
+        self._unread = self.tokens[kept:].tolist() + self._unread
         self._kept = kept
         del self.tokens[kept:]
         self._forget_ahead()
@@ -364,18 +380,22 @@ class Session:
         while self._programs:
             self._programs.popitem()[1].close()
 
-    def _check(self, tokens: Sequence[int], have: int | None = None) -> None:
+    def _check(self, tokens: Sequence[int] | array[int], have: int | None = None) -> None:
         if self._closed:
             raise ClosedError("tokens were fed to a session that is closed; open another")
         self._check_read("tokens were fed to a session")
         have = len(self.tokens) if have is None else have
-        if not tokens:
+        if not len(tokens):
             raise UsageError("no tokens were fed; give at least one")
         if have + len(tokens) > self.context:
             raise UsageError(
                 f"{len(tokens)} tokens were to follow {have}; the context has room for {self.context}"
             )
-        low, high = min(tokens), max(tokens)
+        if isinstance(tokens, array) and len(tokens) > MANY:
+            found = np.frombuffer(tokens, np.int32)
+            low, high = int(found.min()), int(found.max())
+        else:
+            low, high = min(tokens), max(tokens)
         if low < 0 or high >= self.engine.config.vocabulary:
             wrong, top = (low if low < 0 else high), self.engine.config.vocabulary - 1
             raise UsageError(f"token {wrong} was fed; tokens are 0 to {top}")
@@ -399,8 +419,10 @@ class Session:
         self._programs.move_to_end(key)
         return self._programs[key]
 
-    def _array(self, tensor: Tensor) -> npt.NDArray[Any]:
-        return self.memory.view(tensor.shape, tensor.dtype, tensor.offset).numpy()
+
+def _part(head: npt.NDArray[np.uint8], region: Region, tensor: Tensor) -> npt.NDArray[Any]:
+    """A tensor of the region, as a view of the bytes before the cache."""
+    return np.ndarray(tensor.shape, tensor.dtype.numpy, head, tensor.offset - region.offset)
 
 
 def _at_once(device: Device) -> Play:

@@ -7,14 +7,16 @@ signature, and only then what they say.
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
-from typing import NoReturn, Protocol
+from functools import cached_property, lru_cache
+from typing import Final, NoReturn, Protocol
 
 import numpy as np
 from blake3 import blake3
 
 from nocopy.errors import SnapshotDamagedError, SnapshotFileError
-from nocopy.snapshot.fill import fill
+from nocopy.snapshot.fill import fill, unreadable
 from nocopy.snapshot.format import (
     CHUNK,
     COMPRESSED,
@@ -26,27 +28,43 @@ from nocopy.snapshot.format import (
     PAGE,
     SIGNATURE_BYTES,
     VERSION,
+    Entries,
     Header,
     Signature,
     data_offset,
 )
+from nocopy.snapshot.layout import Stretch, stretches
 from nocopy.snapshot.manifest import Manifest
 from nocopy.snapshot.sign import Verifier, check_signature
-from nocopy.snapshot.table import Entries, check_table
+from nocopy.snapshot.table import check_table
 from nocopy.snapshot.typed_json import Defect, load
 
+FIRST: Final = 4096
+"""Bytes that are read at once: most manifests end before."""
+LAST_SIGNATURE: Final = max(Signature)
+ZEROS: Final = bytes(48)
+KNOWN: Final = 16
+"""Files of which is kept what they say, if it is at most `KNOWN_BYTES` long."""
+KNOWN_BYTES: Final = 1 << 18
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True)
 class Checked:
     """A sound file, without its pages.
 
-    `entries` is the table, sorted by memory and offset; `content` the content digest.
+    `table` is sorted by memory and offset, `stretches` the same in few pieces, `content` the content digest.
     """
 
     header: Header
     manifest: Manifest
-    entries: Entries
+    table: bytes
+    stretches: list[Stretch]
     content: bytes
+
+    @cached_property
+    def entries(self) -> Entries:
+        """The table, entry by entry: `format.ENTRY` [chunks]."""
+        return np.frombuffer(self.table, ENTRY)
 
 
 class Source(Protocol):
@@ -67,13 +85,22 @@ class OpenFile:
 
     def __init__(self, path: str, file: int) -> None:
         self.path, self.file = path, file
-        self.nbytes = os.fstat(file).st_size
+        found = os.fstat(file)
+        self.nbytes = found.st_size
+        self.regular = stat.S_ISREG(found.st_mode)
 
     def read(self, at: int, nbytes: int) -> bytes:
         """See `Source`."""
-        data = bytearray(min(nbytes, max(0, self.nbytes - at)))
-        fill(self.path, self.file, memoryview(data), at)
-        return bytes(data)
+        wanted = min(nbytes, max(0, self.nbytes - at))
+        try:
+            data = os.pread(self.file, wanted, at)  # almost always all of it
+        except OSError as error:
+            raise unreadable(self.path, at, error) from error
+        if len(data) == wanted:
+            return data
+        rest = bytearray(wanted - len(data))
+        fill(self.path, self.file, memoryview(rest), at + len(data))
+        return data + rest
 
 
 def check_file(source: Source, key: Verifier | None) -> Checked:
@@ -91,6 +118,58 @@ def check_file(source: Source, key: Verifier | None) -> Checked:
     return _Reader(source).check(key)
 
 
+@lru_cache(KNOWN)
+def _header(path: str, raw: bytes, size: int) -> Header:
+    """What the first bytes of a file of `size` bytes say."""
+
+    def fail(kind: str, message: str) -> NoReturn:
+        raise SnapshotFileError(path, kind, message)
+
+    magic, version, flags, nbytes, manifest, data, table, trailer, entries, *rest = HEADER.unpack(raw)
+    page, chunk, signature, zero, zeros = rest
+    if magic != MAGIC:
+        fail("magic", f"a snapshot starts with {MAGIC!r}; this file with {magic!r}")
+    if (version, page, chunk) != (VERSION, PAGE, CHUNK):
+        fail(
+            "version",
+            f"it is of version {version} with pages of {page} bytes and chunks of {chunk};"
+            f" this reader knows {VERSION}, {PAGE} and {CHUNK}",
+        )
+    if flags & ~COMPRESSED:
+        fail("version", f"the flags are {flags:#x}; this reader knows {COMPRESSED:#x}")
+    if signature > LAST_SIGNATURE:
+        fail("version", f"the signature is of kind {signature}; this reader knows 0 to {LAST_SIGNATURE}")
+    if zero or zeros != ZEROS:
+        fail("header", "the last 52 bytes of the header must be zero")
+    if nbytes != size:
+        fail("truncated", f"the header says {nbytes} bytes; the file has {size}. Fetch it again")
+    if manifest > LIMITS["manifest"][0]:
+        most = LIMITS["manifest"][0]
+        fail("too-large", f"the manifest has {manifest} bytes; this reader accepts {most}")
+    compressed, kind = flags == COMPRESSED, Signature(signature)
+    begins, ends = data_offset(manifest, compressed=compressed), table + entries * ENTRY.itemsize
+    end = trailer + SIGNATURE_BYTES[kind] + DIGEST
+    if data != begins or trailer != ends or data > table or end != nbytes:
+        fail(
+            "header",
+            f"pages at {data}, a table at {table} with {entries} entries and trailer at {trailer} do not"
+            f" make {nbytes} bytes",
+        )
+    return Header(compressed, nbytes, manifest, data, table, entries, trailer, kind)
+
+
+@lru_cache(KNOWN)
+def _checked(path: str, header: Header, manifest: bytes, table: bytes, content: bytes) -> Checked:
+    """What these bytes say. Files that are thawed again and again say the same."""
+    try:
+        said = load(Manifest, manifest)
+    except Defect as error:
+        raise SnapshotFileError(path, "manifest", str(error)) from error
+    found = stretches(table)
+    check_table(path, header, said, found)
+    return Checked(header, said, table, found, content)
+
+
 class _Reader:
     def __init__(self, source: Source) -> None:
         self.source, self.path, self.nbytes = source, source.path, source.nbytes
@@ -106,12 +185,14 @@ class _Reader:
         return data
 
     def check(self, key: Verifier | None) -> Checked:
-        raw = self.read(0, HEADER.size, "the header")
-        header = self.header(raw)
-        head = self.read(HEADER.size, header.data - HEADER.size, "the manifest")
-        manifest, padding = head[: header.manifest_nbytes], head[header.manifest_nbytes :]
-        if padding != bytes(len(padding)):
-            self.fail("header", "the bytes between manifest and pages must be zero")
+        first = self.source.read(0, FIRST)
+        if len(first) < HEADER.size:
+            self.read(0, HEADER.size, "the header")
+        raw = first[: HEADER.size]
+        header = _header(self.path, raw, self.nbytes)
+        manifest = first[HEADER.size : HEADER.size + header.manifest_nbytes]
+        if len(manifest) < header.manifest_nbytes:
+            manifest = self.read(HEADER.size, header.manifest_nbytes, "the manifest")
         tail = self.read(header.table, header.nbytes - header.table, "the table")
         nbytes = header.trailer - header.table
         table, signature, digest = tail[:nbytes], tail[nbytes:-DIGEST], tail[-DIGEST:]
@@ -120,45 +201,5 @@ class _Reader:
         if root.update(signature).digest() != digest:
             raise SnapshotDamagedError(self.path, "header, manifest, table and signature")
         check_signature(self.path, header.signature, content, signature, key)
-        try:
-            said = load(Manifest, manifest)
-        except Defect as error:
-            self.fail("manifest", str(error))
-        entries = np.frombuffer(table, ENTRY)
-        check_table(self.path, header, said, entries)
-        return Checked(header, said, entries, content)
-
-    def header(self, raw: bytes) -> Header:
-        magic, version, flags, *rest = HEADER.unpack(raw)
-        if magic != MAGIC:
-            self.fail("magic", f"a snapshot starts with {MAGIC!r}; this file with {magic!r}")
-        nbytes, manifest, data, table, trailer, entries, page, chunk, signature, zero, zeros = rest
-        found = {"version": version, "page size": page, "chunk size": chunk}
-        for what, known in (("version", VERSION), ("page size", PAGE), ("chunk size", CHUNK)):
-            if found[what] != known:
-                self.fail("version", f"the {what} is {found[what]}; this reader knows {known}")
-        if flags & ~COMPRESSED:
-            self.fail("version", f"the flags are {flags:#x}; this reader knows {COMPRESSED:#x}")
-        if signature > max(Signature):
-            self.fail(
-                "version", f"the signature is of kind {signature}; this reader knows 0 to {max(Signature)}"
-            )
-        if zero or any(zeros):
-            self.fail("header", "the last 52 bytes of the header must be zero")
-        if nbytes != self.nbytes:
-            self.fail(
-                "truncated", f"the header says {nbytes} bytes; the file has {self.nbytes}. Fetch it again"
-            )
-        most = LIMITS["manifest"][0]
-        if manifest > most:
-            self.fail("too-large", f"the manifest has {manifest} bytes; this reader accepts {most}")
-        compressed = bool(flags & COMPRESSED)
-        wanted = (data_offset(manifest, compressed=compressed), table + entries * ENTRY.itemsize)
-        end = trailer + SIGNATURE_BYTES[Signature(signature)] + DIGEST
-        if (data, trailer) != wanted or not data <= table or end != nbytes:
-            self.fail(
-                "header",
-                f"pages at {data}, a table at {table} with {entries} entries and trailer at {trailer} do not"
-                f" make {nbytes} bytes",
-            )
-        return Header(compressed, nbytes, manifest, data, table, entries, trailer, Signature(signature))
+        small = len(manifest) + len(table) <= KNOWN_BYTES
+        return (_checked if small else _checked.__wrapped__)(self.path, header, manifest, table, content)

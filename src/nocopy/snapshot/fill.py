@@ -22,6 +22,9 @@ def fill(path: str, file: int, target: memoryview, position: int) -> None:
                 )
             target, position = target[done:], position + done
     except OSError as error:
-        raise SnapshotFileError(
-            path, "unreadable", f"at byte {position} the system says: {error.strerror}"
-        ) from error
+        raise unreadable(path, position, error) from error
+
+
+def unreadable(path: str, position: int, error: OSError) -> SnapshotFileError:
+    """The error for a file that the system cannot read at byte `position`."""
+    return SnapshotFileError(path, "unreadable", f"at byte {position} the system says: {error.strerror}")

@@ -11,6 +11,7 @@ from struct import Struct
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 MAGIC: Final = b"\x89NOCOPY\n"
 VERSION: Final = 1
@@ -20,6 +21,9 @@ CHUNK: Final = 16 * PAGE
 """Bytes of guest memory under one digest. An agent's next snapshot differs in few chunks of this size, and
 1 MiB is still large enough for an object store's requests."""
 PAGES_PER_CHUNK: Final = CHUNK // PAGE
+BLOCK: Final = 2 * CHUNK
+"""Bytes of memory that one entry of a page table can map where they lie in one piece: 2 MiB on x86-64, and on
+ARM with pages of 4 KiB."""
 COMPRESSED: Final = 1
 """The one flag: chunks may be zstd frames."""
 DIGEST: Final = 32
@@ -41,6 +45,8 @@ ENTRY: Final = np.dtype(
 )
 """A chunk: its offset in its memory, its position and bytes in the file, a bit for each page of it that is
 stored, the memory's index, zero, and the digest of the stored bytes."""
+Entries = npt.NDArray[np.void]
+"""A table: `ENTRY` [chunks]."""
 
 assert HEADER.size == 128
 assert ENTRY.itemsize == 64
@@ -75,7 +81,7 @@ DEFECTS: Final[dict[str, str]] = {
     "unreadable": "the operating system could not read it",
     "too-large": "a length or a count above a limit of this reader",
     "manifest": "not canonical JSON, or a field that is missing, unknown, ill-typed or out of bounds",
-    "table": "a chunk out of order, outside its memory, overlapping, after a hole, or of impossible size",
+    "table": "a chunk out of order or place, outside its memory, or of impossible size; padding not zero",
     "compression": "a chunk that does not decompress to the bytes that its pages need",
 }
 """`SnapshotFileError.kind`."""

@@ -59,13 +59,10 @@ class Image:
             ) from error
         self._ranges.append(_joined(ranges))
 
-    def place(self, index: int, address: int) -> None:
-        """Map a memory's pages copy-on-write over a fresh range."""
+    def place(self, index: int, address: int) -> Ranges:
+        """Map a memory's pages copy-on-write over a fresh range; returns the ranges [start, end) of them."""
         for start, end in self._ranges[index]:
             map_file(self._files[index], start, address + start, end - start)
-
-    def borrowed(self, index: int) -> Ranges:
-        """The ranges [start, end) of bytes that `place` maps."""
         return list(self._ranges[index])
 
     def close(self) -> None:

@@ -142,8 +142,17 @@ class ConstraintState:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenState:
+    """A session's tokens: `count` u32, little endian, from byte `offset` of a memory that is no guest's."""
+
+    memory: U32
+    offset: U64
+    count: U32
+
+
+@dataclass(frozen=True, slots=True)
 class SessionState:
-    """A session: where its region lies, its shape, and its tokens (u32, little endian).
+    """A session: where its region lies, its shape, and its tokens.
 
     `fresh` says that the logits in its region are those after its last token.
     """
@@ -156,7 +165,7 @@ class SessionState:
     chunk: U32
     kv: Name
     handle: U32
-    tokens: bytes
+    tokens: TokenState
     sampler: SamplerState | None = None
     fresh: bool = False
     constraint: ConstraintState | None = None
@@ -211,6 +220,11 @@ class Manifest:
                 raise ValueError(f"session {i} names memory {session.memory} and model {session.model}")
             if session.offset + session.nbytes > self.memories[session.memory].size:
                 raise ValueError(f"session {i} ends after the memory that it lies in")
+            tokens = session.tokens
+            if tokens.memory >= len(self.memories):
+                raise ValueError(f"the tokens of session {i} lie in memory {tokens.memory}")
+            if tokens.offset + 4 * tokens.count > self.memories[tokens.memory].size:
+                raise ValueError(f"the tokens of session {i} end after the memory that they lie in")
         for what, index in (("scratch", self.scratch), ("module", self.module and self.module.memory)):
             if index is not None and index >= len(self.memories):
                 raise ValueError(f"the {what} lies in memory {index}; there are {len(self.memories)}")

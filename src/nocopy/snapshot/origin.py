@@ -12,27 +12,27 @@ Ranges = list[tuple[int, int]]
 class Origin(Protocol):
     """Where the bytes of a frozen guest's memories are."""
 
-    def place(self, index: int, address: int) -> object:
-        """Put a memory's pages or bytes into a fresh range."""
-        ...
+    def place(self, index: int, address: int) -> Ranges:
+        """Put a memory's pages or bytes into a fresh range.
 
-    def borrowed(self, index: int) -> Ranges:
-        """The ranges [start, end) of a memory that `place` maps from a file."""
+        Returns:
+            The ranges [start, end) that were mapped from a file.
+        """
         ...
 
 
 class FileOrigin:
-    """The memories of a snapshot file."""
+    """The memories of a snapshot file.
 
-    def __init__(self, snapshot: Snapshot) -> None:
-        self._snapshot = snapshot
+    Args:
+        snapshot: the file.
+        read: bytes from the start of each memory that are read, not mapped: they are about to be written.
+    """
 
-    def place(self, index: int, address: int) -> object:
+    def __init__(self, snapshot: Snapshot, *, read: int = 0) -> None:
+        self._snapshot, self._read = snapshot, read
+
+    def place(self, index: int, address: int) -> Ranges:
         """See `Origin`."""
-        return self._snapshot.map_into(index, address)
-
-    def borrowed(self, index: int) -> Ranges:
-        """See `Origin`."""
-        if self._snapshot.compressed:
-            return []
-        return [(run.offset, run.offset + run.nbytes) for run in self._snapshot.memory(index)]
+        placed = self._snapshot.map_into(index, address, read=self._read)
+        return [(run.offset, run.offset + run.nbytes) for run in placed.mapped]

@@ -11,67 +11,25 @@ import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import zstandard
 
 from nocopy.errors import SnapshotFileError
 from nocopy.memory.pages import map_file
 from nocopy.snapshot.fill import fill
-from nocopy.snapshot.format import CHUNK, LIMITS, PAGE, PAGES_PER_CHUNK
-from nocopy.snapshot.table import Entries
-from nocopy.snapshot.write import segments
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Neighbouring pages: where they begin in the memory and in the file, and their bytes."""
-
-    offset: int
-    position: int
-    nbytes: int
+from nocopy.snapshot.format import CHUNK, LIMITS, Entries
+from nocopy.snapshot.layout import Run, cut, segments
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """Bytes of a memory that were mapped, and bytes that were read."""
+    """Runs of a memory that were mapped, and bytes that were read."""
 
-    mapped: int
+    mapped: Sequence[Run]
     read: int
 
 
-def page_runs(entries: Entries) -> tuple[Run, ...]:
-    """The runs of one memory's chunks in an uncompressed file, in order.
-
-    The work is that of a few words for each chunk, and of each run, not of each page.
-    """
-    if not len(entries):
-        return ()
-    chunk, bits = entries["offset"] // CHUNK, entries["pages"]
-    neighbour = np.diff(chunk) == 1
-    before, after = np.zeros_like(bits), np.zeros_like(bits)
-    before[1:] = neighbour & (bits[:-1] >> (PAGES_PER_CHUNK - 1))  # the page before the first is stored
-    after[:-1] = (neighbour & bits[1:] & 1) << (PAGES_PER_CHUNK - 1)  # and the page after the last
-    one = np.uint32(1)
-    starts = _bits(chunk, bits & ~(bits << one | before))
-    ends = _bits(chunk, bits & ~(bits >> one | after))
-    position, runs = int(entries["position"][0]), list[Run]()
-    for start, end in zip(starts, ends, strict=True):
-        nbytes = (end + 1 - start) * PAGE
-        runs.append(Run(start * PAGE, position, nbytes))
-        position += nbytes
-    return tuple(runs)
-
-
-def _bits(chunk: npt.NDArray[np.uint64], bits: npt.NDArray[np.unsignedinteger]) -> list[int]:
-    """Numbers of the pages whose bits are set, in order."""
-    kept = np.flatnonzero(bits)
-    row, bit = np.nonzero(bits[kept, None] >> np.arange(PAGES_PER_CHUNK, dtype=np.uint32) & 1)
-    return (chunk[kept[row]].astype(np.int64) * PAGES_PER_CHUNK + bit).tolist()
-
-
-def place_plain(path: str, file: int, runs: Sequence[Run], address: int) -> Placed:
-    """Map the runs over a fresh range at `address`.
+def place_plain(path: str, file: int, runs: Sequence[Run], address: int, *, read: int = 0) -> Placed:
+    """Map the runs over a fresh range at `address`, but read what lies in its first `read` bytes.
 
     A process has some 65,000 mappings for all of its guests. Where a memory has more than a thousand runs,
     the smallest are read instead.
@@ -80,14 +38,17 @@ def place_plain(path: str, file: int, runs: Sequence[Run], address: int) -> Plac
         SnapshotFileError: the file has become shorter.
         MemoryLimitError: the system refuses.
     """
-    by_size = sorted(runs, key=lambda run: run.nbytes, reverse=True)
-    mapped, read = by_size[: LIMITS["runs"][0]], by_size[LIMITS["runs"][0] :]
-    for run in mapped:
+    small, large = cut(runs, read)
+    most = LIMITS["runs"][0]
+    if len(large) > most:
+        large = sorted(large, key=lambda run: run.nbytes, reverse=True)
+        small, large = [*small, *large[most:]], large[:most]
+    for run in large:
         map_file(file, run.position, address + run.offset, run.nbytes)
-    for run in read:
+    for run in small:
         target = memoryview((ctypes.c_ubyte * run.nbytes).from_address(address + run.offset)).cast("B")
         fill(path, file, target, run.position)
-    return Placed(sum(run.nbytes for run in mapped), sum(run.nbytes for run in read))
+    return Placed(large, sum(run.nbytes for run in small))
 
 
 def place_compressed(path: str, file: int, entries: Entries, address: int) -> Placed:
@@ -108,7 +69,7 @@ def place_compressed(path: str, file: int, entries: Entries, address: int) -> Pl
             ctypes.memmove(address + offset + first, bytes(raw[at : at + end - first]), end - first)
             at += end - first
         total += nbytes
-    return Placed(0, total)
+    return Placed((), total)
 
 
 def decompress(

@@ -24,8 +24,11 @@ from nocopy.errors import SnapshotWriteError
 PREFIX: Final = ".nocopy-"
 SUFFIX: Final = ".tmp"
 WRITE_BYTES: Final = 8 << 20
-"""Bytes that one system call is asked to write: large enough to cost little, and progress shows."""
+"""A system call writes up to the next multiple of so many bytes: large enough to cost little, and progress
+shows. Whole blocks then arrive in one call, for which some systems keep them in one piece in memory."""
 
+WORTH_STARTING: Final = 1 << 18
+"""Bytes of a write from which the disk is asked to begin with it."""
 START_WRITING: Final = 2
 """Linux: SYNC_FILE_RANGE_WRITE."""
 
@@ -75,10 +78,10 @@ class Publication:
         left = memoryview(data).cast("B")
         try:
             while left:
-                done = os.pwrite(self._file, left[:WRITE_BYTES], at)
+                done = os.pwrite(self._file, left[: WRITE_BYTES - at % WRITE_BYTES], at)
                 if done == 0:
                     raise OSError(errno.EIO, "the system wrote nothing")
-                if _sync_file_range is not None:
+                if _sync_file_range is not None and done >= WORTH_STARTING:
                     # The disk begins at once instead of at the fsync: for 1 GiB a third of the time less. It
                     # is a hint without a result to look at: what goes wrong on the disk is fsync's to report.
                     _sync_file_range(self._file, at, done, START_WRITING)

@@ -14,7 +14,6 @@ The digest over header, manifest and table, and the signature if a key is given,
 from __future__ import annotations
 
 import os
-import stat
 import threading
 from typing import Literal, Self
 
@@ -22,13 +21,15 @@ import numpy as np
 from blake3 import blake3
 
 from nocopy.errors import ClosedError, SnapshotDamagedError, SnapshotError, UsageError
+from nocopy.memory.linear import LinearMemory
 from nocopy.snapshot.check import Checked, OpenFile, check_file
 from nocopy.snapshot.digests import check_digests
-from nocopy.snapshot.format import HEADER, Signature
+from nocopy.snapshot.fill import fill
+from nocopy.snapshot.format import HEADER, Entries, Signature
+from nocopy.snapshot.layout import Run, page_runs
 from nocopy.snapshot.manifest import Manifest
-from nocopy.snapshot.place import Placed, Run, page_runs, place_compressed, place_plain
+from nocopy.snapshot.place import Placed, place_compressed, place_plain
 from nocopy.snapshot.sign import Verifier
-from nocopy.snapshot.table import Entries
 
 Verify = Literal["eager", "lazy", "off"]
 
@@ -53,7 +54,10 @@ def open_snapshot(
         raise UsageError(f"verify={verify!r} was asked for; it is 'eager', 'lazy' or 'off'")
     file = _open(path)
     try:
-        snapshot = Snapshot(os.fspath(path), file, check_file(OpenFile(os.fspath(path), file), key))
+        source = OpenFile(os.fspath(path), file)
+        if not source.regular:
+            raise UsageError(f"the snapshot {source.path!r} was asked for; it is not a regular file")
+        snapshot = Snapshot(source.path, file, check_file(source, key))
         if verify == "eager":
             snapshot.verify()
         elif verify == "lazy":
@@ -67,14 +71,10 @@ def open_snapshot(
 def _open(path: str | os.PathLike[str]) -> int:
     try:
         # Without O_NONBLOCK, opening a FIFO waits for a writer.
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"the snapshot {os.fspath(path)!r} was asked for; {reason}") from error
-    if not stat.S_ISREG(os.fstat(file).st_mode):
-        os.close(file)
-        raise UsageError(f"the snapshot {os.fspath(path)!r} was asked for; it is not a regular file")
-    return file
 
 
 class Snapshot:
@@ -91,7 +91,7 @@ class Snapshot:
         """What was read of the file: header, manifest, table."""
         self._file = file
         self._runs: dict[int, tuple[Run, ...]] = {}
-        self._stop = threading.Event()
+        self._stop: threading.Event | None = None
         self._thread: threading.Thread | None = None
         self._damage: SnapshotError | None = None
         self.verified = False
@@ -119,11 +119,7 @@ class Snapshot:
 
     def chunks(self, index: int) -> Entries:
         """The table's entries of one memory: `format.ENTRY` [chunks]."""
-        if not 0 <= index < len(self.manifest.memories):
-            raise UsageError(
-                f"memory {index} of the snapshot '{self.path}' was asked for;"
-                f" it has {len(self.manifest.memories)}"
-            )
+        self._check_index(index)
         entries = self.checked.entries
         first, end = np.searchsorted(entries["memory"], [index, index + 1])
         return entries[first:end]
@@ -139,16 +135,18 @@ class Snapshot:
                 f"the pages of '{self.path}' were asked for; the file is compressed. Map it into memory"
             )
         if index not in self._runs:
-            self._runs[index] = page_runs(self.chunks(index))
+            self._check_index(index)
+            self._runs[index] = page_runs(s for s in self.checked.stretches if s.memory == index)
         return self._runs[index]
 
-    def map_into(self, index: int, address: int) -> Placed:
+    def map_into(self, index: int, address: int, *, read: int = 0) -> Placed:
         """Make a fresh range hold a memory: mapped copy-on-write, or read if the file is compressed.
 
         Args:
             index: which memory.
             address: a multiple of the host's page size; `manifest.memories[index].size` committed bytes from
                 here are zero, and no device holds them.
+            read: bytes from the start that are read in each case.
 
         Raises:
             ClosedError: the snapshot was closed.
@@ -157,7 +155,28 @@ class Snapshot:
         """
         if self.compressed:
             return place_compressed(self.path, self._open_file(), self.chunks(index), address)
-        return place_plain(self.path, self._open_file(), self.memory(index), address)
+        return place_plain(self.path, self._open_file(), self.memory(index), address, read=read)
+
+    def read(self, index: int, offset: int, nbytes: int) -> bytes:
+        """Bytes of a memory, all inside it; they are verified if the pages are.
+
+        Raises:
+            ClosedError: the snapshot was closed.
+            SnapshotFileError: the file changed since it was opened, or a chunk does not decompress.
+            MemoryLimitError: the system refuses a range for a compressed memory.
+        """
+        if self.compressed:
+            size = self.manifest.memories[index].size
+            with LinearMemory(size, reserve=size, guard=0) as memory:
+                self.map_into(index, memory.address)
+                return memory.read(offset, nbytes)
+        data, end = memoryview(bytearray(nbytes)), offset + nbytes
+        for run in self.memory(index):
+            low, high = max(run.offset, offset), min(run.offset + run.nbytes, end)
+            if low < high:
+                position = run.position + low - run.offset
+                fill(self.path, self._open_file(), data[low - offset : high - offset], position)
+        return bytes(data)
 
     def skeleton(self) -> bytes:
         """The file without its padding and chunks: header, manifest, table, signature, digest.
@@ -208,11 +227,12 @@ class Snapshot:
     def verify_in_background(self) -> None:
         """Start checking every page. `check` says whether damage was found so far."""
         file = os.dup(self._open_file())  # `close` may come first
+        stop = self._stop = threading.Event()
 
         def work() -> None:
             try:
-                check_digests(self.path, file, self.checked, threads=1, stop=self._stop)
-                self.verified = not self._stop.is_set()
+                check_digests(self.path, file, self.checked, threads=1, stop=stop)
+                self.verified = not stop.is_set()
             except SnapshotError as error:
                 self._damage = error
             finally:
@@ -233,13 +253,21 @@ class Snapshot:
 
     def close(self) -> None:
         """Close the file and end the verification in the background. Twice is allowed."""
-        self._stop.set()
+        if self._stop is not None:
+            self._stop.set()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
         file, self._file = self._file, -1
         if file >= 0:
             os.close(file)
+
+    def _check_index(self, index: int) -> None:
+        if not 0 <= index < len(self.manifest.memories):
+            raise UsageError(
+                f"memory {index} of the snapshot '{self.path}' was asked for;"
+                f" it has {len(self.manifest.memories)}"
+            )
 
     def _open_file(self) -> int:
         if self._file < 0:

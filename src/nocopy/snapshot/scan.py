@@ -17,14 +17,16 @@ import numpy as np
 import numpy.typing as npt
 
 from nocopy.snapshot.format import PAGE
+from nocopy.snapshot.mappings import anonymous_ranges
 
 Mask = npt.NDArray[np.bool_]
 WORDS: Final = PAGE // 8
 SAMPLES: Final = slice(0, None, WORDS // 16)
 """Words looked at first: 16 of a page, one in each 4 KiB."""
+SMALL: Final = 1 << 18
+"""Bytes up to which looking costs less than asking which pages were touched."""
 BLOCK: Final = 1024
 """Pages that are reduced at a time, so that what the samples read stays small."""
-MAPS: Final = "/proc/self/maps"
 PAGEMAP: Final = "/proc/self/pagemap"
 IN_USE: Final = np.uint64(0b11 << 62)
 """Bits of a pagemap entry: the page is in memory (63) or swapped out (62)."""
@@ -44,6 +46,8 @@ def nonzero_pages(address: int, size: int) -> Mask:
     words = np.ctypeslib.as_array((ctypes.c_uint64 * (count * WORDS)).from_address(address))
     pages = words.reshape(count, WORDS)
     found = np.zeros(count, np.bool_)
+    if size <= SMALL:
+        return _nonzero(pages)
     for start, end in runs(touched(address, size)):
         for at in range(start, end, BLOCK):
             found[at : min(at + BLOCK, end)] = _nonzero(pages[at : min(at + BLOCK, end)])
@@ -51,8 +55,10 @@ def nonzero_pages(address: int, size: int) -> Mask:
 
 
 def _nonzero(pages: npt.NDArray[np.uint64]) -> Mask:
-    """u64 [n, 8192] -> bool [n]."""
-    found: Mask = np.any(pages[:, SAMPLES], axis=1)
+    """u64 [n, 8192] -> bool [n]. Each step looks only at what the one before took for zeros."""
+    found = pages[:, 0] != 0
+    for start, end in runs(~found):
+        found[start:end] = np.any(pages[start:end, SAMPLES], axis=1)
     for start, end in runs(~found):
         found[start:end] = np.bitwise_or.reduce(pages[start:end], axis=1) != 0
     return found
@@ -94,23 +100,3 @@ def _in_use(address: int, count: int) -> Mask:
         return np.ones(count, np.bool_)
     used: Mask = np.any(np.frombuffer(raw, np.uint64).reshape(count, small) & IN_USE, axis=1)
     return used
-
-
-def anonymous_ranges(start: int, end: int) -> list[tuple[int, int]]:
-    """The private mappings without a file that lie within [start, end), clipped to it.
-
-    Raises:
-        OSError: the system does not say.
-    """
-    found: list[tuple[int, int]] = []
-    with open(MAPS, "rb") as file:
-        for line in file:
-            # start-end rwxp offset device inode [name]
-            ends, protection, _, device, inode, *name = line.split(None, 5)
-            low, high = (int(n, 16) for n in ends.split(b"-"))
-            if low >= end:
-                break
-            private = protection.endswith(b"p") and (device, inode) == (b"00:00", b"0")
-            if high > start and private and (not name or name[0].startswith(b"[anon:")):
-                found.append((max(low, start), min(high, end)))
-    return found

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
+from array import array
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from typing import Any, Final
@@ -13,10 +16,11 @@ import numpy as np
 from nocopy.errors import SnapshotMismatchError, UsageError
 from nocopy.memory.dtype import DType
 from nocopy.memory.linear import LinearMemory
+from nocopy.memory.pages import LARGE
 from nocopy.session.language import LanguageModel
 from nocopy.session.own import OwnSession
-from nocopy.session.region import Region
 from nocopy.session.sampler import Sampler, Sampling
+from nocopy.snapshot.format import PAGE
 from nocopy.snapshot.manifest import (
     LogitBias,
     Manifest,
@@ -25,6 +29,7 @@ from nocopy.snapshot.manifest import (
     ModelState,
     SamplerState,
     SessionState,
+    TokenState,
 )
 from nocopy.snapshot.origin import FileOrigin
 from nocopy.snapshot.read import Snapshot, Verify, open_snapshot
@@ -80,22 +85,22 @@ def freeze_session(
         region.chunk,
         region.kv.name.lower(),
         0,
-        token_bytes(session.tokens),
+        TokenState(1, 0, session.length),
         fresh=True,
         sampler=None if sampler is None else _sampler_state(sampler),
     )
-    manifest = Manifest(
-        "session",
-        (MemoryState(size),),
-        created_by=CREATOR,
-        device=session.engine.device.info.name,
-        models=(ModelState(model.digest, model.path.name),),
-        sessions=(state,),
-        messages=tuple(Message(m["role"], m["content"]) for m in messages),
-    )
-    return write_snapshot(
-        path, manifest, [session.memory], compress=compress, signer=signer, progress=progress
-    )
+    with memory_of(token_bytes(session.tokens)) as tokens:
+        manifest = Manifest(
+            "session",
+            (MemoryState(size), MemoryState(tokens.size)),
+            created_by=CREATOR,
+            device=session.engine.device.info.name,
+            models=(ModelState(model.digest, model.path.name),),
+            sessions=(state,),
+            messages=tuple(Message(m["role"], m["content"]) for m in messages),
+        )
+        memories = [session.memory, tokens]
+        return write_snapshot(path, manifest, memories, compress=compress, signer=signer, progress=progress)
 
 
 def thaw_session(
@@ -111,27 +116,30 @@ def thaw_session(
     Args:
         model: the same model; it closes the session at the latest.
         path: the file.
-        verify: "eager" checks every page first, "off" none: for your own files.
+        verify: "eager" checks every page first; "lazy" while the session goes on, which raises
+            `SnapshotDamagedError` when it is used once damage was found; "off" none: for your own files.
         key: the file must be signed by it.
 
     Raises:
-        UsageError: there is no such file, it is none of a session, or `verify` is "lazy".
+        UsageError: there is no such file, or it is none of a session.
         SnapshotFileError: it breaks the format.
         SnapshotDamagedError: a digest does not match.
         SnapshotSignatureError: it is not signed by `key`.
         SnapshotMismatchError: another model; the message says what differs.
         MemoryLimitError: there is not that much memory.
     """
-    if verify == "lazy":
-        raise UsageError("a session was to be thawed with verify='lazy'; it is 'eager' or 'off' for sessions")
-    with open_snapshot(path, verify=verify, key=key) as snapshot:
+    with ExitStack() as stack:
+        snapshot = stack.enter_context(open_snapshot(path, verify=verify, key=key))
         manifest = snapshot.manifest
-        if manifest.kind != "session" or len(manifest.sessions) != 1 or len(manifest.memories) != 1:
+        if manifest.kind != "session" or len(manifest.sessions) != 1 or manifest.sessions[0].memory != 0:
             raise UsageError(f"a session was to be thawed; '{snapshot.path}' is a {manifest.kind}. Use thaw.")
         (state,) = manifest.sessions
         check_model(manifest.models[state.model].digest, model.model.digest, "that is open")
-        check_chunk(state, model.engine.chunk)
+        check_shape(state, model.engine.chunk)
         session = _open(model, snapshot, state)
+        if verify == "lazy":
+            session.before_use = snapshot.check
+            session.kept = stack.pop_all()
     messages = [{"role": m.role, "content": m.content} for m in manifest.messages]
     return Thawed(session, None if state.sampler is None else _sampler(state.sampler), messages)
 
@@ -139,18 +147,23 @@ def thaw_session(
 def _open(model: LanguageModel, snapshot: Snapshot, state: SessionState) -> OwnSession:
     kv, size = kv_type(state), snapshot.manifest.memories[0].size
     try:
-        wanted = Region(model.config, 0, state.context, state.chunk, kv).nbytes
+        region = model.engine.own_region(state.context, kv)
     except UsageError as error:
         raise SnapshotMismatchError(f"the session of the snapshot cannot go on: {error}") from error
-    if state.offset or state.nbytes != wanted or size != wanted:
-        raise mismatch(f"a session in {state.nbytes} of {size} bytes", f"this model's takes {wanted}")
+    if state.offset or state.nbytes != region.nbytes or size != region.nbytes:
+        raise mismatch(f"a session in {state.nbytes} of {size} bytes", f"this model's takes {region.nbytes}")
 
     def fill(memory: LinearMemory) -> None:
-        origin = FileOrigin(snapshot)
-        memory.refill(lambda address: origin.place(0, address), origin.borrowed(0))
+        # What each pass writes is read: as pages of the file it would cost a fault for each of them.
+        origin = FileOrigin(snapshot, read=region.home)
 
+        if region.home >= LARGE:
+            memory.pages.prefer_large(end=region.home)
+        memory.refill(lambda address: origin.place(0, address), fresh=True)
+
+    tokens = tokens_of(snapshot.read(state.tokens.memory, state.tokens.offset, 4 * state.tokens.count))
     try:
-        return model.session(context=state.context, kv=kv, fill=fill, tokens=tokens_of(state.tokens))
+        return model.session(context=state.context, kv=kv, fill=fill, tokens=tokens)
     except UsageError as error:
         raise SnapshotMismatchError(f"the session of the snapshot cannot go on: {error}") from error
 
@@ -183,8 +196,16 @@ def _sampler(state: SamplerState) -> Sampler:
     return sampler
 
 
+def memory_of(data: bytes) -> LinearMemory:
+    """A memory with these bytes at its start, for the caller to close."""
+    size = max(-(-len(data) // PAGE), 1) * PAGE
+    memory = LinearMemory(size, reserve=size, guard=0)
+    memory.write(0, data)
+    return memory
+
+
 def token_bytes(tokens: Sequence[int]) -> bytes:
-    """Tokens as a manifest has them: u32, little endian."""
+    """Tokens as a snapshot has them: u32, little endian."""
     return np.asarray(tokens, "<u4").tobytes()
 
 
@@ -206,12 +227,14 @@ def check_model(wanted: bytes, found: bytes, where: str) -> None:
         )
 
 
-def check_chunk(state: SessionState, chunk: int) -> None:
-    """Refuse a session whose region is laid out for another number of tokens in a pass.
+def check_shape(state: SessionState, chunk: int) -> None:
+    """Refuse a session that is laid out for another number of tokens in a pass, or has more than fit.
 
     Raises:
-        SnapshotMismatchError: it is.
+        SnapshotMismatchError: it is, or has.
     """
+    if state.tokens.count > state.context:
+        raise mismatch(f"a session of {state.tokens.count} tokens", f"{state.context} fit into it")
     if state.chunk != chunk:
         raise mismatch(f"a session that takes {state.chunk} tokens in a pass", f"this engine takes {chunk}")
 
@@ -222,19 +245,21 @@ def kv_type(state: SessionState) -> DType:
     Raises:
         SnapshotMismatchError: there is none of that name.
     """
-    name = state.kv.upper()
-    if name not in DType.__members__:
+    found = DType.__members__.get(state.kv.upper())
+    if found is None:
         raise mismatch(f"a session with a KV cache of {state.kv!r}", "there is no such type")
-    return DType[name]
+    return found
 
 
-def tokens_of(raw: bytes) -> list[int]:
-    """Tokens of a manifest.
+def tokens_of(raw: bytes) -> array[int]:
+    """Tokens of a snapshot; what is no token comes back as a negative number.
 
     Raises:
         SnapshotMismatchError: they are no whole numbers of four bytes.
     """
     if len(raw) % 4:
         raise mismatch(f"{len(raw)} bytes of tokens", "each takes 4")
-    found: list[int] = np.frombuffer(raw, "<u4").tolist()
+    found = array("i", raw)
+    if sys.byteorder == "big":
+        found.byteswap()
     return found

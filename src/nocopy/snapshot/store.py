@@ -216,14 +216,16 @@ class Store:
         header, entries = checked.header, checked.entries
         digests = [entry.tobytes() for entry in entries["digest"]]
         lengths: list[int] = entries["stored"].tolist()
-        at, total = header.data, header.table - header.data
+        places: list[int] = entries["position"].tolist()
+        done, total = 0, sum(lengths)
         with Publication(path) as file:
             wanted = zip(digests, lengths, strict=True)
-            for _, data in self._parallel(lambda part: self._chunk(name, *part), wanted):
+            found = self._parallel(lambda part: self._chunk(name, *part), wanted)
+            for at, (_, data) in zip(places, found, strict=True):
                 file.write(at, data)
-                at += len(data)
+                done += len(data)
                 if progress is not None:
-                    progress(at - header.data, total)
+                    progress(done, total)
             file.write(header.table, skeleton.data[skeleton.head :])
             file.write(0, skeleton.data[: skeleton.head] + bytes(header.data - skeleton.head))
             file.commit()

@@ -12,11 +12,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from typing import Final, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import zstandard
 from blake3 import blake3
 
@@ -29,14 +27,16 @@ from nocopy.snapshot.format import (
     PAGE,
     PAGES_PER_CHUNK,
     SIGNATURE_BYTES,
+    Entries,
     Header,
     Signature,
     data_offset,
 )
 from nocopy.snapshot.in_order import in_order
+from nocopy.snapshot.layout import page_runs, positions, segments, stretches
 from nocopy.snapshot.manifest import Manifest
-from nocopy.snapshot.publish import Publication
-from nocopy.snapshot.scan import Mask, nonzero_pages, runs
+from nocopy.snapshot.publish import WRITE_BYTES, Publication
+from nocopy.snapshot.scan import Mask, nonzero_pages
 from nocopy.snapshot.sign import Signer
 from nocopy.snapshot.typed_json import Defect, dump
 
@@ -47,7 +47,6 @@ GROUP: Final = 16
 """Chunks that a thread hashes at a time: 16 MiB, so that handing over work costs nothing."""
 
 Progress = Callable[[int, int], None]
-Entries = npt.NDArray[np.void]
 
 
 class Source(Protocol):
@@ -108,7 +107,7 @@ def write_snapshot(
             if compress:
                 table = _write_compressed(file, start, entries, views, pool, report)
             else:
-                table = _write_plain(file, start, entries, masks, views, pool, report)
+                table = _write_plain(file, start, entries, views, pool, report)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -173,13 +172,6 @@ def _plan(masks: Sequence[Mask]) -> Entries:
     return np.concatenate(parts) if parts else np.zeros(0, ENTRY)
 
 
-@cache
-def segments(pages: int) -> tuple[tuple[int, int], ...]:
-    """Runs of a chunk's stored pages, as (first byte, one past the last) within the chunk."""
-    mask = np.array([pages >> i & 1 for i in range(PAGES_PER_CHUNK)], np.bool_)
-    return tuple((first * PAGE, end * PAGE) for first, end in runs(mask))
-
-
 def _pieces(view: memoryview, offset: int, pages: int) -> Iterator[memoryview]:
     for first, end in segments(pages):
         yield view[offset + first : offset + end]
@@ -189,28 +181,29 @@ def _write_plain(
     file: Publication,
     start: int,
     entries: Entries,
-    masks: Sequence[Mask],
     views: Sequence[memoryview],
     pool: ThreadPoolExecutor,
     report: _Report,
 ) -> int:
     """Fill in positions and digests, write the pages; returns where they end."""
-    ends = start + np.cumsum(entries["stored"], dtype=np.uint64)
-    entries["position"] = ends - entries["stored"]
+    entries["position"], end = positions(entries, start)
     rows = _rows(entries, views)
     groups = [rows[i : i + GROUP] for i in range(0, len(rows), GROUP)]
-    hashed = pool.map(_digests, groups)
-    at = start
-    for view, mask in zip(views, masks, strict=True):
-        for first, end in runs(mask):
-            for low in range(first * PAGE, end * PAGE, GROUP * CHUNK):
-                piece = view[low : min(low + GROUP * CHUNK, end * PAGE)]
-                file.write(at, piece)
-                at += len(piece)
-                report.add(len(piece))
+    # One group is hashed afterwards, while the disk already writes: starting a thread takes as long.
+    hashed = map(_digests, groups) if len(groups) == 1 else pool.map(_digests, groups)
+    found = stretches(entries.tobytes())
+    for memory, view in enumerate(views):
+        for run in page_runs(s for s in found if s.memory == memory):
+            low = 0
+            while low < run.nbytes:
+                at = run.position + low
+                size = min(WRITE_BYTES - at % WRITE_BYTES, run.nbytes - low)
+                file.write(at, view[run.offset + low : run.offset + low + size])
+                report.add(size)
+                low += size
     digests = b"".join(digest for group in hashed for digest in group)
     entries["digest"] = np.frombuffer(digests, np.uint8).reshape(-1, 32)
-    return at
+    return end
 
 
 def _rows(entries: Entries, views: Sequence[memoryview]) -> list[tuple[memoryview, int, int]]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import NoReturn
 
@@ -76,6 +77,11 @@ class Tape:
 
     def __len__(self) -> int:
         return len(self.records)
+
+    @cached_property
+    def address(self) -> int:
+        """Of the first record, for native code."""
+        return self.records.ctypes.data
 
     def __bytes__(self) -> bytes:
         return self.records.tobytes()

@@ -33,7 +33,6 @@ from nocopy.models import Model
 from nocopy.session.constraint import Constraint
 from nocopy.session.language import CONTEXT
 from nocopy.session.own import OwnSession
-from nocopy.session.region import Region
 from nocopy.session.sampler import Sampler
 
 PROMPT, OPTIONS = 0, 1
@@ -271,7 +270,7 @@ class LanguageContext:
                 WARNING, f"wasi-nn: ctx-size {asked} was asked for; the model has {most}, all that it gets"
             )
         engine = self._loaded.engine
-        region = Region(engine.config, 0, context, engine.chunk, kv)
+        region = engine.own_region(context, kv)
         with host.grip.turn(host.until):
             self._close_session()
             self._session = OwnSession(
