@@ -51,7 +51,7 @@ class OwnSession(Session):
     ) -> None:
         region = engine.own_region(context, kv)
         size = region.nbytes
-        self.kept = ExitStack()
+        self.attached = ExitStack()
         """What is closed with the session."""
         memory = LinearMemory(size, reserve=size, guard=0, limit=quota)
         try:
@@ -104,7 +104,7 @@ class OwnSession(Session):
         super().close()
         self.pages.close()
         self.memory.close()
-        self.kept.close()
+        self.attached.close()
 
     def __enter__(self) -> Self:
         return self

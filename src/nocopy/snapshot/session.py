@@ -139,7 +139,7 @@ def thaw_session(
         session = _open(model, snapshot, state)
         if verify == "lazy":
             session.before_use = snapshot.check
-            session.kept = stack.pop_all()
+            session.attached = stack.pop_all()
     messages = [{"role": m.role, "content": m.content} for m in manifest.messages]
     return Thawed(session, None if state.sampler is None else _sampler(state.sampler), messages)
 
