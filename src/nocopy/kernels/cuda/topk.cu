@@ -2,33 +2,16 @@
 // topk: values[d0,d1,d2,k], indices[d0,d1,d2,k] = the k largest of x over n, in falling order, ties by lowest
 // index. NaN counts as -infinity in both.
 //
-// Both order elements by one 64-bit key: the value above, the inverted index below, so that keys differ and
-// the larger key comes first. topk takes a block a row and up to CHUNK results at a time: a radix selection
-// finds the key of the last one, eight bits a pass; the keys from there on are collected in shared memory and
-// sorted. The next chunk continues below that key. Should x change meanwhile, the result is any, but no index
-// leaves its range. Bound: the bytes of x, times the passes.
+// Both order elements by the keys of keys.cuh. topk takes a block a row and up to CHUNK results at a time: a
+// radix selection finds the key of the last one, eight bits a pass; the keys from there on are collected in
+// shared memory and sorted. The next chunk continues below that key. Should x change meanwhile, the result is
+// any, but no index leaves its range. Bound: the bytes of x, times the passes.
+#include "keys.cuh"
 #include "rows.cuh"
 #include "split.cuh"
 
 constexpr uint32_t CHUNK = 1024;
 constexpr uint32_t DIGITS = 256;
-
-// Falls with rank: larger values first, then lower indices. -0 equals 0; NaN is -infinity.
-__device__ inline uint64_t rank_key(float value, uint64_t index) {
-    uint32_t bits = __float_as_uint(value);
-    if (value == 0.0f) bits = 0;
-    if (value != value) bits = 0xff800000;
-    bits = bits & 0x80000000 ? ~bits : bits | 0x80000000;
-    return (uint64_t)bits << 32 | (uint32_t)~(uint32_t)index;
-}
-
-__device__ inline uint32_t index_of(uint64_t key) {
-    return ~(uint32_t)key;
-}
-
-struct Larger {
-    __device__ uint64_t operator()(uint64_t a, uint64_t b) const { return a > b ? a : b; }
-};
 
 NOCOPY_KERNEL(argmax, 1024, 1) {
     Tensor out(launch, 0), x(launch, 1);
