@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from nocopy.device.protocol import Device, Pages, Program
 from nocopy.memory.dtype import DType
@@ -13,12 +15,41 @@ from nocopy.models.graph import Graph
 from nocopy.models.model import Model
 from nocopy.models.placement import place
 from nocopy.session.region import Region
-from nocopy.tape import Space, Tape, Tensor, validate
+from nocopy.tape import Space, Tape, TapeBuilder, Tensor, validate
 
 TAPES = 64
 """Recorded passes to keep: one is made for each number of rows and each place of a region."""
 GUEST_BYTES = 2**48
 """Upper bound of the guest space while recording; compiling checks against the real size."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A pass over the first `rows` tokens of a region, with the logits of the last one or without."""
+
+    rows: int
+    logits: bool
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """Passes over `steps` tokens one after another, each but the first chosen after the last.
+
+    The first lies at `first` among the tokens of the region, what is chosen behind it. The logits after the
+    last are written where the region has them. `window` None takes the likeliest; else the region says how to
+    draw, and the penalties count the `window` tokens that end with the one just fed.
+    """
+
+    steps: int
+    window: int | None
+
+    @property
+    def first(self) -> int:
+        """Where the token lies that is fed first: behind the recent ones."""
+        return max(self.window or 0, 1) - 1
+
+
+Pass: TypeAlias = Rows | Ahead
 
 
 class Engine:
@@ -50,48 +81,58 @@ class Engine:
         self._logits = Tensor(
             Space.SCRATCH, self.record(region, 1).scratch_bytes, (1, self.config.vocabulary), DType.F32
         )
-        last = self._logits.offset + 4 * self.config.vocabulary
+        self._scores = replace(self._logits, offset=-(-_end(self._logits) // 64) * 64)
+        last = _end(self._scores)
         self.scratch = device.allocate(-(-max(widest, last) // 65536) * 65536)
-        self._tapes: OrderedDict[tuple[Region, int, bool | None], Tape] = OrderedDict()
+        self._tapes: OrderedDict[tuple[Region, Pass], Tape] = OrderedDict()
 
     def tape(self, region: Region, rows: int, *, logits: bool) -> Tape:
         """The pass over `rows` tokens of a session that lies at `region`."""
-        return self._kept(
-            (region, rows, logits), lambda: bytes(self.record(region, rows, logits=logits).tape)
-        )
+        return self.play_of(region, Rows(rows, logits))
 
-    def ahead(self, region: Region, steps: int) -> Tape:
-        """The passes over `steps` tokens one after another, each but the first the likeliest after the last.
-
-        Token i + 1 is written behind token i; the logits after the last one are written where the region
-        has them.
-        """
-        return self._kept((region, steps, None), lambda: self._record_ahead(region, steps))
-
-    def _record_ahead(self, region: Region, steps: int) -> bytes:
-        records: list[bytes] = []
-        for i in range(steps):
-            logits = self._logits if i + 1 < steps else _row(region.logits)
-            g = decoder(self.config, self.placement.tensors, region.batch(1, i), logits)
-            token = Tensor(Space.GUEST, region.tokens.offset + 4 * (i + 1), (1,), DType.I32)
-            g.tape.argmax(token, logits)
-            records.append(bytes(g.tape))
-        return b"".join(records)
-
-    def _kept(self, key: tuple[Region, int, bool | None], record: Callable[[], bytes]) -> Tape:
+    def play_of(self, region: Region, wanted: Pass) -> Tape:
+        """The tape of a pass, or of several in a row."""
+        key = (region, wanted)
         if key in self._tapes:
             self._tapes.move_to_end(key)
             return self._tapes[key]
+        if isinstance(wanted, Rows):
+            raw = bytes(self.record(region, wanted.rows, logits=wanted.logits).tape)
+        else:
+            raw = self._record_ahead(region, wanted)
         spaces = {
             Space.GUEST: GUEST_BYTES,
             Space.WEIGHTS: self.placement.pages.nbytes,
             Space.SCRATCH: self.scratch.nbytes,
             Space.KV: GUEST_BYTES,
         }
-        tape = validate(record(), spaces, work_limit=2**62)
+        tape = validate(raw, spaces, work_limit=2**62)
         self._tapes[key] = tape
         if len(self._tapes) > TAPES:
             self._tapes.popitem(last=False)
+        return tape
+
+    def _record_ahead(self, region: Region, ahead: Ahead) -> bytes:
+        return b"".join(bytes(self._step(region, ahead, i)) for i in range(ahead.steps))
+
+    def _step(self, region: Region, ahead: Ahead, i: int) -> TapeBuilder:
+        """One pass of several: token `first` + i is fed, the one after it is chosen and written behind it."""
+        last, drawn = i + 1 == ahead.steps, ahead.window is not None
+        logits = _row(region.logits) if last and not drawn else self._logits
+        g = decoder(self.config, self.placement.tensors, region.batch(1, ahead.first + i), logits)
+        tape, end = g.tape, region.tokens.offset + 4 * (ahead.first + i + 1)
+        token = Tensor(Space.GUEST, end, (1,), DType.I32)
+        if ahead.window is None:
+            tape.argmax(token, logits)
+            return tape
+        scores = logits
+        if ahead.window:
+            recent = Tensor(Space.GUEST, end - 4 * ahead.window, (1, ahead.window), DType.I32)
+            scores = self._scores
+            tape.penalize(scores, logits, recent, region.penalties)
+        tape.sample(token, scores, region.choice, region.draw, ahead=i)
+        if last:  # sampling reads logits several times, so where kernels have them near
+            tape.copy(_row(region.logits), logits)
         return tape
 
     def record(self, region: Region, rows: int, *, logits: bool = True) -> Graph:
@@ -115,3 +156,7 @@ class Engine:
 def _row(x: Tensor) -> Tensor:
     """[n] seen as [1, n]."""
     return Tensor(x.space, x.offset, (1, *x.shape), x.dtype)
+
+
+def _end(x: Tensor) -> int:
+    return x.offset + 4 * x.shape[-1]

@@ -5,6 +5,9 @@
     frequencies  f32 [pairs]          rotary frequencies, global layers
     local        f32 [pairs]          the same for local layers, if the model has them
     logits       f32 [vocabulary]     of the last token, after each pass
+    choice       f32 [3]              how to draw a token from logits: `options` of the op sample
+    penalties    f32 [4]              what recent tokens cost: `options` of the op penalize
+    draw         i32 [5]              top_k, seed and number of the draw: `state` of the op sample
     cache        `models/kv.py`       keys and values, token-major, from a 64 KiB boundary of the region
 
 Each part begins on a multiple of 64 bytes.
@@ -21,6 +24,7 @@ from nocopy.models.config import Config, Rope
 from nocopy.models.graph import Batch
 from nocopy.models.kv import Cache
 from nocopy.tape import Space, Tensor
+from nocopy.tape.ops import CHOICE, DRAW, PENALTIES
 
 ALIGNMENT = 64
 PAGE = 65536
@@ -79,9 +83,24 @@ class Region:
         return self._after(last, self.config.vocabulary, DType.F32)
 
     @cached_property
+    def choice(self) -> Tensor:
+        """f32 [1, 3]."""
+        return _row(self._after(self.logits, len(CHOICE), DType.F32))
+
+    @cached_property
+    def penalties(self) -> Tensor:
+        """f32 [1, 4]."""
+        return _row(self._after(self.choice, len(PENALTIES), DType.F32))
+
+    @cached_property
+    def draw(self) -> Tensor:
+        """i32 [1, 5]."""
+        return _row(self._after(self.penalties, len(DRAW), DType.I32))
+
+    @cached_property
     def home(self) -> int:
         """The byte of the memory at which the cache begins."""
-        return _up(_end(self.logits), PAGE)
+        return _up(_end(self.draw), PAGE)
 
     @cached_property
     def cache(self) -> Cache:
@@ -104,8 +123,13 @@ class Region:
         return Tensor(Space.GUEST, _up(_end(previous), ALIGNMENT), (count,), dtype)
 
 
+def _row(x: Tensor) -> Tensor:
+    """[n] seen as [1, n]."""
+    return Tensor(x.space, x.offset, (1, *x.shape), x.dtype)
+
+
 def _end(tensor: Tensor) -> int:
-    return tensor.offset + tensor.shape[0] * tensor.dtype.itemsize
+    return tensor.offset + tensor.shape[-1] * tensor.dtype.itemsize
 
 
 def _up(value: int, step: int) -> int:

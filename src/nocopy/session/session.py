@@ -16,9 +16,11 @@ from nocopy.device.protocol import Device, Near, Pages, Program
 from nocopy.errors import ClosedError, UsageError
 from nocopy.memory.dtype import DType
 from nocopy.memory.linear import LinearMemory
-from nocopy.session.engine import Engine
+from nocopy.session.engine import Ahead, Engine, Pass, Rows
 from nocopy.session.region import Region
+from nocopy.session.sampler import Position, Sampler, Sampling, no_token
 from nocopy.tape import Tensor
+from nocopy.tape.ops import MAX_SAMPLED
 
 PROGRAMS = 16
 """Compiled passes that a session keeps."""
@@ -26,6 +28,9 @@ AHEAD = 8
 """Most tokens that are fed ahead of being asked for; a power of two."""
 PATIENCE = 0.02
 """Seconds that feeding ahead may take: nobody should see text come in bursts."""
+
+NOWHERE = Position(Sampling(), 0, -1, ())
+"""Where no sampler stands."""
 
 Play = Callable[[Callable[[], Program]], None]
 """Plays the program that it gets from a function, which it calls once the device is free."""
@@ -82,9 +87,13 @@ class Session:
         self.region = replace(region, near=self._near is not None)
         self.step = engine.chunk if step is None else step
         self._play = play or _at_once(engine.device)
-        self._programs: OrderedDict[tuple[int, bool | None], Program] = OrderedDict()
+        self._programs: OrderedDict[Pass, Program] = OrderedDict()
         self._ahead: list[int] = []
-        self._next: int | None = None
+        """Tokens that were chosen before they were asked for: all but the last have been fed."""
+        self._stand: Position | None = None
+        """Where a sampler must stand to have chosen the first of them; None: they are the likeliest."""
+        self._then: Position | None = None
+        """The same for the second of them."""
         self._stale = False
         self._seconds = 0.0
         for rope, place in self.region.frequencies.items():
@@ -94,6 +103,9 @@ class Session:
         # Made once: a view costs more than a small model's pass. The memory never moves.
         self._tokens, self._positions = self._array(self.region.tokens), self._array(self.region.positions)
         self._logits: npt.NDArray[np.float32] | None = self._array(self.region.logits)
+        self._choice, self._penalties, self._draw = (
+            self._array(place)[0] for place in (self.region.choice, self.region.penalties, self.region.draw)
+        )
         self.reload()
 
     @property
@@ -127,9 +139,11 @@ class Session:
             ClosedError: the session is closed.
         """
         self._check(tokens)
-        if self._ahead[:1] == list(tokens):
+        if len(self._ahead) > 1 and self._ahead[:1] == list(tokens):
             self.tokens.append(self._ahead.pop(0))
-            self._stale = bool(self._ahead)
+            if self._stand is not None:
+                self._stand, self._then = self._then, NOWHERE
+            self._stale = len(self._ahead) > 1
             return
         self._forget_ahead()
         self._feed(tokens, logits=logits)
@@ -141,7 +155,7 @@ class Session:
             self._tokens[:rows] = part
             self._positions[:rows] = np.arange(at, at + rows)
             wanted = logits and start + rows == len(tokens)
-            self._play(partial(self._program, rows, wanted))
+            self._play(partial(self._program, Rows(rows, wanted)))
             self.tokens.extend(part)
 
     def likeliest(self, more: int = 0) -> int:
@@ -155,38 +169,82 @@ class Session:
             UsageError: no logit is a number.
             ClosedError: the session is closed.
         """
-        if self._ahead:
-            return self._ahead[0]
-        token = int(self.logits.argmax()) if self._next is None else self._next
-        if not np.isfinite(self.logits[token]):
-            raise UsageError("no token can be drawn: the logits are not numbers")
-        steps = min(
-            more, self._steps_ahead(), self.context - len(self.tokens), self.region.chunk - 1, self.step
-        )
-        if steps > 0:
-            self._feed_ahead(token, 1 << steps.bit_length() - 1)
+        if self._ahead and self._stand is None:
+            token = self._ahead[0]
+        else:
+            token = int(self.logits.argmax())
+            self._forget_ahead()
+        if not self._stale and not np.isfinite(self.logits[token]):
+            raise no_token()
+        self._stand = self._then = None
+        self._look_ahead(token, more, None)
         return token
+
+    def draw(self, sampler: Sampler, more: int = 0) -> int:
+        """Return the token that a sampler draws after the last token.
+
+        Whether it was drawn on the device or on the host is not to be told from the token: both do the same.
+
+        Args:
+            sampler: counts the draw; it must be told of the token by its `accept`.
+            more: as in `likeliest`, for tokens that are drawn by the same sampler.
+
+        Raises:
+            UsageError: no logit is a number.
+            ClosedError: the session is closed.
+        """
+        if sampler.greedy:
+            return self.likeliest(more)
+        if sampler.window is None or self.engine.config.vocabulary > MAX_SAMPLED:
+            return sampler.sample(self.logits)
+        stand = sampler.position()
+        if self._ahead and self._stand == stand:
+            token = self._ahead[0]
+            if token < 0:
+                raise no_token()
+            sampler.drew()
+        else:
+            token = sampler.sample(self.logits)
+            self._forget_ahead()
+        self._stand, self._then = stand, sampler.position([token])
+        self._look_ahead(token, more, sampler)
+        return token
+
+    def _look_ahead(self, token: int, more: int, sampler: Sampler | None) -> None:
+        """Feed a token that was chosen, and tokens after it as they are chosen, if more are wanted."""
+        if len(self._ahead) > 1:
+            return
+        first = Ahead(1, sampler.window if sampler else None).first
+        room = min(self.context - len(self.tokens), self.region.chunk - 1 - first, self.step)
+        steps = min(more, self._steps_ahead(), room)
+        if steps > 0:
+            self._feed_ahead(token, 1 << steps.bit_length() - 1, sampler)
 
     def _steps_ahead(self) -> int:
         """As many steps as `PATIENCE` allows, by how long the last ones took; one while nothing is known."""
         return min(AHEAD, int(PATIENCE / self._seconds)) if self._seconds else 1
 
-    def _feed_ahead(self, token: int, steps: int) -> None:
-        """Feed a token and the likeliest after it, `steps` in all; they are not part of the session yet."""
-        at = len(self.tokens)
-        self._tokens[0] = token
-        self._positions[:steps] = np.arange(at, at + steps)
+    def _feed_ahead(self, token: int, steps: int, sampler: Sampler | None) -> None:
+        """Feed a token and those chosen after it, `steps` in all; they are not part of the session yet."""
+        ahead, at = Ahead(steps, sampler.window if sampler else None), len(self.tokens)
+        first = ahead.first
+        self._tokens[first] = token
+        if sampler is not None:
+            recent = sampler.position([token]).recent
+            self._tokens[: len(recent)] = recent
+            self._choice[...], self._penalties[...] = sampler.choice, sampler.penalties
+            self._draw[...] = sampler.state
+        self._positions[first : first + steps] = np.arange(at, at + steps)
         self._stale = True
         start = perf_counter()
-        self._play(partial(self._program, steps, None))
-        found: list[int] = self._tokens[: steps + 1].tolist()
+        self._play(partial(self._program, ahead))
         # The first play of a shape compiles it; that is no measure.
         self._seconds = min((perf_counter() - start) / steps, self._seconds or np.inf)
-        *self._ahead, self._next = found
+        self._ahead = self._tokens[first : first + steps + 1].tolist()
 
     def _forget_ahead(self) -> None:
-        self._ahead.clear()
-        self._next, self._stale = None, False
+        self._ahead = []
+        self._stale = False
 
     def refresh(self) -> None:
         """Have the region hold the logits after the last token, if those of a token ahead are there."""
@@ -273,7 +331,8 @@ class Session:
         if self._near is not None:
             self._near.close()
         self._logits = None
-        self._tokens = self._positions = np.empty(0, np.int32)  # arrays keep the memory mapped
+        nothing = np.empty(0, np.int32)  # arrays keep the memory mapped
+        self._tokens = self._positions = self._choice = self._penalties = self._draw = nothing
 
     def _forget(self) -> None:
         while self._programs:
@@ -294,17 +353,15 @@ class Session:
             wrong, top = (low if low < 0 else high), self.engine.config.vocabulary - 1
             raise UsageError(f"token {wrong} was fed; tokens are 0 to {top}")
 
-    def _program(self, rows: int, logits: bool | None) -> Program:
-        """The pass over some rows, with logits or without; or as many steps ahead, for None."""
-        key = (rows, logits)
-        if key not in self._programs:
-            engine, region = self.engine, self.region
-            tape = engine.ahead(region, rows) if logits is None else engine.tape(region, rows, logits=logits)
-            self._programs[key] = engine.compile(tape, self.pages, self._near)
+    def _program(self, wanted: Pass) -> Program:
+        """A pass, or several in a row, ready to play."""
+        if wanted not in self._programs:
+            tape = self.engine.play_of(self.region, wanted)
+            self._programs[wanted] = self.engine.compile(tape, self.pages, self._near)
             if len(self._programs) > PROGRAMS:
                 self._programs.popitem(last=False)[1].close()
-        self._programs.move_to_end(key)
-        return self._programs[key]
+        self._programs.move_to_end(wanted)
+        return self._programs[wanted]
 
     def _array(self, tensor: Tensor) -> npt.NDArray[Any]:
         return self.memory.view(tensor.shape, tensor.dtype, tensor.offset).numpy()

@@ -8,19 +8,19 @@ draws the same token from the same scores, whatever its threads do.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from nocopy.tape.arrays import F32, f32, store
-from nocopy.tape.ops import CHOICE, DRAW, EXP2, PENALTIES
+from nocopy.tape.ops import EXP2
 
 U64 = npt.NDArray[np.uint64]
 Ids = npt.NDArray[np.int64]
 
-LOG2_E = np.float32(1.44269504)
+LOG2_E = float(np.float32(1.44269504))
 """The steepness of temperature 1."""
 WHOLE = 2**40
 """The weight of the largest score."""
@@ -38,20 +38,20 @@ def penalize(operands: list[Any], _p: Mapping[str, Any]) -> None:
     """Copy each row, then lower the scores of its recent tokens."""
     out, x, recent, options = operands
     for r in range(len(x)):
-        store(out[r], penalized(f32(x[r]), recent[r].tolist(), options[r]))
+        store(out[r], penalized(f32(x[r]), recent[r].tolist(), options[r].tolist()))
 
 
-def penalized(scores: F32, recent: Sequence[int], options: Sequence[np.float32] | F32) -> F32:
+def penalized(scores: F32, recent: Iterable[int], options: Sequence[float]) -> F32:
     """Scores f32 [n] in which each token that is among `recent` costs something.
 
     Args:
         scores: not changed.
         recent: tokens; those that are not 0 to n-1 do not count.
-        options: `ops.PENALTIES`. Scores above 0 are multiplied by `shrink`, others by `grow`; then
-            `frequency` times the number of times is subtracted, then `presence`.
+        options: `ops.PENALTIES`, numbers of f32. Scores above 0 are multiplied by `shrink`, others by
+            `grow`; then `frequency` times the number of times is subtracted, then `presence`.
     """
     scores = scores.copy()
-    shrink, grow, frequency, presence = (np.float32(v) for v in options[: len(PENALTIES)])
+    shrink, grow, frequency, presence = options
     counts = {token: n for token, n in Counter(recent).items() if 0 <= token < len(scores)}
     ids = np.fromiter(counts.keys(), np.int64, len(counts))
     times = np.fromiter(counts.values(), np.float32, len(counts))
@@ -65,69 +65,86 @@ def sample(operands: list[Any], p: Mapping[str, Any]) -> None:
     """Draw a token from each row."""
     out, x, options, state = operands
     for r in range(len(x)):
-        steepness, top_p, min_p = options[r][: len(CHOICE)]
-        top_k, *words = (int(v) for v in state[r][: len(DRAW)])
+        steepness, top_p, min_p = options[r].tolist()
+        top_k, *words = state[r].tolist()
         seed, draw = (low % 2**32 | high % 2**32 << 32 for low, high in (words[:2], words[2:]))
-        out[r] = token(f32(x[r]), steepness, top_k, top_p, min_p, seed, (draw + p["ahead"]) % 2**64)
+        out[r] = token(f32(x[r]), steepness, top_p, min_p, top_k, seed, (draw + p["ahead"]) % 2**64)
 
 
 def token(
-    scores: F32, steepness: np.float32, top_k: int, top_p: np.float32, min_p: np.float32, seed: int, draw: int
+    scores: F32,
+    steepness: float,
+    top_p: float,
+    min_p: float,
+    top_k: int,
+    seed: int,
+    draw: int,
+    narrow: Callable[[F32, Ids], Ids] | None = None,
 ) -> int:
-    """The token that a draw gives; -1 if the largest score is not finite.
+    """The token that a draw gives; -1 if the largest score is not finite. The parts are numbers of f32.
 
     Args:
         scores: f32 [n]; NaN counts as -infinity.
         steepness: log2(e) / temperature; the likeliest is taken unless it is above 0.
+        top_p: after top_k, as in `likely`.
+        min_p: then, as in `likely`.
         top_k: keep the k first in the order of `first`; all if it is not above 0.
-        top_p: then as `likely`.
-        min_p: then as `likely`.
         seed: the key of the random number.
         draw: its counter.
+        narrow: picks from indices in that order, between top_k and top_p; only the host has such a thing.
     """
-    scores = np.where(np.isnan(scores), np.float32(-np.inf), scores)
     largest = scores.max()
+    if np.isnan(largest):
+        scores = np.where(np.isnan(scores), np.float32(-np.inf), scores)
+        largest = scores.max()
     if not np.isfinite(largest):
         return -1
     if not steepness >= SMALLEST:
         return int(scores.argmax())
-    ids = likely(scores, first(scores, top_k), top_p, min_p)
-    return drawn(scores, ids, steepness, random_bits(seed, draw))
+    ids = first(scores, top_k, in_order=top_p < 1 or narrow is not None)
+    if narrow is not None:
+        ids = narrow(scores, ids)
+    return drawn(scores, likely(scores, ids, top_p, min_p), steepness, random_bits(seed, draw))
 
 
-def first(scores: F32, top_k: int) -> Ids:
-    """The indices of the `top_k` largest scores, in falling order, ties by lowest index; of all for 0."""
+def first(scores: F32, top_k: int, *, in_order: bool) -> Ids:
+    """The indices of the `top_k` largest scores, in falling order, ties by lowest index; of all for 0.
+
+    Those of all need not be in order.
+    """
     n = len(scores)
     if 0 < top_k < n:
         threshold = np.partition(scores, n - top_k)[n - top_k]
         ids = np.flatnonzero((scores >= threshold) & (scores > -np.inf))
     else:
         ids, top_k = np.flatnonzero(scores > -np.inf), n
+        if not in_order:
+            return ids
     return ids[np.argsort(-scores[ids], kind="stable")][:top_k]
 
 
-def likely(scores: F32, ids: Ids, top_p: np.float32 | float, min_p: np.float32 | float) -> Ids:
-    """Of indices in falling order of their scores, those that are likely enough at temperature 1.
+def likely(scores: F32, ids: Ids, top_p: float, min_p: float) -> Ids:
+    """Those of some indices that are likely enough at temperature 1.
 
     Args:
         scores: f32 [n].
-        ids: in the order of `first`; the first has the largest score.
+        ids: with that of the largest score; in the order of `first` if `top_p` is below 1.
         top_p: keep those before which the weights sum to less than this part of all; the first in any case;
             all if it is not below 1.
         min_p: then keep those whose weight is at least this part of the largest; all if it is not above 0.
     """
     weight = weights(scores[ids], scores[ids].max(), LOG2_E)
     keep = np.ones(len(ids), np.bool_)
-    if np.float32(top_p) < 1:
+    if top_p < 1:
         before = weight.cumsum() - weight
         keep = before < int(weight.sum()) * _part(top_p) >> 32
         keep[0] = True
-    if np.float32(min_p) > 0:
+    if min_p > 0:
         keep &= weight >= (WHOLE * _part(min_p) >> 32)
     return ids[keep]
 
 
-def drawn(scores: F32, ids: Ids, steepness: np.float32, bits: int) -> int:
+def drawn(scores: F32, ids: Ids, steepness: float, bits: int) -> int:
     """One of some indices, each as often as its weight: the first at which the sum passes bits / 2**64.
 
     The sum goes over rising indices.
@@ -138,7 +155,7 @@ def drawn(scores: F32, ids: Ids, steepness: np.float32, bits: int) -> int:
     return int(ids[np.searchsorted(total, np.uint64(bits * int(total[-1]) >> 64), side="right")])
 
 
-def weights(scores: F32, largest: np.float32, steepness: np.float32) -> U64:
+def weights(scores: F32, largest: np.float32, steepness: float) -> U64:
     """2**(40 - steepness * (largest - score)) for each score, rounded down to a whole number.
 
     The exponent is a number of 2**-24 ths: its whole part shifts, its fraction goes through `ops.EXP2`.
@@ -154,9 +171,9 @@ def weights(scores: F32, largest: np.float32, steepness: np.float32) -> U64:
     return weight << np.uint64(10) >> (q >> np.uint64(24))
 
 
-def _part(p: np.float32 | float) -> int:
+def _part(p: float) -> int:
     """A part of one in 2**-32 ths, rounded down."""
-    return int(min(float(np.float32(p)), 1) * 2**32) if p > 0 else 0
+    return int(min(p, 1) * 2**32) if p > 0 else 0
 
 
 def random_bits(seed: int, draw: int) -> int:
