@@ -36,6 +36,8 @@ Looking costs a microsecond; below, a kernel ends within one or two milliseconds
 behind a bus, and a graph of such kernels within one or two seconds."""
 NARROW = 4
 """Rows that `matmul_narrow` and `matvec_few` handle at a time."""
+FEW = 8
+"""Rows up to which products go by rows of the weight: a pass over a token of each of several sequences."""
 WORD = 16
 """Bytes of a load: what kernels that read whole words need addresses to be a multiple of."""
 WARPS = 8
@@ -281,7 +283,7 @@ def _topk(fields: Fields, multiprocessors: int) -> Shape:
 
 
 def _matmul(fields: Fields, multiprocessors: int) -> Shape:
-    if fields.named["m"] <= NARROW and _reads_weight_rows(fields):
+    if fields.named["m"] <= FEW and _reads_weight_rows(fields):
         return _matvec(fields, multiprocessors)
     blocks = fields.dtype(2) in BLOCKS
     if fields.named["n"] <= NARROW < fields.named["m"] and not blocks:

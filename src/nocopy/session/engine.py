@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from nocopy.device.protocol import Device, Pages, Program
@@ -17,6 +17,8 @@ from nocopy.models.placement import place
 from nocopy.session.region import Region
 from nocopy.tape import Space, Tape, TapeBuilder, Tensor, validate
 
+MOST_SEQUENCES = 8
+"""Sequences that one pass can take a token of."""
 TAPES = 64
 """Recorded passes to keep: one is made for each number of rows and each place of a region."""
 GUEST_BYTES = 2**48
@@ -78,13 +80,18 @@ class Engine:
         self.placement = place(model, device, ledger, progress)
         region = Region(self.config, 0, self.config.context, self.chunk, DType.F16)
         widest = self.record(region, self.chunk).scratch_bytes
-        self._logits = Tensor(
-            Space.SCRATCH, self.record(region, 1).scratch_bytes, (1, self.config.vocabulary), DType.F32
-        )
-        self._scores = replace(self._logits, offset=-(-_end(self._logits) // 64) * 64)
-        last = _end(self._scores)
+        few = self.record(region, min(MOST_SEQUENCES, self.chunk)).scratch_bytes
+        row = -(-4 * self.config.vocabulary // 64) * 64
+        self._near_rows = few, row
+        last = few + 2 * MOST_SEQUENCES * row
         self.scratch = device.allocate(-(-max(widest, last) // 65536) * 65536)
         self._tapes: OrderedDict[tuple[Region, Pass], Tape] = OrderedDict()
+
+    def logits(self, rows: int, *, penalized: bool = False) -> Tensor:
+        """f32 [rows, vocabulary] of scratch, which no pass over up to 8 rows uses: logits; or scores."""
+        start, row = self._near_rows
+        offset = start + MOST_SEQUENCES * row * penalized
+        return Tensor(Space.SCRATCH, offset, (rows, self.config.vocabulary), DType.F32, (row // 4, 1))
 
     def tape(self, region: Region, rows: int, *, logits: bool) -> Tape:
         """The pass over `rows` tokens of a session that lies at `region`."""
@@ -100,17 +107,20 @@ class Engine:
             raw = bytes(self.record(region, wanted.rows, logits=wanted.logits).tape)
         else:
             raw = self._record_ahead(region, wanted)
+        tape = self._tapes[key] = self.validated(raw)
+        if len(self._tapes) > TAPES:
+            self._tapes.popitem(last=False)
+        return tape
+
+    def validated(self, raw: bytes) -> Tape:
+        """A tape of records over a guest's memory, the weights, scratch and what a device keeps near."""
         spaces = {
             Space.GUEST: GUEST_BYTES,
             Space.WEIGHTS: self.placement.pages.nbytes,
             Space.SCRATCH: self.scratch.nbytes,
             Space.KV: GUEST_BYTES,
         }
-        tape = validate(raw, spaces, work_limit=2**62)
-        self._tapes[key] = tape
-        if len(self._tapes) > TAPES:
-            self._tapes.popitem(last=False)
-        return tape
+        return validate(raw, spaces, work_limit=2**62)
 
     def _record_ahead(self, region: Region, ahead: Ahead) -> bytes:
         return b"".join(bytes(self._step(region, ahead, i)) for i in range(ahead.steps))
@@ -118,7 +128,7 @@ class Engine:
     def _step(self, region: Region, ahead: Ahead, i: int) -> TapeBuilder:
         """One pass of several: token `first` + i is fed, the one after it is chosen and written behind it."""
         last, drawn = i + 1 == ahead.steps, ahead.window is not None
-        logits = _row(region.logits) if last and not drawn else self._logits
+        logits = _row(region.logits) if last and not drawn else self.logits(1)
         g = decoder(self.config, self.placement.tensors, region.batch(1, ahead.first + i), logits)
         tape, end = g.tape, region.tokens.offset + 4 * (ahead.first + i + 1)
         token = Tensor(Space.GUEST, end, (1,), DType.I32)
@@ -128,7 +138,7 @@ class Engine:
         scores = logits
         if ahead.window:
             recent = Tensor(Space.GUEST, end - 4 * ahead.window, (1, ahead.window), DType.I32)
-            scores = self._scores
+            scores = self.logits(1, penalized=True)
             tape.penalize(scores, logits, recent, region.penalties)
         tape.sample(token, scores, region.choice, region.draw, ahead=i)
         if last:  # sampling reads logits several times, so where kernels have them near
@@ -156,7 +166,3 @@ class Engine:
 def _row(x: Tensor) -> Tensor:
     """[n] seen as [1, n]."""
     return Tensor(x.space, x.offset, (1, *x.shape), x.dtype)
-
-
-def _end(x: Tensor) -> int:
-    return x.offset + 4 * x.shape[-1]

@@ -28,6 +28,7 @@ from nocopy.models.config import Config
 from nocopy.models.find import find_model
 from nocopy.models.load import open_model
 from nocopy.models.tokenizer import Tokenizer
+from nocopy.session.batch import SessionBatch
 from nocopy.session.completion import Completion
 from nocopy.session.embed import Embedder
 from nocopy.session.engine import Engine
@@ -82,7 +83,7 @@ class LanguageModel:
         self.ledger = Ledger()
         self.kv = KV_TYPES[kv]
         self._chat_template, self._progress = chat_template, progress
-        self._sessions: WeakSet[OwnSession] = WeakSet()
+        self._sessions: WeakSet[OwnSession | SessionBatch] = WeakSet()
         with ExitStack() as stack:
             self.model = open_model(self.path)
             stack.callback(self.model.close)
@@ -177,6 +178,28 @@ class LanguageModel:
             ledger=self.ledger,
             fill=fill,
             tokens=tokens,
+        )
+        self._sessions.add(made)
+        return made
+
+    def batch(self, count: int, *, context: int | None = None, kv: str | DType | None = None) -> SessionBatch:
+        """Open sequences that are decoded together, weights read once; closed with the model at the latest.
+
+        Args:
+            count: of sequences, 1 to 8.
+            context: tokens that fit each; as for the model; None for the model's.
+            kv: likewise.
+
+        Raises:
+            UsageError: there are not 1 to 8; or as `session`.
+            MemoryLimitError: there is not that much memory.
+        """
+        made = SessionBatch(
+            self.engine,
+            count,
+            context=self.context if context is None else _context(context, self.config),
+            kv=KV_TYPES[kv] if isinstance(kv, str) else kv or self.kv,
+            ledger=self.ledger,
         )
         self._sessions.add(made)
         return made

@@ -35,8 +35,8 @@ PAGE = 65536
 class Region:
     """The layout of one session from byte `offset` of the guest space.
 
-    `near` says that the device keeps the cache in memory of its own, which kernels reach as `Space.KV`; its
-    place in the region is then where it comes back to.
+    `near` says that the device keeps the cache in memory of its own, which kernels reach as `Space.KV`, from
+    byte `near_at` on; its place in the region is then where it comes back to.
     """
 
     config: Config
@@ -45,6 +45,7 @@ class Region:
     chunk: int
     kv: DType
     near: bool = False
+    near_at: int = 0
 
     def __post_init__(self) -> None:
         if self.offset % PAGE:
@@ -105,7 +106,7 @@ class Region:
     @cached_property
     def cache(self) -> Cache:
         """Keys and values of `context` tokens, where kernels reach them."""
-        space, offset = (Space.KV, 0) if self.near else (Space.GUEST, self.home)
+        space, offset = (Space.KV, self.near_at) if self.near else (Space.GUEST, self.home)
         return Cache(self.config, space, offset, self.context, self.kv)
 
     @cached_property

@@ -49,6 +49,7 @@ class Session:
         play: plays a pass; None plays it at once, for whoever has the device to himself.
         step: most tokens that one pass takes, at most the engine's chunk; None means the chunk.
         tokens: those whose keys and values the region holds already: it is that of a session that was frozen.
+        near: what the device keeps near of the whole memory, for several sessions; stays the caller's.
 
     Raises:
         UsageError: the region does not fit the memory, or an argument is out of range.
@@ -66,6 +67,7 @@ class Session:
         play: Play | None = None,
         step: int | None = None,
         tokens: Sequence[int] = (),
+        near: Near | None = None,
     ) -> None:
         context = engine.config.context if context is None else context
         self.engine, self.memory, self.pages = engine, memory, pages
@@ -81,10 +83,11 @@ class Session:
         if tokens:
             self._check(tokens, have=0)
             self.tokens.extend(tokens)
-        self._near = engine.device.near(
+        self._owns_near, near_at = near is None, 0 if near is None else region.home
+        self._near = near or engine.device.near(
             memory.address + region.home, region.cache.nbytes, ledger=engine.ledger
         )
-        self.region = replace(region, near=self._near is not None)
+        self.region = replace(region, near=self._near is not None, near_at=near_at)
         self.step = engine.chunk if step is None else step
         self._play = play or _at_once(engine.device)
         self._programs: OrderedDict[Pass, Program] = OrderedDict()
@@ -257,12 +260,17 @@ class Session:
         """Have the region hold all that the session knows: for who reads, copies or freezes its bytes."""
         self.refresh()
         if self._near is not None:
-            self._near.flush(0, self.length * self.region.cache.token_bytes)
+            self._near.flush(*self._used())
 
     def reload(self) -> None:
         """Take the cache of its tokens from the region, after somebody else has written it there."""
         if self._near is not None:
-            self._near.reload(0, self.length * self.region.cache.token_bytes)
+            self._near.reload(*self._used())
+
+    def _used(self) -> tuple[int, int]:
+        """The bytes of what the device keeps near that hold the tokens."""
+        start = self.region.near_at
+        return start, start + self.length * self.region.cache.token_bytes
 
     def truncate(self, length: int) -> None:
         """Forget all but the first `length` tokens. Costs nothing: the cache is overwritten later.
@@ -309,15 +317,44 @@ class Session:
             play=self._play,
             step=self.step,
         )
-        used = self.length * self.region.cache.token_bytes
-        if self._near is not None and other._near is not None:
-            other._near.copy(self._near, used)
-        else:
-            source = self.memory.view(used, "u8", self.region.home).numpy()
-            memory.view(used, "u8", other.region.home).numpy()[...] = source
-        other.logits[...] = self.logits
-        other.tokens = list(self.tokens)
+        other.become(self)
         return other
+
+    def become(self, source: Session) -> None:
+        """Hold what another session of the same engine and type of cache holds; its cache is copied.
+
+        Raises:
+            UsageError: it has more tokens than fit, or another type of cache.
+            ClosedError: one of them is closed.
+        """
+        if source.engine is not self.engine or source.region.kv is not self.region.kv:
+            raise UsageError("a session was to become one of another model or type of cache; feed its tokens")
+        if source.tokens:
+            self._check(source.tokens, have=0)
+        logits, used = source.logits, source.length * source.region.cache.token_bytes
+        if self._near is not None and source._near is not None:
+            self._near.copy(source._near, used, start=source.region.near_at, to=self.region.near_at)
+        else:
+            there = source.memory.view(used, "u8", source.region.home).numpy()
+            self.memory.view(used, "u8", self.region.home).numpy()[...] = there
+        self._forget_ahead()
+        if self._logits is not None:
+            self._logits[...] = logits
+        self.tokens = list(source.tokens)
+
+    def admit(self, tokens: Sequence[int]) -> None:
+        """Refuse tokens that `append` would refuse, and raise what it would raise."""
+        self._check(tokens)
+
+    def count(self, token: int) -> None:
+        """Take over a token that somebody else has fed; the logits after it are computed when asked for."""
+        self._forget_ahead()
+        self.tokens.append(token)
+        self._stale = True
+
+    def counted(self) -> None:
+        """Take over that somebody else has written the logits after the last token."""
+        self._stale = False
 
     def move(self, pages: Pages) -> None:
         """Go on in the same memory, which the device sees as `pages` now."""
@@ -328,7 +365,7 @@ class Session:
         """Free what the session has compiled; the region stays as it is. Twice is allowed."""
         self._closed = True
         self._forget()
-        if self._near is not None:
+        if self._near is not None and self._owns_near:
             self._near.close()
         self._logits = None
         nothing = np.empty(0, np.int32)  # arrays keep the memory mapped
