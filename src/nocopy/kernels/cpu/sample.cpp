@@ -133,23 +133,45 @@ struct Row {
 
     bool kept(int64_t i) const { return scores[i] >= floor && key_of(scores[i], i) >= lowest; }
 
+    // Calls f(start, count) for the blocks that may have something that is kept, until it returns false.
+    template <class Function>
+    void each_block(const Function& f) const {
+        for (int64_t start = 0; start < n; start += BLOCK) {
+            const int64_t count = least(BLOCK, n - start);
+            if (largest(scores + start, count) >= floor && !f(start, count)) return;
+        }
+    }
+
     // Keeps the elements up to the one at which the weights, summed in order, reach `wanted`. `sums` are
     // those of the buckets.
     template <class Weight>
     void cut(const uint64_t* sums, uint64_t wanted, const Weight& weight_of) {
         int64_t at = 0;
         while (at < BUCKETS - 1 && sums[at] < wanted) wanted -= sums[at++];
-        int64_t count = 0;
-        for (int64_t i = 0; i < n; i++)
-            if (kept(i) && bucket(scores[i]) == at) keys[count++] = key_of(scores[i], i);
-        lowest = select(keys, count, wanted, weight_of);
+        int64_t listed = 0;
+        each_block([&](int64_t start, int64_t count) {
+            for (int64_t i = start; i < start + count; i++)
+                if (kept(i) && bucket(scores[i]) == at) keys[listed++] = key_of(scores[i], i);
+            return true;
+        });
+        lowest = select(keys, listed, wanted, weight_of);
         floor = score_of(lowest);
     }
 
     void keep_top_k(int64_t k) {
         if (k <= 0 || k >= n) return;
+        // If k blocks have a largest score, so many scores are at least the least of these.
+        int64_t blocks = 0;
+        for (int64_t start = 0; start < n; start += BLOCK)
+            keys[blocks++] = key_of(largest(scores + start, least(BLOCK, n - start)), start);
+        if (k <= blocks)
+            floor = score_of(select(keys, blocks, (uint64_t)k, [](uint64_t) { return uint64_t{1}; }));
         uint64_t counts[BUCKETS] = {};
-        for (int64_t i = 0; i < n; i++) counts[bucket(scores[i])]++;
+        each_block([&](int64_t start, int64_t count) {
+            for (int64_t i = start; i < start + count; i++)
+                if (scores[i] >= floor) counts[bucket(scores[i])]++;
+            return true;
+        });
         cut(counts, (uint64_t)k, [](uint64_t) { return uint64_t{1}; });
     }
 
@@ -169,13 +191,12 @@ struct Row {
     template <class Function>
     void each_weight(float steepness, const Function& f) const {
         uint64_t some[BLOCK];
-        for (int64_t start = 0; start < n; start += BLOCK) {
-            const int64_t count = least(BLOCK, n - start);
-            if (largest(scores + start, count) < floor) continue;
+        each_block([&](int64_t start, int64_t count) {
             for (int64_t i = 0; i < count; i++) some[i] = weight(top - scores[start + i], steepness);
             for (int64_t i = start; i < start + count; i++)
-                if (some[i - start] && kept(i) && !f(i, some[i - start])) return;
-        }
+                if (some[i - start] && kept(i) && !f(i, some[i - start])) return false;
+            return true;
+        });
     }
 
     int64_t draw(float steepness, float min_p, uint64_t bits) const {
