@@ -21,6 +21,7 @@ constexpr float BUCKETS_PER_ONE = 64.0f;  // device/cuda_launch.py has their num
 constexpr float LOG2_E = 1.44269504f, SMALLEST = 1.17549435e-38f, FURTHEST = 63.0f;
 constexpr uint64_t WHOLE = (uint64_t)1 << 40;
 constexpr uint32_t MOST_RECENT = 4096;
+constexpr uint32_t FEW = 512;  // keys that are ordered by comparing each with all others
 
 struct Choice {
     float steepness, top_p, min_p;
@@ -93,16 +94,15 @@ struct Scores {
 
 // The sum of `value` over this thread of the block and those before it.
 __device__ inline uint64_t sum_to_here(uint64_t value) {
-    __shared__ uint64_t sums[1024];
-    sums[threadIdx.x] = value;
-    __syncthreads();
-    for (uint32_t step = 1; step < blockDim.x; step *= 2) {
-        uint64_t other = threadIdx.x >= step ? sums[threadIdx.x - step] : 0;
-        __syncthreads();
-        sums[threadIdx.x] += other;
-        __syncthreads();
+    __shared__ uint64_t sums[32];
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    for (uint32_t step = 1; step < 32; step *= 2) {
+        uint64_t other = __shfl_sync(0xffffffffu, value, (int)(lane >= step ? lane - step : lane));
+        if (lane >= step) value += other;
     }
-    value = sums[threadIdx.x];
+    if (lane == 31) sums[warp] = value;
+    __syncthreads();
+    for (uint32_t before = 0; before < warp; ++before) value += sums[before];
     __syncthreads();  // all have read; the next call may write
     return value;
 }
@@ -160,6 +160,26 @@ __device__ inline uint64_t select_weighted(uint64_t n, Key key, Weight weight_of
     }
     __syncthreads();
     return prefix;
+}
+
+// The same for at most FEW keys: each is compared with all others.
+template <typename Key, typename Weight>
+__device__ inline uint64_t select_of_few(uint64_t n, Key key, Weight weight_of, uint64_t wanted) {
+    __shared__ uint64_t keys[FEW], weights[FEW], found;
+    if (threadIdx.x == 0) found = 0;
+    row_each(n, [&](uint64_t i) {
+        keys[i] = key(i);
+        weights[i] = weight_of(keys[i]);
+    });
+    __syncthreads();
+    row_each(n, [&](uint64_t i) {
+        uint64_t before = 0;
+        for (uint64_t j = 0; j < n; ++j)
+            if (keys[j] > keys[i]) before += weights[j];
+        if (before < wanted && wanted - before <= weights[i]) found = keys[i];
+    });
+    __syncthreads();
+    return found;
 }
 
 struct Plus {
@@ -329,7 +349,9 @@ __device__ inline void find_key(const nocopy_launch& launch, bool by_weight) {
     const uint64_t listed = *(volatile uint32_t*)&part.progress->listed;
     auto key = [&](uint64_t i) { return *(volatile uint64_t*)(part.keys + i); };
     auto value = [&](uint64_t k) { return by_weight ? part.s.likelihood(k) : 1; };
-    uint64_t lowest = select_weighted(listed, key, value, part.progress->wanted);
+    const uint64_t wanted = part.progress->wanted;
+    uint64_t lowest = listed <= FEW ? select_of_few(listed, key, value, wanted)
+                                    : select_weighted(listed, key, value, wanted);
     if (threadIdx.x == 0) part.progress->lowest = max(part.s.lowest, lowest);
 }
 
