@@ -30,6 +30,7 @@ CASES = {
     "penalties of 64 tokens": Sampling(seed=SEED, repeat_penalty=1.1),
 }
 DEVIATION = 2.5
+SECONDS = 1.0
 CHOICE, PENALTIES, STATE, TOKEN, RECENT, BLOCK = 0, 64, 128, 192, 256, 4096
 """Bytes of the shared pages at which things lie; the last is where logits come from."""
 
@@ -88,7 +89,7 @@ class Desk:
                 f"{name}: a draw was asked for; {self.device.info.name} gave {found}, the host {wanted}"
             )
         sides = {"device": lambda: self.device.play(program), "host": lambda: sampler.sample(self._logits)}
-        taken = interleaved(sides, seconds=1)
+        taken = interleaved(sides, seconds=SECONDS)
         program.close()
         return row(name, 1e6 * taken["device"], "us", "NumPy on the host", 1e6 * taken["host"])
 
