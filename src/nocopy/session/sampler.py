@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import e, log2
+from math import e, isnan, log2
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +72,9 @@ class Sampling:
         for name, (value, low, high) in limits.items():
             if not low <= value <= high:
                 raise UsageError(f"{name} = {value} was asked for; it must be between {low} and {high}")
+        for biased, bias in self.logit_bias.items():
+            if isnan(bias):
+                raise UsageError(f"logit_bias of token {biased} was given as NaN, which is not a number")
 
 
 @dataclass(frozen=True)
