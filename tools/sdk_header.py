@@ -45,6 +45,8 @@ AXES = {
     "rope": {"x": (3, 3), "frequencies": (1, 1)},
     "scatter": {"out": (2, 2), "x": (2, 2), "indices": (1, 1)},
     "attention": {"q": (3, 3), "k": (3, 3)},
+    "penalize": {"x": (2, 2), "recent": (2, 2), "options": (2, 2)},
+    "sample": {"x": (2, 2), "options": (2, 2), "state": (2, 2)},
 } | {name: {"x": (1, 4)} for name in ("reduce", "softmax", "rmsnorm", "layernorm", "argmax")}
 """Least and most axes of tensors that dims are taken from; elsewhere missing axes count as size 1."""
 

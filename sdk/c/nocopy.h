@@ -71,6 +71,8 @@ enum {
     NOCOPY_OP_SCATTER = 17, /* out[indices[r], w] = convert(x[r, w]); an index outside 0 to t-1 writes nothing */
     NOCOPY_OP_ATTENTION = 18, /* out[r,h] = softmax over t <= last[r] of (scale q[r,h] . k[t,g]) times v[t,g] */
     NOCOPY_OP_GLU = 19, /* out = function(a) * b, in f32 */
+    NOCOPY_OP_PENALIZE = 20, /* out = x; where a token is among recent: x shrunk or grown, less what its count costs */
+    NOCOPY_OP_SAMPLE = 21, /* out[r] = an n drawn by 2^(steepness x) among top_k, top_p, min_p; -1 if none can be */
     NOCOPY_UNARY_NEG = 0,
     NOCOPY_UNARY_ABS = 1,
     NOCOPY_UNARY_SIGN = 2,
@@ -257,6 +259,8 @@ typedef struct nocopy_generation {
  *   attention: operands out[r,h,n], q[r,h,n], k[t,g,n], v[t,g,n], last[r]; dims r, h, n, t, g; params f32
  *     scale, f32 softcap, u32 window
  *   glu: operands out[d0,d1,d2,d3], a[d0,d1,d2,d3], b[d0,d1,d2,d3]; dims d0, d1, d2, d3; params none
+ *   penalize: operands out[r,n], x[r,n], recent[r,w], options[r,o]; dims r, n, w, o; params none
+ *   sample: operands out[r], x[r,n], options[r,o], state[r,s]; dims r, n, o, s; params u32 ahead
  */
 
 #define NOCOPY_ASSERT_(name, condition) typedef char nocopy_assert_##name##_[(condition) ? 1 : -1]
@@ -1101,6 +1105,52 @@ static inline int32_t nocopy_glu(nocopy_tape *tape, uint32_t function, nocopy_te
     nocopy_bind_(tape, r, 1, &a, "glu: a does not fit [d0, d1, d2, d3]", 1, 4, 0, 1, 2, 3);
     nocopy_bind_(tape, r, 2, &b, "glu: b does not fit [d0, d1, d2, d3]", 1, 4, 0, 1, 2, 3);
     return nocopy_end_(tape, r, "glu: a size is over 2^31 - 1");
+}
+
+/* out = x; where a token is among recent: x shrunk or grown, less what its count costs.
+ * out, x: f32, f16, bf16.
+ * recent: i32.
+ * options: f32. */
+static inline int32_t nocopy_penalize(nocopy_tape *tape, nocopy_tensor out, nocopy_tensor x,
+                                      nocopy_tensor recent, nocopy_tensor options) {
+    nocopy_record *r = nocopy_begin_(tape, NOCOPY_OP_PENALIZE, 0);
+    if (!r) return tape->error;
+    nocopy_between_(tape, x.axes, 2, 2, "penalize: x needs 2 axes");
+    nocopy_between_(tape, recent.axes, 2, 2, "penalize: recent needs 2 axes");
+    nocopy_between_(tape, options.axes, 2, 2, "penalize: options needs 2 axes");
+    r->dims[0] = nocopy_size_(&x, 2);
+    r->dims[1] = nocopy_size_(&x, 1);
+    r->dims[2] = nocopy_size_(&recent, 1);
+    r->dims[3] = nocopy_size_(&options, 1);
+    nocopy_bind_(tape, r, 0, &out, "penalize: out does not fit [r, n]", 0, 2, 0, 1, 0, 0);
+    nocopy_bind_(tape, r, 1, &x, "penalize: x does not fit [r, n]", 1, 2, 0, 1, 0, 0);
+    nocopy_bind_(tape, r, 2, &recent, "penalize: recent does not fit [r, w]", 1, 2, 0, 2, 0, 0);
+    nocopy_bind_(tape, r, 3, &options, "penalize: options does not fit [r, o]", 1, 2, 0, 3, 0, 0);
+    return nocopy_end_(tape, r, "penalize: a size is over 2^31 - 1");
+}
+
+/* out[r] = an n drawn by 2^(steepness x) among top_k, top_p, min_p; -1 if none can be.
+ * out, state: i32.
+ * x: f32, f16, bf16.
+ * options: f32. */
+static inline int32_t nocopy_sample(nocopy_tape *tape, nocopy_tensor out, nocopy_tensor x,
+                                    nocopy_tensor options, nocopy_tensor state, uint32_t ahead) {
+    nocopy_record *r = nocopy_begin_(tape, NOCOPY_OP_SAMPLE, 0);
+    if (!r) return tape->error;
+    nocopy_between_(tape, x.axes, 2, 2, "sample: x needs 2 axes");
+    nocopy_between_(tape, options.axes, 2, 2, "sample: options needs 2 axes");
+    nocopy_between_(tape, state.axes, 2, 2, "sample: state needs 2 axes");
+    r->dims[0] = nocopy_size_(&x, 2);
+    r->dims[1] = nocopy_size_(&x, 1);
+    r->dims[2] = nocopy_size_(&options, 1);
+    r->dims[3] = nocopy_size_(&state, 1);
+    nocopy_between_(tape, ahead, 0, 2147483647, "sample: ahead lies outside 0 to 2147483647");
+    nocopy_bind_(tape, r, 0, &out, "sample: out does not fit [r]", 0, 1, 0, 0, 0, 0);
+    nocopy_bind_(tape, r, 1, &x, "sample: x does not fit [r, n]", 1, 2, 0, 1, 0, 0);
+    nocopy_bind_(tape, r, 2, &options, "sample: options does not fit [r, o]", 1, 2, 0, 2, 0, 0);
+    nocopy_bind_(tape, r, 3, &state, "sample: state does not fit [r, s]", 1, 2, 0, 3, 0, 0);
+    r->params[0] = ahead;
+    return nocopy_end_(tape, r, "sample: a size is over 2^31 - 1");
 }
 
 #ifdef __cplusplus

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from nocopy.models.load import open_model
     from nocopy.session.completion import Completion
     from nocopy.session.language import LanguageModel
-    from nocopy.session.sampler import Sampling
+    from nocopy.session.sampler import Sampler, Sampling
     from nocopy.snapshot.session import freeze_session, thaw_session
     from nocopy.tape import Space, TapeBuilder
     from nocopy.wasm import Dir, HostFunction, Limits, Module
@@ -50,6 +50,7 @@ _PLACES = {
     "Module": ("wasm", "Module"),
     "NnLimits": ("interfaces.wasi_nn.grants", "NnLimits"),
     "NnModel": ("interfaces.wasi_nn.grants", "NnModel"),
+    "Sampler": ("session.sampler", "Sampler"),
     "Sampling": ("session.sampler", "Sampling"),
     "Space": ("tape", "Space"),
     "TapeBuilder": ("tape", "TapeBuilder"),
@@ -78,6 +79,7 @@ __all__ = [
     "Module",
     "NnLimits",
     "NnModel",
+    "Sampler",
     "Sampling",
     "Space",
     "TapeBuilder",

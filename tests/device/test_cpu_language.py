@@ -46,6 +46,20 @@ def test_rows_times_weights(arena: Arena, dtype):
     batch.judge()
 
 
+@pytest.mark.parametrize("dtype", [F32, BF16, *sorted(QUANTISED)], ids=lambda d: d.name)
+def test_a_row_times_weights_does_not_depend_on_how_many_rows_there_are(arena: Arena, dtype):
+    """Up to eight: sequences that are decoded together have the logits that each has alone, bit for bit."""
+    batch, a = Batch(arena), normal(1, 8, 768)
+    weight = cached(batch, 1, (101, 768), dtype)
+    found = []
+    for m in (1, 2, 3, 4, 7, 8):
+        found.append(batch.room((m, 101)))
+        batch.tape.matmul(found[-1], batch.put(a[:m]), weight.T)
+    batch.judge()
+    for tensor in found:
+        np.testing.assert_array_equal(batch.array(tensor)[0], batch.array(found[0])[0])
+
+
 @pytest.mark.parametrize("dtype", [DType.Q4_0, DType.Q6_K], ids=lambda d: d.name)
 def test_rows_longer_than_any_piece(arena: Arena, dtype):
     batch = Batch(arena)

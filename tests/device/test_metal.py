@@ -27,6 +27,7 @@ from nocopy.tape.builder import TapeBuilder
 from nocopy.tape.record import Space, Tensor
 from nocopy.tape.validate import Tape
 from tests.device import test_conformance_language as language
+from tests.device import test_conformance_sample as sampling
 from tests.device.arena import Arena
 from tests.device.metal_compiler import MetalSourceError, compile_for_cpu
 from tests.device.metal_framework import PAGE, CompileOptions, Metal, MetalAbort, MTLSize, Objc
@@ -51,6 +52,12 @@ LANGUAGE = {
         arena, DType.F16, (1, 4, 128, 700, 4)
     ),
     "glu": lambda arena: language.test_glu(arena, "gelu"),
+    "penalize": sampling.test_recent_tokens_cost_once_each_by_their_sign_and_their_number,
+    "sample": lambda arena: sampling.test_every_filter_alone_and_with_the_others(arena, 255),
+    "sample equal scores": sampling.test_equal_scores_go_by_their_index,
+    "sample what is no number": sampling.test_what_is_no_number_is_never_drawn,
+    "sample with any part": sampling.test_filters_out_of_range_filter_nothing_or_all_but_one,
+    "sample with any seed": sampling.test_seed_and_number_of_the_draw_are_64_bits_each,
 }
 """Parts of the conformance suite that reach every branch of these kernels."""
 

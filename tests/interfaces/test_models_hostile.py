@@ -291,7 +291,7 @@ def test_text_that_is_not_utf8(g: ModelGuest, model: int, session: int) -> None:
         ({"bias_count": 1, "biases": 2**64 - 4}, "the memory has bytes"),
         ({"bias_count": 2**32 - 1}, "the model has 400"),
         ({"logit_bias": {VOCABULARY: 1.0}}, "logit_bias names token 400"),
-        ({"logit_bias": {5: float("nan")}}, "not numbers"),
+        ({"logit_bias": {5: float("nan")}}, "token 5 was given as NaN"),
         ({"logit_bias": {5: float("inf")}}, "not numbers"),
     ],
 )

@@ -66,6 +66,10 @@ EXPORT int32_t build(void) {
     nocopy_attention(&tape, nocopy_3d(at(1968), NOCOPY_F32, 3, 2, 8), heads, keys, keys, last, 0.5f, 5.0f, 4);
     nocopy_scatter(&tape, nocopy_2d(at(2016), NOCOPY_F32, 6, 8), nocopy_2d(at(0), NOCOPY_F32, 3, 8), last);
     nocopy_glu(&tape, NOCOPY_GLU_SILU, nocopy_2d(at(2064), NOCOPY_F32, 6, 8), a, sum);
+    nocopy_penalize(&tape, nocopy_2d(at(2112), NOCOPY_F32, 6, 8), a, nocopy_2d(indices, NOCOPY_I32, 1, 4),
+                    nocopy_2d(at(400), NOCOPY_F32, 1, 4));
+    nocopy_sample(&tape, nocopy_1d(at(2160), NOCOPY_I32, 6), a, nocopy_2d(at(404), NOCOPY_F32, 6, 3),
+                  nocopy_2d(at(1488), NOCOPY_I32, 1, 5), 7);
     return tape.error;
 }
 

@@ -64,6 +64,10 @@ def same_in_python(guest: DeviceGuest) -> TapeBuilder:
     tape.attention(at(1968, 3, 2, 8), heads, keys, keys, last, scale=0.5, softcap=5.0, window=4)
     tape.scatter(at(2016, 6, 8), at(0, 3, 8), last)
     tape.glu("silu", at(2064, 6, 8), a, sums)
+    recent = f32(guest.call("indices_at"), 1, 4, dtype=DType.I32)
+    tape.penalize(at(2112, 6, 8), a, recent, at(400, 1, 4))
+    state = at(1488, 1, 5, dtype=DType.I32)
+    tape.sample(at(2160, 6, dtype=DType.I32), a, at(404, 6, 3), state, ahead=7)
     return tape
 
 

@@ -104,6 +104,28 @@ def test_what_was_frozen_can_be_thawed_again_and_again(
         assert go_on(thawed.session, thawed.sampler, 20) == wanted
 
 
+def test_tokens_drawn_on_the_device_go_on_as_they_would_have(cpu: LanguageModel, tmp_path: Path) -> None:
+    """Frozen between tokens that were drawn ahead: those that nobody asked for yet are drawn again."""
+    options = Sampling(seed=2**40 + 3, temperature=1.2, presence_penalty=0.3, repeat_last_n=20)
+
+    def draw(session: OwnSession, sampler: Sampler, count: int) -> list[int]:
+        for i in range(count):
+            token = session.draw(sampler, 30 - i)
+            sampler.accept([token])
+            session.append([token])
+        return session.tokens[-count:]
+
+    session, sampler = cpu.session(context=400), Sampler(options)
+    session.append(prompt(60))
+    sampler.accept(session.tokens)
+    draw(session, sampler, 13)
+    nocopy.freeze_session(session, tmp_path / "s", sampler=sampler)
+    thawed = nocopy.thaw_session(cpu, tmp_path / "s")
+    assert thawed.sampler is not None
+    assert thawed.sampler.position() == sampler.position()
+    assert draw(thawed.session, thawed.sampler, 25) == draw(session, sampler, 25)
+
+
 def test_a_thawed_session_can_be_frozen_and_truncated_like_any_other(
     cpu: LanguageModel, tmp_path: Path
 ) -> None:

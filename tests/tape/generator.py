@@ -90,6 +90,8 @@ def _dims(choices: Choices, op: Op, dtypes: Sequence[DType]) -> dict[str, int]:
         dims["f"] = min(dims["f"], dims["n"] // 2)
     if op.name == "attention":
         dims["h"] = min(dims["h"], 6) // dims["g"] * dims["g"]
+    if op.name in ("penalize", "sample"):
+        dims |= {"o": 4} if op.name == "penalize" else {"o": 3, "s": 5}
     return dims
 
 

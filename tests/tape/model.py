@@ -112,6 +112,10 @@ def _dim_faults(op: Op, dims: tuple[int, ...], function: int) -> set[str]:
         ok = d["c"] > 0 and d["c"] % d["cg"] == 0 and d["o"] % (d["c"] // d["cg"]) == 0
     if op.name == "rope":
         ok = ok and d["f"] + d["f"] <= d["n"]
+    if op.name == "penalize":
+        ok = ok and d["o"] == 4 and d["w"] <= 4096
+    if op.name == "sample":
+        ok = ok and (d["o"], d["s"]) == (3, 5) and d["n"] <= 2**21
     if op.name == "attention" and ok:
         ok = d["h"] % d["g"] == 0
     ok = ok and all(prod(max(1, d[a]) for a in o.axes) <= 2**48 for o in op.operands)

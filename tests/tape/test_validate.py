@@ -103,7 +103,7 @@ def test_the_refused_record_is_named():
         (("version",), 0, "version 0"),
         (("version",), 2, "version 2"),
         (("opcode",), 0, "opcode 0 is unknown"),
-        (("opcode",), 20, "opcode 20 is unknown"),
+        (("opcode",), 99, "opcode 99 is unknown"),
         (("opcode",), 65535, "opcode 65535"),
         (("function",), 10, "function 10 is unknown; this op has 0 to 9"),
         (("reserved",), 1, "reserved field is 1"),

@@ -50,7 +50,7 @@ def tolerance(op: str, x: dict[str, Any], y: F64, p: dict[str, Any], amplitude: 
     """
     size = {name: np.abs(v) for name, v in x.items()}
     match op:
-        case "copy" | "fill" | "gather" | "argmax" | "topk":
+        case "copy" | "fill" | "gather" | "argmax" | "topk" | "sample":
             error = 0.0
         case "clamp":
             error = np.inf if np.isnan([p["low"], p["high"]]).any() else TINY
@@ -92,7 +92,7 @@ def tolerance(op: str, x: dict[str, Any], y: F64, p: dict[str, Any], amplitude: 
         case "rope":
             error = _rope_tolerance(x, y, p)
         case _:
-            error = {"attention": _attention_tolerance, "glu": _glu_tolerance}[op](x, y, p, amplitude)
+            error = OTHERS[op](x, y, p, amplitude)
     return error
 
 
@@ -125,6 +125,12 @@ def _rope_tolerance(x: dict[str, Any], y: F64, p: dict[str, Any]) -> Any:
     slack = np.where(np.isfinite(slack) & (angle < HUGE) & ~_overflows(both), slack, np.inf)
     error[..., first] = error[..., second] = slack
     return error
+
+
+def _penalize_tolerance(x: dict[str, Any], y: F64, p: dict[str, Any], amplitude: Any) -> Any:
+    """Three or four roundings where a token is recent; a copy elsewhere, where the amplitude is 0."""
+    size = amplitude(x, p, y.shape)
+    return np.where(size < HUGE, 4 * U * size + np.minimum(size, TINY), np.inf)
 
 
 def _glu_tolerance(x: dict[str, Any], y: F64, p: dict[str, Any], amplitude: Any) -> Any:
@@ -222,3 +228,6 @@ def _squares_overflow(v: F64, eps: float) -> Any:
     finite = np.where(np.isfinite(v), v, 0)
     top = np.abs(finite).max(-1, keepdims=True, initial=0)
     return (top > 2.0**60) | (top * top + eps < 2.0**-100) | (eps < 0)
+
+
+OTHERS = {"attention": _attention_tolerance, "glu": _glu_tolerance, "penalize": _penalize_tolerance}

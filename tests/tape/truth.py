@@ -20,7 +20,7 @@ from nocopy.memory.dtype import DType
 from nocopy.tape.blocks import LAYOUTS, decode
 from nocopy.tape.ops import BY_CODE, Op
 from nocopy.tape.record import Space
-from tests.tape import scattered
+from tests.tape import sampled, scattered
 from tests.tape.tolerance import rope_pairs, tolerance, visible
 
 F64 = npt.NDArray[np.float64]
@@ -185,6 +185,8 @@ def _values(
         return {"out": x["table"][np.clip(held["indices"], 0, len(x["table"]) - 1)]}
     if op.name == "copy" and held["x"].dtype == np.int32 and held["out"].dtype.itemsize == 2:
         return {"out": x["x"].astype(np.float32).astype(np.float64)}  # i32 to f16 goes through f32
+    if op.name == "sample":
+        return {"out": sampled.expected(x["x"], x["options"], x["state"], p["ahead"])}
     if op.name == "rope":
         x["positions"] = held["positions"].astype(np.float32).astype(np.float64)
     return {"out": np.broadcast_to(FORMULAS[op.name](x, p, shapes["out"]), shapes["out"])}
@@ -368,8 +370,10 @@ FORMULAS: dict[str, Any] = {
     "rope": _rope,
     "attention": _attention,
     "glu": lambda x, p, s: UNARY[p["function"]](x["a"]) * x["b"],
+    "penalize": lambda x, p, s: sampled.penalized(x)[0],
 }
 AMPLITUDE = {name: FORMULAS[name] for name in ("matmul", "conv2d", "attention")} | {
-    "glu": lambda x, p, s: np.broadcast_to(UNARY[p["function"]](x["a"]), s)
+    "glu": lambda x, p, s: np.broadcast_to(UNARY[p["function"]](x["a"]), s),
+    "penalize": lambda x, p, s: sampled.penalized(x)[1],
 }
 """Sums of products: the same formula over magnitudes bounds the rounding error. Of glu, the gate."""

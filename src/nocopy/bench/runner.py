@@ -64,6 +64,8 @@ BENCHMARKS = {
         "writing, verifying and thawing snapshot files, beside the disk itself",
         needs_device=False,
     ),
+    "batch": Benchmark("nocopy.bench.batch", "1 to 8 sequences of a language model, beside one at a time"),
+    "sample": Benchmark("nocopy.bench.sample", "drawing a token on the device, beside NumPy on the host"),
     "prefill": Benchmark("nocopy.bench.prefill", "a language model reading a prompt, beside llama.cpp"),
 }
 

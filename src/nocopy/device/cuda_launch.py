@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Protocol
 
@@ -36,6 +36,8 @@ Looking costs a microsecond; below, a kernel ends within one or two milliseconds
 behind a bus, and a graph of such kernels within one or two seconds."""
 NARROW = 4
 """Rows that `matmul_narrow` and `matvec_few` handle at a time."""
+FEW = 8
+"""Rows up to which products go by rows of the weight: a pass over a token of each of several sequences."""
 WORD = 16
 """Bytes of a load: what kernels that read whole words need addresses to be a multiple of."""
 WARPS = 8
@@ -46,6 +48,10 @@ SHORTEST_PART = 1024
 """Elements of a row that are worth a block of argmax."""
 SHORTEST_SPLIT = 128
 """Tokens that are worth a block of attention."""
+SAMPLE_KERNELS = ("sample_count", "sample_top_k", "sample_weigh", "sample_top_p", "sample_draw")
+"""What follows sample_largest."""
+SAMPLE_PROGRESS, SAMPLE_BUCKETS = 56, 2048
+"""Bytes of Progress and number of BUCKETS in kernels/cuda/sample.cu."""
 COUNTERS = 1024
 """Words of 32 bits before a workspace, zero between launches, in which blocks count themselves."""
 MAX_WORKSPACE = 2**26
@@ -197,7 +203,10 @@ def plan(record: bytes, spaces: Mapping[Space, int], stop: int, multiprocessors:
     shapes, workspace = [shape], 0
     if shape.kernel == "argmax_split":
         workspace = 8 * shape.blocks
-    elif shape.splits > 1:
+    elif shape.kernel == "sample_largest":
+        workspace = fields.named["r"] * _sample_bytes(fields, shape.splits)
+        shapes += [replace(shape, kernel=kernel) for kernel in SAMPLE_KERNELS]
+    elif shape.splits > 1 and fields.op.name == "attention":
         workspace = _state_bytes(fields) * shape.splits
         if shape.source != "attention_row":  # its last block joins
             shapes += [_join(fields, shape.splits, multiprocessors)]
@@ -277,7 +286,7 @@ def _topk(fields: Fields, multiprocessors: int) -> Shape:
 
 
 def _matmul(fields: Fields, multiprocessors: int) -> Shape:
-    if fields.named["m"] <= NARROW and _reads_weight_rows(fields):
+    if fields.named["m"] <= FEW and _reads_weight_rows(fields):
         return _matvec(fields, multiprocessors)
     blocks = fields.dtype(2) in BLOCKS
     if fields.named["n"] <= NARROW < fields.named["m"] and not blocks:
@@ -380,6 +389,28 @@ def _argmax(fields: Fields, multiprocessors: int) -> Shape:
     return Shape("topk", "argmax_split", rows * splits, (256, 1), splits)
 
 
+def _sample_bytes(fields: Fields, splits: int) -> int:
+    """Bytes that the launches of a row of sample hand on: what is known, sums of parts and buckets, keys."""
+    return SAMPLE_PROGRESS + 8 * (splits + SAMPLE_BUCKETS + fields.named["n"])
+
+
+def _sample(fields: Fields, multiprocessors: int) -> Shape:
+    """A block for each row; where rows are few and long, several blocks and launches."""
+    d = fields.named
+    splits = min(_ceil(d["n"], SHORTEST_PART), 2 * multiprocessors // d["r"])
+    if splits >= 4 and d["r"] <= COUNTERS and d["r"] * _sample_bytes(fields, splits) <= MAX_WORKSPACE:
+        return Shape("sample", "sample_largest", d["r"] * splits, (256, 1), splits)
+    threads = 256 if d["n"] <= 65536 else 1024
+    return Shape("sample", "sample", min(d["r"], multiprocessors * BLOCKS_PER_SM), (threads, 1))
+
+
+def _penalize(fields: Fields, multiprocessors: int) -> Shape:
+    d = fields.named
+    splits = max(1, min(_ceil(d["n"], SHORTEST_PART), 2 * multiprocessors // d["r"]))
+    blocks = min(d["r"] * splits, multiprocessors * BLOCKS_PER_SM)
+    return Shape("sample", "penalize", blocks, (256, 1), splits)
+
+
 def _attention_row(fields: Fields, kernel: str, heads: int, multiprocessors: int) -> Shape:
     """One row: at most a block for each multiprocessor; those that have no tokens end at once."""
     d = fields.named
@@ -436,6 +467,8 @@ GEOMETRY: dict[str, Callable[[Fields, int], Shape]] = {
     "scatter": _scatter,
     "attention": _attention,
     "glu": _per_element("glu"),
+    "penalize": _penalize,
+    "sample": _sample,
 }
 """How each op is launched. An op that is missing here cannot be played."""
 assert set(GEOMETRY) == {op.name for op in BY_CODE.values()}

@@ -304,11 +304,14 @@ class NearPages(DevicePages):
         if self._ledger:
             self._ledger.uploaded += stop - start
 
-    def copy(self, source: Near, nbytes: int) -> None:
+    def copy(self, source: Near, nbytes: int, *, start: int = 0, to: int = 0) -> None:
         """See `Near.copy`."""
-        self._copy(
-            0, nbytes, lambda n: self.driver.copy_within(self.device_address, source.device_address, n)
-        )
+        if not 0 <= start <= source.nbytes - nbytes:
+            raise UsageError(
+                f"{nbytes} bytes from byte {start} were to be copied of {source.nbytes} of device memory"
+            )
+        here, there = self.device_address + to, source.device_address + start
+        self._copy(to, to + nbytes, lambda n: self.driver.copy_within(here, there, n))
 
     def _copy(self, start: int, stop: int, copy: Callable[[int], None]) -> None:
         if self.closed:

@@ -15,8 +15,15 @@ from nocopy.tape.builder import TapeBuilder
 from nocopy.tape.record import RECORD, RECORD_BYTES, Space, Tensor
 from nocopy.tape.validate import Tape
 
-WORDS = {"rope": (2, 3), "scatter": (2,), "attention": (4,), "gather": (2,)}
-"""Operands that are small and read early: positions, frequencies, indices."""
+WORDS = {
+    "rope": (2, 3),
+    "scatter": (2,),
+    "attention": (4,),
+    "gather": (2,),
+    "penalize": (3,),
+    "sample": (2, 3),
+}
+"""Operands that are small and read early: positions, frequencies, indices, how to draw."""
 LARGEST = 8192
 """Bytes of an operand that is worth it."""
 GAP = 16384

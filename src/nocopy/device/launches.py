@@ -105,7 +105,7 @@ def _launch(
         if extent.stop > extent.start:
             args["address"][slot] = resolve(extent.space, extent.start, extent.stop)
     kernel, lanes, count = SHAPES.get(op.name, _grid)(op, args, dims)
-    per_group = 1 if kernel in ("matmul", "topk", "attention") else THREADS // lanes
+    per_group = 1 if kernel in ("matmul", "topk", "attention", "sample") else THREADS // lanes
     groups = min(-(-count // per_group), MAX_GROUPS)
     args["count"], args["lanes"], args["groups"] = count, lanes, groups
     constants = (int(record["function"]), *dtypes[: CONSTANTS - 1])
@@ -201,6 +201,14 @@ def _attention(_op: Op, _args: Any, dims: dict[str, int]) -> Shape:
     return "attention", _lanes(dims["n"], 1), dims["r"] * dims["h"] * -(-dims["n"] // THREADS)
 
 
+def _penalize(_op: Op, _args: Any, dims: dict[str, int]) -> Shape:
+    return "penalize", 1, dims["r"] * dims["n"]
+
+
+def _sample(_op: Op, _args: Any, dims: dict[str, int]) -> Shape:
+    return "sample", 1, dims["r"]
+
+
 def _conv2d(_op: Op, _args: Any, dims: dict[str, int]) -> Shape:
     return "conv2d", 1, prod(dims[d] for d in ("n", "o", "oh", "ow"))
 
@@ -224,6 +232,8 @@ SHAPES: dict[str, Callable[[Op, Any, dict[str, int]], Shape]] = {
     "attention": _attention,
     "conv2d": _conv2d,
     "resize": _resize,
+    "penalize": _penalize,
+    "sample": _sample,
 }
 
 

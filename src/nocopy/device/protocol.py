@@ -113,8 +113,8 @@ class Near(Pages, Protocol):
         """Copy bytes [start, stop) from the host pages; counts them as uploaded."""
         ...
 
-    def copy(self, source: Near, nbytes: int) -> None:
-        """Copy the first bytes of another range of the same device, without the host."""
+    def copy(self, source: Near, nbytes: int, *, start: int = 0, to: int = 0) -> None:
+        """Copy bytes from byte `start` of another range of the same device to byte `to`, without the host."""
         ...
 
 

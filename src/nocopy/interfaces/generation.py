@@ -102,10 +102,10 @@ def generate(
         if session.length == session.context:
             return made, Finish.CONTEXT
         check()
-        if sampler.greedy and constraint is None:
-            token = session.likeliest(most - made)
+        if constraint is None:
+            token = session.draw(sampler, most - made)
         else:
-            token = sampler.sample(session.logits, constraint.allowed() if constraint else None)
+            token = sampler.sample(session.logits, constraint.allowed())
         sampler.accept([token])
         if constraint is not None:
             constraint.accept(token)

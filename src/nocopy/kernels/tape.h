@@ -45,6 +45,8 @@ enum {
     NOCOPY_OP_SCATTER = 17,  // out[indices[r], w] = convert(x[r, w]); an index outside 0 to t-1 writes nothing
     NOCOPY_OP_ATTENTION = 18,  // out[r,h] = softmax over t <= last[r] of (scale q[r,h] . k[t,g]) times v[t,g]
     NOCOPY_OP_GLU = 19,  // out = function(a) * b, in f32
+    NOCOPY_OP_PENALIZE = 20,  // out = x; where a token is among recent: x shrunk or grown, less what its count costs
+    NOCOPY_OP_SAMPLE = 21,  // out[r] = an n drawn by 2^(steepness x) among top_k, top_p, min_p; -1 if none can be
     NOCOPY_UNARY_NEG = 0,
     NOCOPY_UNARY_ABS = 1,
     NOCOPY_UNARY_SIGN = 2,
@@ -84,6 +86,14 @@ enum {
     NOCOPY_GLU_SILU = 0,
     NOCOPY_GLU_GELU = 1,
     NOCOPY_GLU_GELU_TANH = 2,
+    NOCOPY_EXP2_0 = 1073741824,
+    NOCOPY_EXP2_1 = 744261114,
+    NOCOPY_EXP2_2 = 257941162,
+    NOCOPY_EXP2_3 = 59596389,
+    NOCOPY_EXP2_4 = 10324635,
+    NOCOPY_EXP2_5 = 1425708,
+    NOCOPY_EXP2_6 = 158122,
+    NOCOPY_EXP2_7 = 11619,
 };
 
 // What lies where in a record; '?' marks an optional operand.
@@ -106,6 +116,8 @@ enum {
 //   scatter: operands out[t,w], x[r,w], indices[r]; dims r, w, t; params none
 //   attention: operands out[r,h,n], q[r,h,n], k[t,g,n], v[t,g,n], last[r]; dims r, h, n, t, g; params f32 scale, f32 softcap, u32 window
 //   glu: operands out[d0,d1,d2,d3], a[d0,d1,d2,d3], b[d0,d1,d2,d3]; dims d0, d1, d2, d3; params none
+//   penalize: operands out[r,n], x[r,n], recent[r,w], options[r,o]; dims r, n, w, o; params none
+//   sample: operands out[r], x[r,n], options[r,o], state[r,s]; dims r, n, o, s; params u32 ahead
 
 typedef struct nocopy_operand {
     uint64_t offset;  // bytes from the start of the space

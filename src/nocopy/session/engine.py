@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import accumulate
+from typing import TypeAlias
 
 import numpy as np
 
@@ -18,14 +20,45 @@ from nocopy.models.graph import Graph
 from nocopy.models.model import Model
 from nocopy.models.placement import place, tensors_at, weight_ranges
 from nocopy.session.region import PAGE, Region
-from nocopy.tape import Space, Tape, Tensor, validate
+from nocopy.tape import Space, Tape, TapeBuilder, Tensor, validate
 
+MOST_SEQUENCES = 8
+"""Sequences that one pass can take a token of."""
 TAPES = 64
 """Recorded passes to keep: one is made for each number of rows and each place of a region."""
 REGIONS = 64
 """Layouts to keep: sessions of one shape share theirs."""
 GUEST_BYTES = 2**48
 """Upper bound of the guest space while recording; compiling checks against the real size."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A pass over the first `rows` tokens of a region, with the logits of the last one or without."""
+
+    rows: int
+    logits: bool
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """Passes over `steps` tokens one after another, each but the first chosen after the last.
+
+    The first lies at `first` among the tokens of the region, what is chosen behind it. The logits after the
+    last are written where the region has them. `window` None takes the likeliest; else the region says how to
+    draw, and the penalties count the `window` tokens that end with the one just fed.
+    """
+
+    steps: int
+    window: int | None
+
+    @property
+    def first(self) -> int:
+        """Where the token lies that is fed first: behind the recent ones."""
+        return max(self.window or 0, 1) - 1
+
+
+Pass: TypeAlias = Rows | Ahead
 
 
 class Engine:
@@ -61,10 +94,10 @@ class Engine:
         self._weights = tensors_at(model, starts)
         region = Region(self.config, 0, self.config.context, self.chunk, DType.F16)
         widest = self.record(region, self.chunk).scratch_bytes
-        self._logits = Tensor(
-            Space.SCRATCH, self.record(region, 1).scratch_bytes, (1, self.config.vocabulary), DType.F32
-        )
-        last = self._logits.offset + 4 * self.config.vocabulary
+        few = self.record(region, min(MOST_SEQUENCES, self.chunk)).scratch_bytes
+        row = -(-4 * self.config.vocabulary // 64) * 64
+        self._near_rows = few, row
+        last = few + 2 * MOST_SEQUENCES * row
         scratch = -(-max(widest, last) // 65536) * 65536
         self._check_room({"weights": starts[-1], "scratch": scratch, "the KV cache": cache})
         self.placement = place(model, device, ledger, progress)
@@ -74,7 +107,7 @@ class Engine:
         except BaseException:
             self.placement.close()
             raise
-        self._tapes: OrderedDict[tuple[Region, int, bool | None], Tape] = OrderedDict()
+        self._tapes: OrderedDict[tuple[Region, Pass], Tape] = OrderedDict()
         self._regions: dict[tuple[int, int, DType, int], Region] = {}
         self.frequencies = {
             rope: np.asarray(rope.frequencies, np.float32).tobytes() for rope in region.frequencies
@@ -113,44 +146,62 @@ class Engine:
             " free for that. Use a shorter context, a smaller model or type, or another device."
         )
 
+    def logits(self, rows: int, *, penalized: bool = False) -> Tensor:
+        """f32 [rows, vocabulary] of scratch, which no pass over up to 8 rows uses: logits; or scores."""
+        start, row = self._near_rows
+        offset = start + MOST_SEQUENCES * row * penalized
+        return Tensor(Space.SCRATCH, offset, (rows, self.config.vocabulary), DType.F32, (row // 4, 1))
+
     def tape(self, region: Region, rows: int, *, logits: bool) -> Tape:
         """The pass over `rows` tokens of a session that lies at `region`."""
-        return self._kept(
-            (region, rows, logits), lambda: bytes(self.record(region, rows, logits=logits).tape)
-        )
+        return self.play_of(region, Rows(rows, logits))
 
-    def ahead(self, region: Region, steps: int) -> Tape:
-        """The passes over `steps` tokens one after another, each but the first the likeliest after the last.
-
-        Token i + 1 is written behind token i; the logits after the last one are written where the region
-        has them.
-        """
-        return self._kept((region, steps, None), lambda: self._record_ahead(region, steps))
-
-    def _record_ahead(self, region: Region, steps: int) -> bytes:
-        records: list[bytes] = []
-        for i in range(steps):
-            logits = self._logits if i + 1 < steps else _row(region.logits)
-            g = decoder(self.config, self._weights, region.batch(1, i), logits)
-            token = Tensor(Space.GUEST, region.tokens.offset + 4 * (i + 1), (1,), DType.I32)
-            g.tape.argmax(token, logits)
-            records.append(bytes(g.tape))
-        return b"".join(records)
-
-    def _kept(self, key: tuple[Region, int, bool | None], record: Callable[[], bytes]) -> Tape:
+    def play_of(self, region: Region, wanted: Pass) -> Tape:
+        """The tape of a pass, or of several in a row."""
+        key = (region, wanted)
         if key in self._tapes:
             self._tapes.move_to_end(key)
             return self._tapes[key]
+        if isinstance(wanted, Rows):
+            raw = bytes(self.record(region, wanted.rows, logits=wanted.logits).tape)
+        else:
+            raw = self._record_ahead(region, wanted)
+        tape = self._tapes[key] = self.validated(raw)
+        if len(self._tapes) > TAPES:
+            self._tapes.popitem(last=False)
+        return tape
+
+    def validated(self, raw: bytes) -> Tape:
+        """A tape of records over a guest's memory, the weights, scratch and what a device keeps near."""
         spaces = {
             Space.GUEST: GUEST_BYTES,
             Space.WEIGHTS: self.placement.pages.nbytes,
             Space.SCRATCH: self.scratch.nbytes,
             Space.KV: GUEST_BYTES,
         }
-        tape = validate(record(), spaces, work_limit=2**62)
-        self._tapes[key] = tape
-        if len(self._tapes) > TAPES:
-            self._tapes.popitem(last=False)
+        return validate(raw, spaces, work_limit=2**62)
+
+    def _record_ahead(self, region: Region, ahead: Ahead) -> bytes:
+        return b"".join(bytes(self._step(region, ahead, i)) for i in range(ahead.steps))
+
+    def _step(self, region: Region, ahead: Ahead, i: int) -> TapeBuilder:
+        """One pass of several: token `first` + i is fed, the one after it is chosen and written behind it."""
+        last, drawn = i + 1 == ahead.steps, ahead.window is not None
+        logits = _row(region.logits) if last and not drawn else self.logits(1)
+        g = decoder(self.config, self._weights, region.batch(1, ahead.first + i), logits)
+        tape, end = g.tape, region.tokens.offset + 4 * (ahead.first + i + 1)
+        token = Tensor(Space.GUEST, end, (1,), DType.I32)
+        if ahead.window is None:
+            tape.argmax(token, logits)
+            return tape
+        scores = logits
+        if ahead.window:
+            recent = Tensor(Space.GUEST, end - 4 * ahead.window, (1, ahead.window), DType.I32)
+            scores = self.logits(1, penalized=True)
+            tape.penalize(scores, logits, recent, region.penalties)
+        tape.sample(token, scores, region.choice, region.draw, ahead=i)
+        if last:  # sampling reads logits several times, so where kernels have them near
+            tape.copy(_row(region.logits), logits)
         return tape
 
     def record(self, region: Region, rows: int, *, logits: bool = True) -> Graph:

@@ -105,8 +105,8 @@ def _next(
     session: Session, sampler: Sampler, request: Generation, wanted: int
 ) -> tuple[int, float | None, tuple[LogProbability, ...]]:
     allowed = request.constraint.allowed() if request.constraint else None
-    if sampler.greedy and allowed is None and request.logprobs is None:
-        token = session.likeliest(wanted - 1)
+    if allowed is None and request.logprobs is None:
+        token = session.draw(sampler, wanted - 1)
     else:
         token = sampler.sample(session.logits, allowed)
     sampler.accept([token])

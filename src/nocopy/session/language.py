@@ -28,6 +28,7 @@ from nocopy.models.config import Config
 from nocopy.models.find import find_model
 from nocopy.models.load import open_model
 from nocopy.models.tokenizer import Tokenizer
+from nocopy.session.batch import SessionBatch
 from nocopy.session.completion import Completion
 from nocopy.session.embed import Embedder
 from nocopy.session.engine import Engine
@@ -83,7 +84,7 @@ class LanguageModel:
         self.ledger = Ledger()
         self.kv = KV_TYPES[kv]
         self._chat_template, self._progress = chat_template, progress
-        self._sessions: WeakSet[OwnSession] = WeakSet()
+        self._sessions: WeakSet[OwnSession | SessionBatch] = WeakSet()
         with ExitStack() as stack:
             self.model = open_model(self.path)
             stack.callback(self.model.close)
@@ -194,6 +195,28 @@ class LanguageModel:
         self._sessions.add(made)
         return made
 
+    def batch(self, count: int, *, context: int | None = None, kv: str | DType | None = None) -> SessionBatch:
+        """Open sequences that are decoded together, weights read once; closed with the model at the latest.
+
+        Args:
+            count: of sequences, 1 to 8.
+            context: tokens that fit each; as for the model; None for the model's.
+            kv: likewise.
+
+        Raises:
+            UsageError: there are not 1 to 8; or as `session`.
+            MemoryLimitError: there is not that much memory.
+        """
+        made = SessionBatch(
+            self.engine,
+            count,
+            context=self.context if context is None else _context(context, self.config),
+            kv=KV_TYPES[kv] if isinstance(kv, str) else kv or self.kv,
+            ledger=self.ledger,
+        )
+        self._sessions.add(made)
+        return made
+
     def generate(
         self,
         prompt: str | Sequence[int],
@@ -294,11 +317,18 @@ class LanguageModel:
             How many tokens were read again, by all sessions together.
 
         Raises:
+            UsageError: a batch is open, which cannot move. All is where it was.
             DeviceUnavailableError: the device is not on this machine. All is where it was.
             CopyRefusedError: it could only copy. Now and below, sessions are on no device: move them again.
             DeviceError: it has too little memory, or fails.
         """
-        sessions = [session for session in self._sessions if not session.memory.closed]
+        sessions: list[OwnSession] = []
+        for each in self._sessions:
+            if each.memory.closed:
+                continue
+            if isinstance(each, SessionBatch):
+                raise UsageError("a batch is open, which cannot move; close it, and make another afterwards")
+            sessions.append(each)
         with ExitStack() as stack:
             found = self._open(device, allow_copy, stack)
             lost = not all(map(_flushed, sessions))

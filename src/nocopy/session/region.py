@@ -5,6 +5,9 @@
     frequencies  f32 [pairs]          rotary frequencies, global layers
     local        f32 [pairs]          the same for local layers, if the model has them
     logits       f32 [vocabulary]     of the last token, after each pass
+    choice       f32 [3]              how to draw a token from logits: `options` of the op sample
+    penalties    f32 [4]              what recent tokens cost: `options` of the op penalize
+    draw         i32 [5]              top_k, seed and number of the draw: `state` of the op sample
     cache        `models/kv.py`       keys and values, token-major, on a multiple of 64 KiB, or of 2 MiB
 
 Each part begins on a multiple of 64 bytes. What each pass writes anew is apart from the cache, so that a
@@ -22,6 +25,7 @@ from nocopy.models.config import Config, Rope
 from nocopy.models.graph import Batch
 from nocopy.models.kv import Cache
 from nocopy.tape import Space, Tensor
+from nocopy.tape.ops import CHOICE, DRAW, PENALTIES
 
 ALIGNMENT = 64
 PAGE = 65536
@@ -35,8 +39,8 @@ class Region:
     `boundary` is what the cache begins on a multiple of: 64 KiB, or 2 MiB for a larger cache in a memory of
     its own, which can then be mapped from a file in pieces of 2 MiB.
 
-    `near` says that the device keeps the cache in memory of its own, which kernels reach as `Space.KV`; its
-    place in the region is then where it comes back to.
+    `near` says that the device keeps the cache in memory of its own, which kernels reach as `Space.KV`, from
+    byte `near_at` on; its place in the region is then where it comes back to.
     """
 
     config: Config
@@ -46,6 +50,7 @@ class Region:
     kv: DType
     boundary: int = PAGE
     near: bool = False
+    near_at: int = 0
 
     def __post_init__(self) -> None:
         if self.offset % PAGE:
@@ -84,14 +89,29 @@ class Region:
         return self._after(last, self.config.vocabulary, DType.F32)
 
     @cached_property
+    def choice(self) -> Tensor:
+        """f32 [1, 3]."""
+        return _row(self._after(self.logits, len(CHOICE), DType.F32))
+
+    @cached_property
+    def penalties(self) -> Tensor:
+        """f32 [1, 4]."""
+        return _row(self._after(self.choice, len(PENALTIES), DType.F32))
+
+    @cached_property
+    def draw(self) -> Tensor:
+        """i32 [1, 5]."""
+        return _row(self._after(self.penalties, len(DRAW), DType.I32))
+
+    @cached_property
     def home(self) -> int:
         """The byte of the memory at which the cache begins."""
-        return _up(_end(self.logits), self.boundary)
+        return _up(_end(self.draw), self.boundary)
 
     @cached_property
     def cache(self) -> Cache:
         """Keys and values of `context` tokens, where kernels reach them."""
-        space, offset = (Space.KV, 0) if self.near else (Space.GUEST, self.home)
+        space, offset = (Space.KV, self.near_at) if self.near else (Space.GUEST, self.home)
         return Cache(self.config, space, offset, self.context, self.kv)
 
     @cached_property
@@ -109,8 +129,13 @@ class Region:
         return Tensor(Space.GUEST, _up(_end(previous), ALIGNMENT), (count,), dtype)
 
 
+def _row(x: Tensor) -> Tensor:
+    """[n] seen as [1, n]."""
+    return Tensor(x.space, x.offset, (1, *x.shape), x.dtype)
+
+
 def _end(tensor: Tensor) -> int:
-    return tensor.offset + tensor.shape[0] * tensor.dtype.itemsize
+    return tensor.offset + tensor.shape[-1] * tensor.dtype.itemsize
 
 
 def _up(value: int, step: int) -> int:

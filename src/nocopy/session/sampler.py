@@ -1,23 +1,27 @@
 """Chooses the next token from logits.
 
 The order is llama.cpp's: penalties, bias, constraint, top-k, typical, top-p, min-p, temperature, draw.
-Temperature 0 is greedy. Random numbers come from Philox with the seed as key and the number of the draw as
-counter, so the whole state of a sampler is its options, its seed, how many draws it made, and the tokens
-that it penalises.
+Temperature 0 is greedy. What these mean says `tape/reference_sample.py`: the ops penalize and sample draw the
+same tokens on a device, where bias, constraints and typical_p are not needed. Random numbers come from Philox
+with the seed as key and the number of the draw as counter, so the whole state of a sampler is its options,
+its seed, how many draws it made, and the tokens that it penalises.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from math import e, isnan, log2
 
 import numpy as np
 import numpy.typing as npt
 
 from nocopy.errors import UsageError
+from nocopy.tape.ops import MAX_RECENT
+from nocopy.tape.reference_sample import penalized, token
 
 F32 = npt.NDArray[np.float32]
 
@@ -68,6 +72,22 @@ class Sampling:
         for name, (value, low, high) in limits.items():
             if not low <= value <= high:
                 raise UsageError(f"{name} = {value} was asked for; it must be between {low} and {high}")
+        for biased, bias in self.logit_bias.items():
+            if isnan(bias):
+                raise UsageError(f"logit_bias of token {biased} was given as NaN, which is not a number")
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a sampler stands: what it draws next from given logits depends on nothing else.
+
+    `recent` are the last tokens that its penalties count, the oldest first, -1 where there is none yet.
+    """
+
+    options: Sampling
+    seed: int
+    draws: int
+    recent: tuple[int, ...]
 
 
 class Sampler:
@@ -87,6 +107,47 @@ class Sampler:
         return o.temperature == 0 and not (self._penalises or o.logit_bias)
 
     @property
+    def window(self) -> int | None:
+        """How many recent tokens the ops penalize and sample need to draw the same; None if they cannot."""
+        o = self.options
+        if o.logit_bias or o.typical_p < 1:
+            return None
+        if not self._penalises:
+            return 0
+        return o.repeat_last_n if 0 <= o.repeat_last_n <= MAX_RECENT else None
+
+    def position(self, then: Sequence[int] = ()) -> Position:
+        """Where it stands, or will once it has accepted tokens."""
+        window = self.window or 0
+        recent = [-1] * window + [*self.recent, *then]
+        return Position(self.options, self.seed, self.draws, tuple(recent[len(recent) - window :]))
+
+    @cached_property
+    def choice(self) -> tuple[float, float, float]:
+        """`options` of the op sample: numbers of f32."""
+        o = self.options
+        with np.errstate(over="ignore"):
+            steepness = np.float32(log2(e) / o.temperature) if o.temperature else np.float32(0)
+        return float(steepness), float(np.float32(o.top_p)), float(np.float32(o.min_p))
+
+    @cached_property
+    def penalties(self) -> list[float]:
+        """`options` of the op penalize: numbers of f32."""
+        o = self.options
+        exact = [1 / o.repeat_penalty, o.repeat_penalty, o.frequency_penalty, o.presence_penalty]
+        return np.array(exact, np.float32).tolist()
+
+    @property
+    def state(self) -> npt.NDArray[np.int32]:
+        """i32 [5]: `state` of the op sample."""
+        words = [self.seed % 2**32, self.seed >> 32, self.draws % 2**32, self.draws >> 32]
+        return np.array([self._top_k, *words], np.uint32).view(np.int32)
+
+    @property
+    def _top_k(self) -> int:
+        return min(self.options.top_k, 2**31 - 1)
+
+    @property
     def _penalises(self) -> bool:
         o = self.options
         return o.repeat_penalty != 1 or o.frequency_penalty != 0 or o.presence_penalty != 0
@@ -94,6 +155,11 @@ class Sampler:
     def accept(self, tokens: Sequence[int]) -> None:
         """Count tokens, prompt or drawn, among the recent ones."""
         self.recent.extend(tokens)
+
+    def drew(self) -> None:
+        """Count a draw that a device has made for it; none is made at temperature 0."""
+        if self.options.temperature != 0:
+            self.draws = (self.draws + 1) % 2**64
 
     def sample(self, logits: F32, allowed: npt.NDArray[np.bool_] | None = None) -> int:
         """Return the next token.
@@ -105,83 +171,46 @@ class Sampler:
         Raises:
             UsageError: nothing is allowed, or no logit is a number.
         """
-        o = self.options
         scores = self._adjusted(logits)
         if allowed is not None:
             scores: F32 = np.where(allowed, scores, np.float32(-np.inf))
-        best: float = scores.max(initial=-np.inf)
-        if not np.isfinite(best):
-            raise UsageError(
-                "no token can be drawn: the constraint admits none, or the logits are not numbers"
-            )
-        if o.temperature == 0:
-            return int(scores.argmax())
-        ids = self._top_k(scores)
-        kept = scores[ids].astype(np.float64)
-        for rule in (self._typical, self._top_p, self._min_p):
-            keep = rule(_softmax(kept))
-            ids, kept = ids[keep], kept[keep]
-        cumulative: npt.NDArray[np.float64] = _softmax(kept / o.temperature).cumsum()
-        at = int(np.searchsorted(cumulative, self._uniform() * float(cumulative[-1]), side="right"))
-        return int(ids[min(at, len(ids) - 1)])
+        narrow = self._typical if self.options.typical_p < 1 else None
+        found = token(scores, *self.choice, self._top_k, self.seed, self.draws, narrow)
+        if found < 0:
+            raise no_token()
+        self.drew()
+        return found
 
     def _adjusted(self, logits: F32) -> F32:
         """Penalties and bias; a copy only if there are any."""
-        o = self.options
-        penalised = self.recent and self._penalises
-        if not penalised and not o.logit_bias:
-            return logits
-        scores = logits.copy()
-        if penalised:
-            counts = Counter(self.recent)
-            ids = np.fromiter(counts.keys(), np.int64)
-            times = np.fromiter(counts.values(), np.float32)
-            s = scores[ids]
-            s = np.where(s > 0, s / np.float32(o.repeat_penalty), s * np.float32(o.repeat_penalty))
-            scores[ids] = s - times * np.float32(o.frequency_penalty) - np.float32(o.presence_penalty)
-        for token, bias in o.logit_bias.items():
-            if not 0 <= token < len(scores):
-                raise UsageError(f"logit_bias names token {token}; tokens are 0 to {len(scores) - 1}")
-            scores[token] += np.float32(bias)
+        scores = logits
+        if self.recent and self._penalises:
+            scores = penalized(logits, self.recent, self.penalties)
+        elif self.options.logit_bias:
+            scores = logits.copy()
+        for biased, bias in self.options.logit_bias.items():
+            if not 0 <= biased < len(scores):
+                raise UsageError(f"logit_bias names token {biased}; tokens are 0 to {len(scores) - 1}")
+            scores[biased] += np.float32(bias)
         return scores
 
-    def _top_k(self, scores: F32) -> npt.NDArray[np.int64]:
-        """Ids of the k largest finite scores, in falling order; ties by lowest id."""
-        k = self.options.top_k or len(scores)
-        if k < len(scores):
-            threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
-            ids = np.flatnonzero((scores >= threshold) & (scores > -np.inf))
-        else:
-            ids = np.flatnonzero(scores > -np.inf)
-        return ids[np.argsort(-scores[ids], kind="stable")][:k]
-
-    def _typical(self, p: npt.NDArray[np.float64]) -> npt.NDArray[Any]:
+    def _typical(self, scores: F32, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Locally typical sampling (Meister et al. 2023)."""
-        if self.options.typical_p >= 1:
-            return np.arange(len(p))
+        p = _softmax(scores[ids].astype(np.float64))
         surprise = -np.log(p)
         order = np.argsort(np.abs(surprise - (p * surprise).sum()), kind="stable")
         count = int(np.searchsorted(p[order].cumsum(), self.options.typical_p)) + 1
-        return np.sort(order[:count])
+        return ids[np.sort(order[:count])]
 
-    def _top_p(self, p: npt.NDArray[np.float64]) -> npt.NDArray[Any]:
-        if self.options.top_p >= 1:
-            return np.arange(len(p))
-        return np.arange(min(int(np.searchsorted(p.cumsum(), self.options.top_p)) + 1, len(p)))
 
-    def _min_p(self, p: npt.NDArray[np.float64]) -> npt.NDArray[Any]:
-        return np.flatnonzero(p >= self.options.min_p * p.max())
-
-    def _uniform(self) -> float:
-        """One number in [0, 1): the draw's own."""
-        bits = np.random.Philox(key=self.seed, counter=self.draws).random_raw()
-        self.draws += 1
-        return (int(bits) >> 11) * 2.0**-53
+def no_token() -> UsageError:
+    """The error of logits from which nothing can be drawn."""
+    return UsageError("no token can be drawn: the constraint admits none, or the logits are not numbers")
 
 
 def _softmax(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    e = np.exp(scores - scores.max())
-    return e / e.sum()
+    powers = np.exp(scores - scores.max())
+    return powers / powers.sum()
 
 
 def log_probabilities(logits: F32) -> F32:

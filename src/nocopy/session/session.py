@@ -19,9 +19,11 @@ from nocopy.errors import ClosedError, DeviceError, DeviceLostError, UsageError
 from nocopy.memory.dtype import DType
 from nocopy.memory.linear import LinearMemory
 from nocopy.memory.view import byte_array
-from nocopy.session.engine import Engine
+from nocopy.session.engine import Ahead, Engine, Pass, Rows
 from nocopy.session.region import PAGE, Region
+from nocopy.session.sampler import Position, Sampler, Sampling, no_token
 from nocopy.tape import Tensor
+from nocopy.tape.ops import MAX_SAMPLED
 
 PROGRAMS = 16
 """Compiled passes that a session keeps."""
@@ -31,6 +33,9 @@ MANY = 500
 """Tokens from which NumPy is faster at finding the largest."""
 PATIENCE = 0.02
 """Seconds that feeding ahead may take: nobody should see text come in bursts."""
+
+NOWHERE = Position(Sampling(), 0, -1, ())
+"""Where no sampler stands."""
 
 Play = Callable[[Callable[[], Program]], None]
 """Plays the program that it gets from a function, which it calls once the device is free."""
@@ -50,6 +55,7 @@ class Session:
         play: plays a pass; None plays it at once, for whoever has the device to himself.
         step: most tokens that one pass takes, at most the engine's chunk; None means the chunk.
         tokens: those whose keys and values the region holds already: it is that of a session that was frozen.
+        near: what the device keeps near of the whole memory, for several sessions; stays the caller's.
 
     Raises:
         UsageError: the region does not fit the memory, or an argument is out of range.
@@ -68,6 +74,7 @@ class Session:
         play: Play | None = None,
         step: int | None = None,
         tokens: Sequence[int] = (),
+        near: Near | None = None,
     ) -> None:
         context = engine.config.context if context is None else context
         self.engine, self.memory, self.pages = engine, memory, pages
@@ -86,13 +93,18 @@ class Session:
         if len(tokens):
             self._check(tokens, have=0)
             self.tokens.extend(tokens)
-        self._near = self._make_near()
-        self.region = replace(region, near=self._near is not None)
+        self._owns_near, near_at = near is None, 0 if near is None else region.home
+        self._near = self._make_near() if near is None else near
+        self.region = replace(region, near=self._near is not None, near_at=near_at)
         self.step = engine.chunk if step is None else step
         self._play = play or _at_once(engine.device)
-        self._programs: OrderedDict[tuple[int, bool | None], Program] = OrderedDict()
+        self._programs: OrderedDict[Pass, Program] = OrderedDict()
         self._ahead: list[int] = []
-        self._next: int | None = None
+        """Tokens that were chosen before they were asked for: all but the last have been fed."""
+        self._stand: Position | None = None
+        """Where a sampler must stand to have chosen the first of them; None: they are the likeliest."""
+        self._then: Position | None = None
+        """The same for the second of them."""
         self._stale = False
         self._seconds = 0.0
         # Made once: a view costs more than a small model's pass. The memory never moves.
@@ -103,6 +115,9 @@ class Session:
                 found[...] = np.frombuffer(wanted, np.float32)
         self._tokens, self._positions = (_part(head, region, t) for t in (region.tokens, region.positions))
         self._logits: npt.NDArray[np.float32] | None = _part(head, region, region.logits)
+        self._choice, self._penalties, self._draw = (
+            _part(head, region, place)[0] for place in (region.choice, region.penalties, region.draw)
+        )
         self.before_use: Callable[[], None] | None = None
         """Called before anything that the session knows is used: raises if its pages proved to be damaged."""
         self.reload()
@@ -159,9 +174,11 @@ class Session:
             ClosedError: the session is closed.
         """
         self._check(tokens)
-        if self._ahead[:1] == list(tokens):
+        if len(self._ahead) > 1 and self._ahead[:1] == list(tokens):
             self.tokens.append(self._ahead.pop(0))
-            self._stale = bool(self._ahead)
+            if self._stand is not None:
+                self._stand, self._then = self._then, NOWHERE
+            self._stale = len(self._ahead) > 1
             return
         self._forget_ahead()
         self._feed(tokens, logits=logits)
@@ -173,7 +190,7 @@ class Session:
             self._tokens[:rows] = part
             self._positions[:rows] = np.arange(at, at + rows)
             wanted = logits and start + rows == len(tokens)
-            self._play(partial(self._program, rows, wanted))
+            self._play(partial(self._program, Rows(rows, wanted)))
             self.tokens.extend(part)
 
     def likeliest(self, more: int = 0) -> int:
@@ -189,38 +206,84 @@ class Session:
         """
         if self.before_use is not None:
             self.before_use()
-        if self._ahead:
-            return self._ahead[0]
-        token = int(self.logits.argmax()) if self._next is None else self._next
-        if not np.isfinite(self.logits[token]):
-            raise UsageError("no token can be drawn: the logits are not numbers")
-        steps = min(
-            more, self._steps_ahead(), self.context - len(self.tokens), self.region.chunk - 1, self.step
-        )
-        if steps > 0:
-            self._feed_ahead(token, 1 << steps.bit_length() - 1)
+        if self._ahead and self._stand is None:
+            token = self._ahead[0]
+        else:
+            token = int(self.logits.argmax())
+            self._forget_ahead()
+        if not self._stale and not np.isfinite(self.logits[token]):
+            raise no_token()
+        self._stand = self._then = None
+        self._look_ahead(token, more, None)
         return token
+
+    def draw(self, sampler: Sampler, more: int = 0) -> int:
+        """Return the token that a sampler draws after the last token.
+
+        Whether it was drawn on the device or on the host is not to be told from the token: both do the same.
+
+        Args:
+            sampler: counts the draw; it must be told of the token by its `accept`.
+            more: as in `likeliest`, for tokens that are drawn by the same sampler.
+
+        Raises:
+            UsageError: no logit is a number.
+            ClosedError: the session is closed.
+        """
+        if sampler.greedy:
+            return self.likeliest(more)
+        if self.before_use is not None:
+            self.before_use()
+        if sampler.window is None or self.engine.config.vocabulary > MAX_SAMPLED:
+            return sampler.sample(self.logits)
+        stand = sampler.position()
+        if self._ahead and self._stand == stand:
+            token = self._ahead[0]
+            if token < 0:
+                raise no_token()
+            sampler.drew()
+        else:
+            token = sampler.sample(self.logits)
+            self._forget_ahead()
+        self._stand, self._then = stand, sampler.position([token])
+        self._look_ahead(token, more, sampler)
+        return token
+
+    def _look_ahead(self, token: int, more: int, sampler: Sampler | None) -> None:
+        """Feed a token that was chosen, and tokens after it as they are chosen, if more are wanted."""
+        if len(self._ahead) > 1:
+            return
+        first = Ahead(1, sampler.window if sampler else None).first
+        room = min(self.context - len(self.tokens), self.region.chunk - 1 - first, self.step)
+        steps = min(more, self._steps_ahead(), room)
+        if steps > 0:
+            self._feed_ahead(token, 1 << steps.bit_length() - 1, sampler)
 
     def _steps_ahead(self) -> int:
         """As many steps as `PATIENCE` allows, by how long the last ones took; one while nothing is known."""
         return min(AHEAD, int(PATIENCE / self._seconds)) if self._seconds else 1
 
-    def _feed_ahead(self, token: int, steps: int) -> None:
-        """Feed a token and the likeliest after it, `steps` in all; they are not part of the session yet."""
-        at = len(self.tokens)
-        self._tokens[0] = token
-        self._positions[:steps] = np.arange(at, at + steps)
+    def _feed_ahead(self, token: int, steps: int, sampler: Sampler | None) -> None:
+        """Feed a token and those chosen after it, `steps` in all; they are not part of the session yet."""
+        ahead, at = Ahead(steps, sampler.window if sampler else None), len(self.tokens)
+        first = ahead.first
+        self._tokens[first] = token
+        if sampler is not None:
+            recent = sampler.position([token]).recent
+            self._tokens[: len(recent)] = recent
+            self._choice[...], self._penalties[...] = sampler.choice, sampler.penalties
+            self._draw[...] = sampler.state
+        self._positions[first : first + steps] = np.arange(at, at + steps)
         self._stale = True
         start = perf_counter()
-        self._play(partial(self._program, steps, None))
-        found: list[int] = self._tokens[: steps + 1].tolist()
+        self._play(partial(self._program, ahead))
         # The first play of a shape compiles it; that is no measure.
         self._seconds = min((perf_counter() - start) / steps, self._seconds or np.inf)
-        *self._ahead, self._next = found
+        self._ahead = self._tokens[first : first + steps + 1].tolist()
 
     def _forget_ahead(self) -> None:
-        self._ahead.clear()
-        self._next, self._stale = None, False
+        self._ahead = []
+        self._stale = False
 
     def refresh(self) -> None:
         """Have the region hold the logits after the last token, if those of a token ahead are there."""
@@ -236,14 +299,19 @@ class Session:
             self.before_use()
         self.refresh()
         if self._near is not None:
-            self._near.flush(0, self.length * self.region.cache.token_bytes)
+            self._near.flush(*self._used())
             self._kept = self.length
 
     def reload(self) -> None:
         """Take the cache of its tokens from the region, after somebody else has written it there."""
         if self._near is not None:
-            self._near.reload(0, self.length * self.region.cache.token_bytes)
+            self._near.reload(*self._used())
             self._kept = self.length
+
+    def _used(self) -> tuple[int, int]:
+        """The bytes of what the device keeps near that hold the tokens."""
+        start = self.region.near_at
+        return start, start + self.length * self.region.cache.token_bytes
 
     def truncate(self, length: int) -> None:
         """Forget all but the first `length` tokens. Costs nothing: the cache is overwritten later.
@@ -293,15 +361,44 @@ class Session:
             play=self._play,
             step=self.step,
         )
-        used = self.length * self.region.cache.token_bytes
-        if self._near is not None and other._near is not None:
-            other._near.copy(self._near, used)
-        else:
-            source = self.memory.view(used, "u8", self.region.home).numpy()
-            memory.view(used, "u8", other.region.home).numpy()[...] = source
-        other.logits[...] = self.logits
-        other.tokens = self.tokens[:]
+        other.become(self)
         return other
+
+    def become(self, source: Session) -> None:
+        """Hold what another session of the same engine and type of cache holds; its cache is copied.
+
+        Raises:
+            UsageError: it has more tokens than fit, or another type of cache.
+            ClosedError: one of them is closed.
+        """
+        if source.engine is not self.engine or source.region.kv is not self.region.kv:
+            raise UsageError("a session was to become one of another model or type of cache; feed its tokens")
+        if source.tokens:
+            self._check(source.tokens, have=0)
+        logits, used = source.logits, source.length * source.region.cache.token_bytes
+        if self._near is not None and source._near is not None:
+            self._near.copy(source._near, used, start=source.region.near_at, to=self.region.near_at)
+        else:
+            there = source.memory.view(used, "u8", source.region.home).numpy()
+            self.memory.view(used, "u8", self.region.home).numpy()[...] = there
+        self._forget_ahead()
+        if self._logits is not None:
+            self._logits[...] = logits
+        self.tokens = array("i", source.tokens)
+
+    def admit(self, tokens: Sequence[int]) -> None:
+        """Refuse tokens that `append` would refuse, and raise what it would raise."""
+        self._check(tokens)
+
+    def count(self, token: int) -> None:
+        """Take over a token that somebody else has fed; the logits after it are computed when asked for."""
+        self._forget_ahead()
+        self.tokens.append(token)
+        self._stale = True
+
+    def counted(self) -> None:
+        """Take over that somebody else has written the logits after the last token."""
+        self._stale = False
 
     def move(self, pages: Pages) -> None:
         """Go on in the same memory, which the device sees as `pages` now."""
@@ -342,8 +439,8 @@ class Session:
         if (engine.config, engine.chunk) != (self.region.config, self.region.chunk):
             raise UsageError("a session was to go on with another model, or another chunk; use its own")
         self.engine, self.pages, self._play = engine, pages, play or _at_once(engine.device)
-        self._near = self._make_near()
-        self.region = replace(self.region, near=self._near is not None)
+        self._near, self._owns_near = self._make_near(), True
+        self.region = replace(self.region, near=self._near is not None, near_at=0)
         self.reload()
 
     def reread(self, *, logits: bool) -> int:
@@ -371,10 +468,11 @@ class Session:
         """Free what the session has compiled; the region stays as it is. Twice is allowed."""
         self._closed = True
         self._forget()
-        if self._near is not None:
+        if self._near is not None and self._owns_near:
             self._near.close()
         self._logits = None
-        self._tokens = self._positions = np.empty(0, np.int32)  # arrays keep the memory mapped
+        nothing = np.empty(0, np.int32)  # arrays keep the memory mapped
+        self._tokens = self._positions = self._choice = self._penalties = self._draw = nothing
 
     def _forget(self) -> None:
         while self._programs:
@@ -407,17 +505,15 @@ class Session:
                 " move it to a device that works"
             )
 
-    def _program(self, rows: int, logits: bool | None) -> Program:
-        """The pass over some rows, with logits or without; or as many steps ahead, for None."""
-        key = (rows, logits)
-        if key not in self._programs:
-            engine, region = self.engine, self.region
-            tape = engine.ahead(region, rows) if logits is None else engine.tape(region, rows, logits=logits)
-            self._programs[key] = engine.compile(tape, self.pages, self._near)
+    def _program(self, wanted: Pass) -> Program:
+        """A pass, or several in a row, ready to play."""
+        if wanted not in self._programs:
+            tape = self.engine.play_of(self.region, wanted)
+            self._programs[wanted] = self.engine.compile(tape, self.pages, self._near)
             if len(self._programs) > PROGRAMS:
                 self._programs.popitem(last=False)[1].close()
-        self._programs.move_to_end(key)
-        return self._programs[key]
+        self._programs.move_to_end(wanted)
+        return self._programs[wanted]
 
 
 def _part(head: npt.NDArray[np.uint8], region: Region, tensor: Tensor) -> npt.NDArray[Any]:

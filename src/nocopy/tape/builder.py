@@ -252,6 +252,34 @@ class TapeBuilder:
         """Gate: out = function(a) * b; the functions are listed in `ops.GLU`."""
         self._grid("glu", out, {"a": a, "b": b}, function)
 
+    def penalize(self, out: TensorLike, x: TensorLike, recent: TensorLike, options: TensorLike) -> None:
+        """Lower the scores of recent tokens. Axes: out and x [r,n], recent [r,w] (i32), options [r,4] (f32).
+
+        What is recent costs a score once for each token, however often it comes: it is multiplied by
+        options 0 if it is above 0, else by options 1; then options 2 times the number of times and options 3
+        are subtracted. Entries that are no index of x do not count.
+        """
+        (r, n), (_, w), (_, o) = (_two(f"penalize: {what}", t) for what, t in
+                                  (("x", x), ("recent", recent), ("options", options)))  # fmt: skip
+        shapes = {"out": (r, n), "x": (r, n), "recent": (r, w), "options": (r, o)}
+        operands = {"out": out, "x": x, "recent": recent, "options": options}
+        self._emit("penalize", operands, shapes, (r, n, w, o))
+
+    def sample(
+        self, out: TensorLike, x: TensorLike, options: TensorLike, state: TensorLike, *, ahead: int = 0
+    ) -> None:
+        """Draw an index from each row of scores. Axes: x [r,n], options [r,3] (f32), state [r,5] (i32),
+        out [r] (i32).
+
+        `ops.CHOICE` and `ops.DRAW` name the numbers of options and state; `reference_sample.token` says what
+        they do. `ahead` is added to the number of the draw. A row whose largest score is not finite gives -1.
+        """
+        (r, n), (_, o), (_, s) = (_two(f"sample: {what}", t) for what, t in
+                                  (("x", x), ("options", options), ("state", state)))  # fmt: skip
+        shapes = {"out": (r,), "x": (r, n), "options": (r, o), "state": (r, s)}
+        operands = {"out": out, "x": x, "options": options, "state": state}
+        self._emit("sample", operands, shapes, (r, n, o, s), ahead=ahead)
+
     # -- shapes to records ----------------------------------------------------------------------------------
 
     def _grid(
@@ -339,6 +367,12 @@ def _split(x: TensorLike) -> tuple[tuple[int, ...], int]:
         raise UsageError("an op over the last axis was asked for; x has no axes")
     shape, _ = _pad(x.shape, x.strides)
     return shape[:3], shape[3]
+
+
+def _two(what: str, tensor: TensorLike) -> tuple[int, int]:
+    if len(tensor.shape) != 2:
+        raise UsageError(f"{what} has shape {tensor.shape}; two axes are needed")
+    return tensor.shape
 
 
 def _three(what: str, tensor: TensorLike) -> tuple[int, int, int]:

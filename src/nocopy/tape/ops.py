@@ -88,6 +88,19 @@ REDUCE = ("sum", "mean", "max", "min")
 ROPE = ("half", "interleaved")
 GLU = ("silu", "gelu", "gelu_tanh")
 
+PENALTIES = ("shrink", "grow", "frequency", "presence")
+"""The f32 numbers of `options` of penalize; see `reference_sample.penalize`."""
+CHOICE = ("steepness", "top_p", "min_p")
+"""The f32 numbers of `options` of sample: steepness is log2(e) / temperature, and 0 for the likeliest."""
+DRAW = ("top_k", "seed_low", "seed_high", "draw_low", "draw_high")
+"""The i32 numbers of `state` of sample: the seed and the number of the draw are 64 bits each."""
+MAX_SAMPLED = 2**21
+"""Elements of a row that sample chooses from: their weights, at most 2**40 each, sum to less than 2**62."""
+MAX_RECENT = 4096
+"""Tokens that penalize counts: it compares each with all others."""
+EXP2 = (1073741824, 744261114, 257941162, 59596389, 10324635, 1425708, 158122, 11619)
+"""2**-x for x in [0, 1) is the sum of EXP2[i] (-x)**i / 2**30, to 7e-9: through 8 Chebyshev points."""
+
 
 def _check_topk(d: Dims, _p: Mapping[str, float]) -> str:
     return f"k = {d['k']} of n = {d['n']} values; k must be <= n" if d["k"] > d["n"] else ""
@@ -114,6 +127,19 @@ def _check_rope(d: Dims, _p: Mapping[str, float]) -> str:
 
 def _check_attention(d: Dims, _p: Mapping[str, float]) -> str:
     return f"h = {d['h']} heads do not divide among g = {d['g']} groups" if d["h"] % d["g"] else ""
+
+
+def _check_penalize(d: Dims, _p: Mapping[str, float]) -> str:
+    if d["o"] != len(PENALTIES):
+        return f"o = {d['o']} options; there are {len(PENALTIES)}: {', '.join(PENALTIES)}"
+    return f"w = {d['w']} recent tokens; at most {MAX_RECENT} are counted" if d["w"] > MAX_RECENT else ""
+
+
+def _check_sample(d: Dims, _p: Mapping[str, float]) -> str:
+    if d["o"] != len(CHOICE) or d["s"] != len(DRAW):
+        numbers = f"{len(CHOICE)} ({', '.join(CHOICE)}) and {len(DRAW)} ({', '.join(DRAW)})"
+        return f"o = {d['o']} options and s = {d['s']} words of state; there are {numbers}"
+    return f"n = {d['n']} scores; at most {MAX_SAMPLED} are sampled" if d["n"] > MAX_SAMPLED else ""
 
 
 def _conv_work(d: Dims) -> int:
@@ -197,6 +223,17 @@ OPS: tuple[Op, ...] = (
        work=lambda d: 2 * prod(d[k] for k in ("r", "h", "n", "t")), check=_check_attention),
     Op("glu", 19, "out = function(a) * b, in f32", GRID,
        (_out("out", GRID), _in("a", GRID), _in("b", GRID)), functions=GLU, elementwise=True),
+    Op("penalize", 20, "out = x; where a token is among recent: x shrunk or grown, less what its count costs",
+       ("r", "n", "w", "o"),
+       (_out("out", ("r", "n")), _in("x", ("r", "n")), _in("recent", ("r", "w"), I32),
+        _in("options", ("r", "o"), F32)),
+       work=lambda d: d["r"] * (d["n"] + d["w"] ** 2), check=_check_penalize),
+    Op("sample", 21, "out[r] = an n drawn by 2^(steepness x) among top_k, top_p, min_p; -1 if none can be",
+       ("r", "n", "o", "s"),
+       (_out("out", ("r",), I32), _in("x", ("r", "n")), _in("options", ("r", "o"), F32),
+        _in("state", ("r", "s"), I32)),
+       (Param("ahead", "u32", 0, 2**31 - 1),), nonzero=("n",), work=lambda d: 16 * d["r"] * d["n"],
+       check=_check_sample),
 )  # fmt: skip
 
 BY_CODE: dict[int, Op] = {op.code: op for op in OPS}

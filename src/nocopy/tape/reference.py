@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nocopy.memory.dtype import DType
-from nocopy.tape import blocks, reference_language
+from nocopy.tape import blocks, reference_language, reference_sample
 from nocopy.tape.arrays import F32, Array, decoded, f32, slices, store
 from nocopy.tape.ops import BINARY, BY_CODE, GLU, REDUCE, UNARY, Op, Operand
 from nocopy.tape.record import Space
@@ -318,5 +318,7 @@ MEANING: dict[str, Callable[[list[Any], Mapping[str, Any]], None]] = {
     "scatter": reference_language.scatter,
     "attention": reference_language.attention,
     "glu": _glu,
+    "penalize": reference_sample.penalize,
+    "sample": reference_sample.sample,
 }
 assert set(MEANING) == {op.name for op in BY_CODE.values()}

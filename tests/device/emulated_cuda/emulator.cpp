@@ -135,8 +135,14 @@ static uint32_t __umulhi(uint32_t a, uint32_t b) {
     return (uint32_t)((uint64_t)a * b >> 32);
 }
 
-static uint32_t atomicAdd(uint32_t* where, uint32_t value) {
-    uint32_t old = *where;
+static uint64_t __umul64hi(uint64_t a, uint64_t b) {
+    __extension__ typedef unsigned __int128 Wide;
+    return (uint64_t)((Wide)a * b >> 64);
+}
+
+template <typename T>
+static T atomicAdd(T* where, T value) {
+    T old = *where;
     *where += value;
     return old;
 }

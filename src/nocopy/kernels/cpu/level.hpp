@@ -49,7 +49,7 @@ struct Args {
 
 using Kernel = void (*)(const Args& args, Team& team);
 
-inline constexpr unsigned MAX_OPCODE = NOCOPY_OP_GLU;
+inline constexpr unsigned MAX_OPCODE = NOCOPY_OP_SAMPLE;
 
 struct Level {
     const char* name;

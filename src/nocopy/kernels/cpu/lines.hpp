@@ -80,4 +80,22 @@ NOCOPY_INLINE float fold(const float* x, int64_t n, float start, const Pick& pic
     return all[0];
 }
 
+// The largest of n floats; NaN counts as -infinity.
+NOCOPY_INLINE float largest(const float* x, int64_t n) {
+    return fold(x, n, -__builtin_inff(), [](F a, F b) { return b > a ? b : a; });
+}
+
+inline constexpr int64_t SCAN = 256;  // floats that are folded before one of them is looked for
+
+// The lowest index of a value among n floats; 0 if it is not there.
+NOCOPY_INLINE int64_t find(const float* x, int64_t n, float value) {
+    for (int64_t start = 0; start < n; start += SCAN) {
+        const int64_t end = least(n, start + SCAN);
+        if (largest(x + start, end - start) != value) continue;
+        for (int64_t i = start; i < end; i++)
+            if (x[i] == value) return i;
+    }
+    return 0;
+}
+
 }  // namespace nocopy::NOCOPY_LEVEL

@@ -110,6 +110,11 @@ Operand moved(const Operand& x, int64_t elements) {
 
 void skinny_product(const Skinny& p, Team& team, bool alone, float* scratch) {
 #if defined(__AVX512VNNI__)
+    if (alone && is_blocks(p.b.dtype) && p.m > MAX_INTEGER) {  // there is room for so many rows at a time
+        for (int64_t m = 0; m < p.m; m += MAX_INTEGER)
+            skinny_product(rows_of(p, m, least(MAX_INTEGER, p.m - m)), team, alone, scratch);
+        return;
+    }
     if (integer_product(p, team, alone, scratch)) return;
 #endif
     skinny(p, team, alone, scratch);
@@ -123,13 +128,8 @@ bool is_weights(const Matmul& p) {
 // More than eight rows times weights; in slices of eight where k is too long for panels.
 void weights_product(const Skinny& p, Team& team, bool alone, float* scratch) {
     if (p.k > 0 && strip_columns(p, room_for_panels(alone)) > 0) return strips(p, team, alone, scratch);
-    for (int64_t m = 0; m < p.m && !overdue(team); m += MAX_SKINNY) {
-        Skinny slice = p;
-        slice.m = least(MAX_SKINNY, p.m - m);
-        slice.out = moved(p.out, m * p.out_m);
-        slice.a = moved(p.a, m * p.a_m);
-        skinny_product(slice, team, alone, scratch);
-    }
+    for (int64_t m = 0; m < p.m && !overdue(team); m += MAX_SKINNY)
+        skinny_product(rows_of(p, m, least(MAX_SKINNY, p.m - m)), team, alone, scratch);
 }
 
 template <class Runner>

@@ -24,5 +24,7 @@ void rope(const Args& args, Team& team);
 void scatter(const Args& args, Team& team);
 void attention(const Args& args, Team& team);
 void glu(const Args& args, Team& team);
+void penalize(const Args& args, Team& team);
+void sample(const Args& args, Team& team);
 
 }  // namespace nocopy::NOCOPY_LEVEL

@@ -18,6 +18,15 @@ struct Skinny {
     int64_t out_m, out_n, a_m, a_k, b_k, b_n;
 };
 
+// Some rows of a product.
+NOCOPY_INLINE Skinny rows_of(const Skinny& p, int64_t first, int64_t count) {
+    Skinny some = p;
+    some.m = count;
+    some.out.data = at(p.out, first * p.out_m);
+    some.a.data = at(p.a, first * p.a_m);
+    return some;
+}
+
 inline constexpr int64_t SKINNY_DEPTH = 8192;    // k per block: the rows of a stay in the L2 cache
 inline constexpr int64_t SKINNY_SUMS = 4096;     // sums per chunk where b runs along n: half an L1 cache
 inline constexpr int64_t SKINNY_COLUMNS = 2048;  // and columns

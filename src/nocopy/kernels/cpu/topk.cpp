@@ -14,25 +14,6 @@ namespace nocopy::NOCOPY_LEVEL {
 namespace {
 
 constexpr double SCAN_NS = 0.1, ENTER_NS = 10, LINE_NS = 30;
-constexpr int64_t BLOCK = 256;
-
-NOCOPY_INLINE F larger(F a, F b) {
-    return b > a ? b : a;
-}  // a unless b is larger; never NaN if a is not
-
-float largest(const float* x, int64_t n) {
-    return fold(x, n, -__builtin_inff(), larger);
-}
-
-int64_t find(const float* x, int64_t n, float value) {
-    for (int64_t start = 0; start < n; start += BLOCK) {
-        const int64_t end = least(n, start + BLOCK);
-        if (largest(x + start, end - start) != value) continue;
-        for (int64_t i = start; i < end; i++)
-            if (x[i] == value) return i;
-    }
-    return 0;
-}
 
 int64_t argmax_line(Line& x, int64_t n) {
     float best = -__builtin_inff();
@@ -107,8 +88,8 @@ void topk_line(const Args& args, int64_t index, float* scratch) {
     Heap heap{whole, x, reinterpret_cast<int32_t*>(line(args, indices, index)), indices.strides[3]};
     heap.fill(k);
     float floor = heap.value(heap.entry(0));
-    for (int64_t start = k; start < n; start += BLOCK) {
-        const int64_t count = least(BLOCK, n - start);
+    for (int64_t start = k; start < n; start += SCAN) {
+        const int64_t count = least(SCAN, n - start);
         const float* block = whole ? whole + start : x.piece(start, count);
         if (!(largest(block, count) > floor)) continue;
         for (int64_t i = 0; i < count; i++) {

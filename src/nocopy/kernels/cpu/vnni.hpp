@@ -1,4 +1,5 @@
-// One to three rows times weights in blocks, by integer dot products (AVX-512 VNNI).
+// One to eight rows times weights in blocks, by integer dot products (AVX-512 VNNI), up to three at a time:
+// the next ones find the weights in a cache. What a row gives does not depend on how many there are.
 //
 // Each block of 32 of x becomes integers of 16 bits and a scale: x = s (256 high + low). That rounds x to
 // 2^-16 of the block's largest element, 256 times finer than 8 bits would. Weights stay as they are stored,
@@ -15,8 +16,9 @@
 
 namespace nocopy::NOCOPY_LEVEL {
 
-// Rows of x from which on f32 is faster: there a decoded weight serves them all.
+// Rows of x that there are registers for.
 inline constexpr int64_t MAX_INTEGER = 3;
+inline constexpr int64_t INTEGER_SPAN = 64;  // rows of W that stay in the L2 cache meanwhile
 // k up to which these rows fit a thread's scratch memory, beside what the f32 way wants.
 inline constexpr int64_t VNNI_DEPTH = 32768;
 // Elements that one step takes: two groups of 32, a group in each half of a vector. A lane sums four.
@@ -262,7 +264,7 @@ void integer_dots(const uint8_t* w, int64_t pitch, const Integers* x, int64_t k,
 template <int ROWS, class Block>
 void integer_columns(const Skinny& p, Team& team, const float* memory, int64_t first, int64_t last,
                      float* scratch) {
-    constexpr int64_t GROUP = ROWS == 1 ? 4 : 2, SPAN = 64;
+    constexpr int64_t GROUP = ROWS == 1 ? 4 : 2, SPAN = INTEGER_SPAN;
     Integers x[ROWS];
     for (int m = 0; m < ROWS; m++) x[m] = integers(const_cast<float*>(memory), m, p.k);
     const int64_t pitch = bytes_of(p.b.dtype, p.b_n);
@@ -286,12 +288,13 @@ void integer_columns(const Skinny& p, Team& team, const float* memory, int64_t f
 
 // False if this is not a product for integers; nothing has been written then.
 NOCOPY_INLINE bool integer_product(const Skinny& p, Team& team, bool alone, float* scratch) {
-    if (!is_blocks(p.b.dtype) || p.m > MAX_INTEGER || p.k > VNNI_DEPTH || p.k == 0) return false;
+    if (!is_blocks(p.b.dtype) || p.m > (alone ? MAX_INTEGER : MAX_SKINNY) || p.k > VNNI_DEPTH || p.k == 0)
+        return false;
     constexpr int64_t NEEDED = MAX_INTEGER * integer_floats(VNNI_DEPTH) + VNNI_DEPTH;
     static_assert(NEEDED + ALONG_K_FLOATS <= (int64_t)SCRATCH_FLOATS);
     // What many threads read is quantised once, by the caller; what follows is the way with f32.
     float* const memory = alone ? scratch + ALONG_K_FLOATS : shared(team);
-    float* const row = memory + MAX_INTEGER * integer_floats(VNNI_DEPTH);
+    float* const row = memory + (alone ? MAX_INTEGER : MAX_SKINNY) * integer_floats(VNNI_DEPTH);
     bool fits = true;
     with_blocks(p.b.dtype, [&]([[maybe_unused]] auto* type) {
         using Block = std::remove_pointer_t<decltype(type)>;
@@ -300,11 +303,17 @@ NOCOPY_INLINE bool integer_product(const Skinny& p, Team& team, bool alone, floa
             fits = to_integers<Block>(integers(memory, m, p.k), values, p.k);
         }
         if (!fits) return;
-        const auto columns = p.m == 1   ? integer_columns<1, Block>
-                             : p.m == 2 ? integer_columns<2, Block>
-                                        : integer_columns<3, Block>;
+        const int64_t parts = ceil_div(p.m, MAX_INTEGER), each = ceil_div(p.m, parts);
         const auto body = [&](int64_t first, int64_t last, float* mine) {
-            columns(p, team, memory, first, last, mine);
+            for (int64_t start = first; start < last; start += INTEGER_SPAN)
+                for (int64_t m = 0; m < p.m; m += each) {
+                    const Skinny some = rows_of(p, m, least(each, p.m - m));
+                    const auto columns = some.m == 1   ? integer_columns<1, Block>
+                                         : some.m == 2 ? integer_columns<2, Block>
+                                                       : integer_columns<3, Block>;
+                    columns(some, team, memory + m * integer_floats(p.k), start,
+                            least(last, start + INTEGER_SPAN), mine);
+                }
         };
         constexpr double READ_NS = 0.05;  // per weight
         if (alone)

@@ -1,4 +1,4 @@
-// matmul of at most 4 rows of f32 with a weight whose elements along k are contiguous, x @ W.T:
+// matmul of few rows of f32 with a weight whose elements along k are contiguous, x @ W.T:
 // out[b0,b1,m,n] = scale * sum over k of a[b0,b1,m,k] b[b0,b1,k,n], summed in f32. W is f32, f16 or bf16 from
 // 16-byte boundaries, or of a block type.
 //
@@ -64,8 +64,9 @@ __device__ inline void multiply_columns(const nocopy_launch& launch) {
     for (uint64_t job = (uint64_t)blockIdx.x * blockDim.y + threadIdx.y; job < jobs;
          job += (uint64_t)gridDim.x * blockDim.y) {
         if (stop.reached()) return;
-        uint64_t rest = job / n, column = job - rest * n;
-        uint64_t batch = rest / bands, row = rest % bands * ROWS;
+        // Bands of a column follow each other: its weights come from memory once, then from a cache.
+        uint64_t rest = job / bands, row = (job - rest * bands) * ROWS;
+        uint64_t batch = rest / n, column = rest - batch * n;
         uint64_t b0 = batch / d[1], b1 = batch % d[1];
         const float* rows[ROWS];
         float sums[ROWS] = {};

@@ -2,11 +2,11 @@
 // topk: values[d0,d1,d2,k], indices[d0,d1,d2,k] = the k largest of x over n, in falling order, ties by lowest
 // index. NaN counts as -infinity in both.
 //
-// Both order elements by one 64-bit key (rank.cuh). topk takes a block a row and up to CHUNK results at a time: a radix selection
-// finds the key of the last one, eight bits a pass; the keys from there on are collected in shared memory and
-// sorted. The next chunk continues below that key. Should x change meanwhile, the result is any, but no index
-// leaves its range. Bound: the bytes of x, times the passes.
-#include "rank.cuh"
+// Both order elements by the keys of keys.cuh. topk takes a block a row and up to CHUNK results at a time: a
+// radix selection finds the key of the last one, eight bits a pass; the keys from there on are collected in
+// shared memory and sorted. The next chunk continues below that key. Should x change meanwhile, the result is
+// any, but no index leaves its range. Bound: the bytes of x, times the passes.
+#include "keys.cuh"
 #include "rows.cuh"
 #include "split.cuh"
 

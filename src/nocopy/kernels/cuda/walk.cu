@@ -17,7 +17,7 @@
 // (device/cuda_walk.py). Should the host ask the kernel to stop, it goes on to its end without waiting.
 #include "attention_row.cuh"
 #include "barrier.cuh"
-#include "rank.cuh"
+#include "keys.cuh"
 #include "row_product.cuh"
 
 constexpr uint32_t WALK_WARPS = 8, ROW_BRINGERS = 4, STREAMERS = 4;  // warps
