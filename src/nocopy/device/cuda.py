@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from nocopy.device.cuda_blas import Blas, BlasLaunch, load_blas
 from nocopy.device.cuda_compile import Compiler, cache_directory
 from nocopy.device.cuda_driver import Driver, Start, version_name
 from nocopy.device.cuda_fuse import Fuser
@@ -33,6 +34,7 @@ from nocopy.device.cuda_pages import (
     import_pages,
     stagings,
 )
+from nocopy.device.cuda_prefill import Prefill, Room
 from nocopy.device.cuda_upload import upload
 from nocopy.device.cuda_words import Words, find_words, redirected
 from nocopy.device.protocol import DeviceInfo, Mode, OnDemand, Pages, Program, check_range, check_spaces
@@ -54,6 +56,8 @@ GRAPH_RECORDS = 1024
 STOPPABLE_WORK = 2**22
 """Elements or multiply-adds from which on a tape can be stopped inside a graph or a kernel: below, it ends
 within some milliseconds."""
+PASS_ROWS = 1024
+"""Rows of a pass that keep the tensor cores busy, while what one op hands to the next stays in the cache."""
 STOP_GRACE = 10.0
 """Seconds that kernels get to end after they were asked to stop."""
 
@@ -89,14 +93,20 @@ class CudaDevice:
         driver: a context on the GPU; closed with the device.
         compiler: gives the kernels' code for it.
         allow_copy: copy what cannot be shared.
+        blas: the library for large products, on the driver's context; closed with the device. Without it
+            they are kernels too.
 
     Raises:
         CopyRefusedError: this machine cannot share pages and `allow_copy` is False.
     """
 
-    def __init__(self, driver: Driver, compiler: Compiler, *, allow_copy: bool = False) -> None:
+    def __init__(
+        self, driver: Driver, compiler: Compiler, *, allow_copy: bool = False, blas: Blas | None = None
+    ) -> None:
         self._driver = driver
         self._compiler = compiler
+        self._blas = blas
+        self._room = Room(driver)
         self._allow_copy = allow_copy
         self._closed = False
         self._modules: dict[str, Any] = {}
@@ -113,8 +123,10 @@ class CudaDevice:
                 "multiprocessors": str(driver.multiprocessors),
                 "driver": f"CUDA {version_name(driver.version)}",
                 "compiler": "NVRTC {}.{}".format(*compiler.version),
+                "products": f"cuBLASLt {blas.version}" if blas else "kernels (cuBLASLt is not installed)",
             },
             pins=True,
+            rows=PASS_ROWS,
         )
 
     @property
@@ -233,7 +245,9 @@ class CudaDevice:
         try:
             plans = list(self._plans(tape, used, frees))
             workspace = self._workspace(plans, frees)
-            launches = [self._launcher(launch, workspace) for each in plans for launch in each.launches]
+            launches = [
+                self._launcher(launch, workspace, frees) for each in plans for launch in each.launches
+            ]
             # One launch is joined too: a graph starts 2.5 us sooner than a kernel (bench/cuda_launch.py).
             starts: list[Start] = []
             for i in range(0, len(launches), GRAPH_RECORDS):
@@ -262,10 +276,20 @@ class CudaDevice:
             for record in words.copies(addresses[Space.GUEST], copy):
                 yield plan(record, addresses, 0, driver.multiprocessors)
         records = redirected(tape, words, addresses, copy)
-        fuser = Fuser(tape, records, addresses, driver.chip) if _fusible(used) else None
+        fuser = prefill = None
+        if _fusible(used):
+            fuser = Fuser(tape, records, addresses, driver.chip)
+            prefill = Prefill(
+                tape, records, addresses, driver.multiprocessors, stop, blas=self._blas is not None
+            )
+            if prefill.nbytes:
+                room, free = self._room.hold(prefill.nbytes)
+                frees.append(free)
+                prefill.place(room)
         at = 0
         while at < len(records):
             group = fuser.group(at) if fuser else None
+            group = group or (prefill.group(at) if prefill else None)
             found, count = group or (plan(records[at], addresses, stop, driver.multiprocessors), 1)
             yield found
             at += count
@@ -279,7 +303,14 @@ class CudaDevice:
         frees.append(lambda: self._driver.free(address))
         return address + 4 * COUNTERS
 
-    def _launcher(self, launch: KernelLaunch, workspace: int) -> Start:
+    def _launcher(
+        self, launch: KernelLaunch | BlasLaunch, workspace: int, frees: list[Callable[[], None]]
+    ) -> Start:
+        if isinstance(launch, BlasLaunch):
+            assert self._blas is not None
+            start, free = self._blas.launcher(launch.product, launch.workspace)
+            frees.append(free)
+            return start
         source, kernel = launch.shape.source, launch.shape.kernel
         function = self._functions.get(kernel)
         if function is None:
@@ -381,6 +412,9 @@ class CudaDevice:
         for pages in opened:
             with suppress(DeviceError):  # it has been logged
                 pages.close()
+        if self._blas is not None:
+            with suppress(DeviceError), self._driver.current():  # likewise: it goes with the context
+                self._blas.close()
         try:
             self._driver.close()
         except DeviceError as e:
@@ -391,8 +425,8 @@ class CudaDevice:
 
 
 def _fusible(used: Mapping[Space, CudaPages]) -> bool:
-    """True if weights lie in the GPU's memory and no two spaces share bytes: see `Fuser`."""
-    if not isinstance(used.get(Space.WEIGHTS), DevicePages):
+    """True if weights lie in the GPU's memory and no two spaces share bytes: see `Fuser` and `Prefill`."""
+    if not isinstance(used.get(Space.WEIGHTS), DevicePages | None):
         return False
     ranges = sorted((p.device_address, p.device_address + p.nbytes) for p in used.values())
     return all(a[1] <= b[0] for a, b in pairwise(ranges))
@@ -428,4 +462,7 @@ def _open_on(driver: Driver, *, allow_copy: bool) -> CudaDevice:
             + f" here, which is for CUDA {version_name(driver.version)}",
             "Update the NVIDIA driver, or run `pip install 'cuda-bindings<13' nvidia-cuda-nvrtc-cu12`.",
         )
-    return CudaDevice(driver, compiler, allow_copy=allow_copy)
+    library = load_blas()
+    with driver.current():
+        blas = Blas(library, driver.stream) if library is not None else None
+    return CudaDevice(driver, compiler, allow_copy=allow_copy, blas=blas)

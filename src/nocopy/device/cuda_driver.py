@@ -112,6 +112,11 @@ class Driver:
         self._stop.value = 0
         self._stream_handle = ctypes.c_void_p(int(self._stream))
 
+    @property
+    def stream(self) -> int:
+        """The handle of the stream that everything is put on."""
+        return int(self._stream)
+
     # Opening
 
     def _refuse_old(self) -> None:

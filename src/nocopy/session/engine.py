@@ -17,6 +17,8 @@ from nocopy.tape import Space, Tape, Tensor, validate
 
 TAPES = 64
 """Recorded passes to keep: one is made for each number of rows and each place of a region."""
+ROOM = 2048
+"""Tokens of one pass that a region has room for, on every device, so that it can go from one to another."""
 GUEST_BYTES = 2**48
 """Upper bound of the guest space while recording; compiling checks against the real size."""
 
@@ -24,10 +26,13 @@ GUEST_BYTES = 2**48
 class Engine:
     """A model on a device. Sessions of any memory share it; one thread at a time.
 
+    `chunk` is the tokens that a session's region has room for in one pass, `step` those that a pass takes.
+
     Args:
         model: an open model; stays the caller's to close, after the engine.
         device: an open device; likewise.
-        chunk: tokens that one pass of a long prompt takes.
+        chunk: most tokens that one pass takes; None: as many as the device takes best, in regions with room
+            for `ROOM`.
         ledger: counts the weights as shared or uploaded.
         progress: called with the bytes uploaded so far.
     """
@@ -37,16 +42,17 @@ class Engine:
         model: Model,
         device: Device,
         *,
-        chunk: int = 512,
+        chunk: int | None = None,
         ledger: Ledger | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> None:
         self.model, self.device, self.config = model, device, model.config
         self.ledger = ledger
-        self.chunk = min(chunk, model.config.context)
+        self.chunk = min(ROOM if chunk is None else chunk, model.config.context)
+        self.step = self.chunk if chunk is not None else min(device.info.rows, self.chunk)
         self.placement = place(model, device, ledger, progress)
         region = Region(self.config, 0, self.config.context, self.chunk, DType.F16)
-        widest = self.record(region, self.chunk).scratch_bytes
+        widest = self.record(region, self.step).scratch_bytes
         self._logits = Tensor(
             Space.SCRATCH, self.record(region, 1).scratch_bytes, (1, self.config.vocabulary), DType.F32
         )

@@ -42,7 +42,7 @@ class Session:
         context: tokens that fit; at most what the model was trained for.
         kv: element type of the cache: F16, Q8_0, F32 or BF16.
         play: plays a pass; None plays it at once, for whoever has the device to himself.
-        step: most tokens that one pass takes, at most the engine's chunk; None means the chunk.
+        step: most tokens that one pass takes; None means the engine's step, which is the most.
         tokens: those whose keys and values the region holds already: it is that of a session that was frozen.
 
     Raises:
@@ -80,7 +80,7 @@ class Session:
             memory.address + region.home, region.cache.nbytes, ledger=engine.ledger
         )
         self.region = replace(region, near=self._near is not None)
-        self.step = engine.chunk if step is None else step
+        self.step = engine.step if step is None else step
         self._play = play or _at_once(engine.device)
         self._programs: OrderedDict[tuple[int, bool | None], Program] = OrderedDict()
         self._ahead: list[int] = []
