@@ -3,13 +3,12 @@
 python bench/cuda_prefill.py [--type bf16 q8_0 q4_0] [--length 512 4096] [--rows N] [--no-library]
     [--kernels] [--json FILE]
 
-The model has the shape of Llama 3.2 1B (1.24 B parameters) and noise for weights; the cache is f16. A prompt's
-time is wall-clock time from Python until the logits after its last token are in host pages, the median of
-seven. Its arithmetic is that of the layers' products, the head's one row, and attention to earlier tokens. The
-matrix rate is that of cuBLASLt's product of two 8192 x 8192 bf16 matrices into f32 in the same process; our
-kernels' is that of the same product without the library. `--rows` sets how many rows a pass takes. With
-`--kernels` the launches of one pass of a kind are played in a graph of their own, which leaves weights of
-64 MiB and more in no cache, and what is between them out.
+The model has the shape of Llama 3.2 1B (1.24 B parameters) and noise for weights; the cache is f16. A
+prompt's time is wall-clock time from Python until the logits after its last token are in host pages, the
+median of seven. Its arithmetic is that of the layers' products, the head's one row, and attention to earlier
+tokens. The matrix rate is that of cuBLASLt's product of two 8192 x 8192 bf16 matrices into f32 in the same
+process; with `--no-library` it is our kernels'. `--rows` sets how many rows a pass takes. With `--kernels`
+the launches of one pass of a kind are played in a graph of their own, without what is between them.
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ def matrix_rate(device: cuda.CudaDevice) -> float:
     """Operations a second of a large product of noise: by the library, or by our kernels without it."""
     driver, n, times = device.driver, SIDE, 10
     with LinearMemory(2 * n * n) as memory:
-        noise = memory.view(n * n, "u16").numpy().view(DType.BF16.numpy)
+        noise = memory.view(n * n, "bf16").numpy()
         noise[:] = np.random.default_rng(1).standard_normal(n * n, np.float32).astype(DType.BF16.numpy)
         weights, _ = device.place([(memory.address, memory.size)])
         del noise

@@ -1,4 +1,5 @@
-"""The calls that the CUDA device makes of the driver, without a GPU: emulated_cuda/libcuda.cpp answers.
+"""The calls that the CUDA device makes of the driver, without a GPU: emulated_cuda/libcuda.cpp answers, and
+libcublaslt.cpp those of cuBLASLt.
 
 cuda-bindings, NVRTC and the ctypes calls are the real ones, in a process of their own.
 """
@@ -35,6 +36,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         pytest.skip("there is a real driver: test_cuda_gpu.py and the conformance suite use it")
     directory = tmp_path_factory.mktemp("libcuda")
     build(directory, "libcuda.cpp", "libcuda.so.1")
+    build(directory, "libcublaslt.cpp", "libcublasLt.so.13")
     own = {
         "LD_LIBRARY_PATH": str(directory),
         "XDG_CACHE_HOME": str(directory / "cache"),
@@ -50,6 +52,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         ["test_protocol.py", "-k", "[cuda and not deadline"],
         ["test_conformance_products.py", "-k", "[cuda"],
         ["test_conformance_language.py", "-k", "[cuda"],
+        ["test_cuda_prefill.py", "-k", "library"],
     ],
     ids=lambda tests: tests[0],
 )

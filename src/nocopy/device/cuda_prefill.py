@@ -172,7 +172,7 @@ class Prefill:
             return None
         d, dtype = fields.named, fields.dtype(2)
         m, n, k = d["m"], d["n"], d["k"]
-        out, a, w = fields.strides[:3]
+        out, a, w = (list(strides) for strides in fields.strides[:3])
         halves = dtype in (DType.F16, DType.BF16)
         if (
             d["b0"] * d["b1"] != 1
@@ -187,6 +187,10 @@ class Prefill:
             return None
         if (n > 1 and out[3] != 1) or a[3] != 1 or w[2] != 1:
             return None
+        if n == 1:
+            w[3], out[3] = k, 1
+        if min(a[2], w[3]) < k or out[2] < n:
+            return None  # rows that share elements
         weight, row_bytes = self._address(fields, 2), w[3] // dtype.block * dtype.itemsize
         if halves and (weight % WORD or row_bytes % WORD):
             return None

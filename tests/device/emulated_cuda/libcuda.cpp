@@ -383,6 +383,12 @@ const std::map<std::string, void*> FUNCTIONS = {
 
 }  // namespace
 
+// Puts a piece of work on the first stream of the current context, or into the graph that is captured there.
+extern "C" int emulated_start(const std::function<int()>& piece) {
+    CURRENT(c);
+    return c->start(piece);
+}
+
 extern "C" int cuGetProcAddress_v2(const char* name, void** function, int, uint64_t, int* found) {
     auto entry = FUNCTIONS.find(name);
     if (!strcmp(name, "cuGetProcAddress")) {
