@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nocopy.device import cuda
+from nocopy.device import cuda, cuda_prefill
 from nocopy.device.cuda_compile import Compiler, cache_directory
 from nocopy.device.cuda_driver import Driver
 from nocopy.device.cuda_prefill import FEWEST, Room
@@ -56,7 +56,8 @@ def device(request: pytest.FixtureRequest) -> Iterator[cuda.CudaDevice]:
 
 
 @pytest.fixture
-def place(device: cuda.CudaDevice) -> Place:
+def place(device: cuda.CudaDevice, monkeypatch: pytest.MonkeyPatch) -> Place:
+    monkeypatch.setattr(cuda_prefill, "SHARE", 0)  # small attentions are taken too, on any GPU
     return Place(device)
 
 
@@ -337,6 +338,20 @@ def test_layers_give_what_the_reference_gives(place: Place, rows: int, dtype: DT
     assert disagreement(place, wanted, layers.x) <= 0.02
     # The last layer's are all there: nothing overwrites them.
     assert max(disagreement(place, wanted, tensor) for tensor in layers.scratch) <= 0.04
+
+
+def test_attention_of_few_blocks_is_shared_out_by_tokens(emulation: tuple[Place, list[str]]) -> None:
+    place, launched = emulation
+    place.device.driver.multiprocessors = 8
+    for heads in (1, 2):
+        kept = place.random(64, 1, 64, dtype=F16, space=Space.KV)
+        q, last = place.random(64, heads, 64), place.put(np.arange(64), I32)
+        place.tape.attention(place.room(64, heads, 64), q, kept, kept, last, scale=0.1)
+    place.play()
+    assert [name for name in launched if name.startswith("attention")] == [
+        "attention_f16",
+        "attention_tensor_64_f16",
+    ]
 
 
 def test_a_layer_takes_few_launches(emulation: tuple[Place, list[str]]) -> None:

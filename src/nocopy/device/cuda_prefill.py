@@ -44,6 +44,9 @@ HEADS = (64, 128)
 """Elements of a head that kernels of attention are made for; the next larger takes what is between."""
 ATTENTION_ROWS, ATTENTION_TOKENS = 64, 64
 """Rows of a block of attention, and tokens that it takes at a time."""
+SHARE = 0.25
+"""Blocks of attention a multiprocessor from which on it is worth them: attention.cu shares out tokens too, so
+that all multiprocessors have work."""
 LONGEST_CALL = 2**40
 """Multiply-adds of a product up to which the library takes it, whose kernels cannot be asked to stop: some
 4 ms, so that a graph of them ends within seconds."""
@@ -173,26 +176,14 @@ class Prefill:
         d, dtype = fields.named, fields.dtype(2)
         m, n, k = d["m"], d["n"], d["k"]
         out, a, w = (list(strides) for strides in fields.strides[:3])
-        halves = dtype in (DType.F16, DType.BF16)
-        if (
-            d["b0"] * d["b1"] != 1
-            or m <= FEWEST
-            or not n
-            or not k
-            or k % 8
-            or not (halves or dtype in BLOCKS)
-        ):
-            return None
-        if fields.dtype(0) is not DType.F32 or fields.dtype(1) is not DType.F32:
-            return None
-        if (n > 1 and out[3] != 1) or a[3] != 1 or w[2] != 1:
-            return None
         if n == 1:
             w[3], out[3] = k, 1
-        if min(a[2], w[3]) < k or out[2] < n:
-            return None  # rows that share elements
+        halves = dtype in (DType.F16, DType.BF16)
         weight, row_bytes = self._address(fields, 2), w[3] // dtype.block * dtype.itemsize
-        if halves and (weight % WORD or row_bytes % WORD):
+        many = d["b0"] * d["b1"] == 1 and m > FEWEST and n > 0 and k > 0 and k % 8 == 0
+        types = fields.dtype(0) is fields.dtype(1) is DType.F32 and (halves or dtype in BLOCKS)
+        dense = out[3] == a[3] == w[2] == 1 and min(a[2], w[3]) >= k and out[2] >= n
+        if not (many and types and dense) or (halves and (weight % WORD or row_bytes % WORD)):
             return None
         half = DType.F16 if dtype is DType.F16 else DType.BF16
         rows = Rows(self._address(fields, 1), m, k, a[2], half)
@@ -405,13 +396,14 @@ class Prefill:
         if fields.dtype(0) is not DType.F32 and not fields.words(0):
             return None
         jobs = -(-d["r"] // ATTENTION_ROWS) * d["h"]
-        if 4 * jobs < self._multiprocessors:
-            return None  # attention.cu shares out tokens, so that all have work
+        if jobs < SHARE * self._multiprocessors:
+            return None
         head = next(h for h in HEADS if n <= h)
         stop = self._stop if fields.op.work(d) >= ASKING_PRODUCTS else 0
         shape = Shape("attention_tensor", f"attention_tensor_{head}_{dtype.name.lower()}", jobs, (128, 1))
         bases = tuple(self._addresses.get(space, 0) for space in Space)
-        shared = 2 * 2 * ATTENTION_TOKENS * head * 2  # two stages of keys and values
+        # Two stages of keys and values, and two words of each row.
+        shared = 2 * 2 * ATTENTION_TOKENS * head * 2 + 16 * ATTENTION_ROWS
         return Launch(shape, fields.pack(), bases, stop, shared)
 
 

@@ -15,8 +15,9 @@ constexpr float LOG2_E = 1.44269504f;
 struct BlockTokens {
     int64_t start, stop, all_start, all_stop;
 
-    __device__ BlockTokens(const nocopy_launch& launch, uint64_t first) {
-        __shared__ int64_t starts[TENSOR_ROWS], stops[TENSOR_ROWS];
+    // `memory` has room for two words of each row.
+    __device__ BlockTokens(const nocopy_launch& launch, uint64_t first, uint8_t* memory) {
+        int64_t *starts = (int64_t*)memory, *stops = starts + TENSOR_ROWS;
         if (threadIdx.x < TENSOR_ROWS) {
             Tokens tokens(launch, first + threadIdx.x);
             starts[threadIdx.x] = tokens.start;
@@ -234,11 +235,11 @@ __device__ inline void attend_tensor(const nocopy_launch& launch) {
     using Walk = TensorWalk<HEAD, READING>;
     const uint64_t rows = launch.record.dims[0], heads = launch.record.dims[1];
     const uint64_t bands = (rows + TENSOR_ROWS - 1) / TENSOR_ROWS, jobs = bands * heads;
-    uint8_t* memory = dynamic_shared();
+    uint8_t *memory = dynamic_shared(), *words = memory + 4 * Walk::TILE_BYTES;
     for (uint64_t job = blockIdx.x; job < jobs; job += gridDim.x) {
         if (block_stopped(launch)) return;
         uint64_t first = (bands - 1 - job / heads) * TENSOR_ROWS;
-        BlockTokens seen(launch, first);
+        BlockTokens seen(launch, first, words);
         Walk walk(launch, first, job % heads);
         walk.fetch(memory, seen.start, seen.stop, 0);
         uint32_t stage = 0;
