@@ -360,13 +360,61 @@ def test_a_layer_takes_few_launches(emulation: tuple[Place, list[str]]) -> None:
     layers = Layers(place, 70, BF16)
     layers.record()
     place.play()
-    product, turn, keep = "tensor_product_bf16", "rope", "scatter"
+    product, turn, keep = "tensor_product_bf16", "rope_rows", "scatter"
     first = [
-        "rmsnorm", product, product, product, turn, turn, keep, keep, "attention_tensor_64_f16", product,
-        "rmsnorm", product, product, "glu", product,
+        "norm_rows", product, product, product, turn, turn, keep, keep, "attention_tensor_64_f16", product,
+        "norm_rows", product, product, "gate_rows", product,
     ]  # fmt: skip
     at = 1 if launched[0] == "copy" else 0
     assert launched[at : at + len(first)] == first
+
+
+@pytest.mark.parametrize("function", ["silu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize(("m", "k", "shift"), [(9, 128, 0), (20, 2056, 0), (12, 136, 1)])
+def test_rows_are_made_as_norms_and_gates_make_them(
+    place: Place, function: str, m: int, k: int, shift: int
+) -> None:
+    """An identity as the weight shows the rows; some begin between words."""
+    whole = [place.random(m * (k + 4), seed=seed, scale=5) for seed in (1, 2)]
+    x, y = (Tensor(t.space, t.offset + 4 * shift, (m, k), F32, (k + 4, 1)) for t in whole)
+    made = [place.room(m, k) for _ in range(2)]
+    eye, norm = (
+        place.put(np.eye(16, k), BF16, Space.WEIGHTS),
+        place.put(np.linspace(0.5, 2, k), F32, Space.WEIGHTS),
+    )
+    out = [place.room(m, 16, space=Space.GUEST) for _ in range(2)]
+    place.tape.rmsnorm(made[0], x, norm, 1e-5)
+    place.tape.matmul(out[0], made[0], eye.T)
+    place.tape.glu(function, made[1], x, y)
+    place.tape.matmul(out[1], made[1], eye.T)
+    for t in made:
+        place.tape.fill(t, 0.0)
+    wanted = reference_of(place, bytes(place.tape))
+    place.play()
+    for o in out:
+        at = slice(o.offset, o.offset + 64 * m)
+        found, right = (b[Space.GUEST][at].view(np.float32) for b in (place.bytes, wanted))
+        assert np.allclose(found, right, rtol=2.0**-7, atol=1e-6)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize(("heads", "n"), [(1, 8), (3, 64), (2, 128)])
+def test_heads_are_turned_to_the_bit_as_rope_turns_them(
+    emulation: tuple[Place, list[str]], heads: int, n: int, interleaved: bool
+) -> None:
+    place, launched = emulation
+    first, second = place.random(11, heads, n), place.random(11, heads, n)
+    positions = place.put([0, -1, 5, 4095, 2**24 + 1, *range(6)], I32)
+    frequencies = place.put(np.linspace(1, 1e-4, n // 2), F32)
+    w, a, out = place.weight(16, 256, BF16), place.random(20, 256), place.room(20, 16)
+    given = {"interleaved": interleaved, "scale": 1.25}
+    place.tape.matmul(out, a, w.T)  # a pass of many rows
+    place.tape.rope(first, first, frequencies, positions, **given)
+    place.play()
+    place.tape.rope(second, second, frequencies, positions, **given)
+    place.play()
+    assert [name for name in launched if name.startswith("rope")] == ["rope_rows", "rope"]
+    assert np.array_equal(place.array(first), place.array(second))
 
 
 @pytest.mark.parametrize("reader", ["add", "another product of other rows between"])

@@ -56,7 +56,7 @@ GRAPH_RECORDS = 1024
 STOPPABLE_WORK = 2**22
 """Elements or multiply-adds from which on a tape can be stopped inside a graph or a kernel: below, it ends
 within some milliseconds."""
-PASS_ROWS = 1024
+PASS_ROWS = 2048
 """Rows of a pass that keep the tensor cores busy, while what one op hands to the next stays in the cache."""
 STOP_GRACE = 10.0
 """Seconds that kernels get to end after they were asked to stop."""

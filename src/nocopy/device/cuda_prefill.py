@@ -19,6 +19,7 @@ from typing import Protocol
 from nocopy.device.cuda_blas import WORKSPACE_BYTES, BlasLaunch, Product
 from nocopy.device.cuda_launch import (
     ASKING_PRODUCTS,
+    ASKING_WORK,
     BLOCKS_PER_SM,
     Fields,
     KernelLaunch,
@@ -51,6 +52,8 @@ LONGEST_CALL = 2**40
 """Multiply-adds of a product up to which the library takes it, whose kernels cannot be asked to stop: some
 4 ms, so that a graph of them ends within seconds."""
 WORD = 16
+LONGEST_NORM, MOST_PAIRS = 8192, 256
+"""Elements of a row that a block of `norm_rows` holds, and pairs whose angles one of `rope_rows` does."""
 CACHES = (DType.F16, DType.BF16, DType.Q8_0)
 
 
@@ -149,6 +152,8 @@ class Prefill:
             return self._multiply(first)
         if fields.op.name in ("rmsnorm", "glu", "attention") and not fields.empty():
             return self._make(first)
+        if fields.op.name == "rope" and self._turns(fields):
+            return self._by_rows(fields, "rope_rows", fields.named["r"]), 1
         return None
 
     # Records
@@ -212,10 +217,37 @@ class Prefill:
         written.operands[0] = offset, p.rows.half, space, reserved
         written.strides[0] = _dense_rows(written, p.rows.k)
         self._held = Held(p.rows, at)
-        found = self._attention(written) if fields.op.name == "attention" else None
-        if found:
-            return Plan((found,)), 1
+        if fields.op.name == "attention":
+            found = self._attention(written)
+            if found:
+                return Plan((found,)), 1
+        elif self._whole_words(fields):
+            return self._by_rows(
+                written, {"rmsnorm": "norm_rows", "glu": "gate_rows"}[fields.op.name], rows.m
+            ), 1
         return plan(written.pack(), self._addresses, self._stop, self._multiprocessors), 1
+
+    def _by_rows(self, fields: Fields, kernel: str, rows: int) -> Plan:
+        """A launch of kernels/cuda/prefill.cu."""
+        shape = Shape("prefill", kernel, min(rows, BLOCKS_PER_SM * self._multiprocessors), (256, 1))
+        bases = tuple(self._addresses.get(space, 0) for space in Space)
+        stop = self._stop if fields.op.work(fields.named) >= ASKING_WORK else 0
+        return Plan((Launch(shape, fields.pack(), bases, stop),))
+
+    def _whole_words(self, fields: Fields) -> bool:
+        """True if kernels can read a norm's or a gate's f32 inputs in 16-byte words."""
+        if fields.op.name == "glu":
+            return all(fields.dtype(s) is DType.F32 and fields.words(s) for s in (1, 2))
+        weight = fields.dtype(2) is DType.NONE or (fields.dtype(2) is DType.F32 and fields.words(2))
+        held = fields.dtype(1) is DType.F32 and fields.words(1) and fields.named["n"] <= LONGEST_NORM
+        return weight and held
+
+    def _turns(self, fields: Fields) -> bool:
+        """True if a rotation is one of whole heads, in 16-byte words."""
+        d = fields.named
+        whole = 2 * d["f"] == d["n"] and 0 < d["f"] <= MOST_PAIRS and d["f"] % 4 == 0
+        plain = all(fields.dtype(s) is DType.F32 and fields.words(s) for s in (0, 1))
+        return d["r"] > FEWEST and d["h"] > 0 and whole and plain
 
     def _made(self, fields: Fields) -> Rows | None:
         """What a record writes, as rows."""

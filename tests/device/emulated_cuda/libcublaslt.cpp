@@ -1,5 +1,6 @@
-// A libcublasLt.so.13 for machines without a GPU: the functions that nocopy calls, over libcuda.cpp. It reads column-major matrices as the real one does and is strict about what it is told: attributes, types
-// and the alignment that an algorithm was asked for.
+// A libcublasLt.so.13 for machines without a GPU: the functions that nocopy calls, over libcuda.cpp. It reads
+// column-major matrices as the real one does and is strict about what it is told: attributes, types and the
+// alignment that an algorithm was asked for.
 #include <dlfcn.h>
 #include <stdint.h>
 #include <string.h>

@@ -114,6 +114,10 @@ inline float fast_exp2(float x) {
     return y < 1.17549435e-38f ? 0.0f : y;
 }
 
+inline float fast_divide(float a, float b) {
+    return fabsf(b) > 8.5e37f ? 0.0f * a : a / b;
+}
+
 inline float fast_tanh(float x) {
-    return 1.0f - 2.0f / (fast_exp2(2.88539008f * x) + 1.0f);
+    return 1.0f - fast_divide(2.0f, fast_exp2(2.88539008f * x) + 1.0f);
 }

@@ -2,9 +2,10 @@
 // warps takes 64 rows of one head, a warp 16 of them, and walks over the tokens that any of its rows sees, 64
 // at a time, with online softmax; keys and values of the next 64 are on their way meanwhile.
 //
-// Queries and the softmax's weights are rounded to the type of the cache (of a q8_0 cache, which is decoded on
-// the way to shared memory, to f16); scores, sums and results are f32. Heads have up to 128 elements, a
-// multiple of 8. Blocks with the most tokens come first, as the last of a causal prompt have. Bound: arithmetic.
+// Queries and the softmax's weights are rounded to the type of the cache (of a q8_0 cache, which is decoded
+// on the way to shared memory, to f16); scores, sums and results are f32. Heads have up to 128 elements, a
+// multiple of 8. Blocks with the most tokens come first, as the last of a causal prompt have. Bound:
+// arithmetic.
 #include "attention.cuh"
 #include "mma.cuh"
 
@@ -44,29 +45,49 @@ struct BlockTokens {
     static constexpr int64_t NEVER = 0x7fffffffffffffff;
 };
 
-// How 64 rows of one group's keys or values come to shared memory; those from `stop` on are zeros.
+// How 64 tokens of one group's keys or values come to shared memory; those from `stop` on are zeros. A thread
+// has the same words of every token that it fetches.
 template <int HEAD, int READING>
-__device__ inline void fetch_tokens(uint8_t* to, const Tensor& t, uint64_t group, int64_t first, int64_t stop,
-                                    uint32_t n) {
-    constexpr uint32_t WORDS = HEAD / 8;
-#pragma unroll 4
-    for (uint32_t e = threadIdx.x; e < TENSOR_TOKENS * WORDS; e += TENSOR_THREADS) {
-        uint32_t i = e / WORDS, word = e % WORDS;
-        bool there = first + i < stop && 8 * word < n;
-        uint64_t from = there ? t.at((uint64_t)first + i, group) : 0;
-        uint8_t* place = to + swizzled<2 * HEAD>(i, word);
+struct TokenFetch {
+    static constexpr uint32_t WORDS = HEAD / 8, AT_ONCE = TENSOR_THREADS / WORDS;
+
+    const uint8_t* first;  // this thread's word of token 0
+    uint64_t row_bytes;
+    uint32_t i, word, n;
+
+    __device__ TokenFetch(const Tensor& t, uint64_t group, uint32_t head) : n(head) {
+        i = threadIdx.x / WORDS, word = threadIdx.x % WORDS;
         if (READING == READ_Q8_0) {
-            Eight y = {};
-            if (there) y = load_eight<READ_Q8_0>(t, from, 8 * word, n);
-            Words<4> packed;
-#pragma unroll
-            for (uint32_t j = 0; j < 4; ++j) packed.v[j] = pack_pair<false>(y.v[2 * j], y.v[2 * j + 1]);
-            *(Words<4>*)place = packed;
+            first = t.as<uint8_t>() + group * t.strides[1] / 32 * 34 + word / 4 * 34;
+            row_bytes = (uint64_t)t.strides[0] / 32 * 34;
         } else {
-            copy_word(place, t.as<uint16_t>() + from + (there ? 8 * word : 0), there);
+            first = t.as<uint8_t>() + 2 * (group * t.strides[1] + 8 * word);
+            row_bytes = 2 * (uint64_t)t.strides[0];
         }
     }
-}
+
+    __device__ void operator()(uint8_t* to, int64_t token, int64_t stop) const {
+        const uint32_t left = (uint32_t)min(stop - token, (int64_t)TENSOR_TOKENS);
+        const uint8_t* from = first + (uint64_t)(token + i) * row_bytes;
+#pragma unroll
+        for (uint32_t j = 0; j < TENSOR_TOKENS / AT_ONCE; ++j, from += AT_ONCE * row_bytes) {
+            uint32_t at = i + j * AT_ONCE;
+            bool there = at < left && 8 * word < n;
+            uint8_t* place = to + swizzled<2 * HEAD>(at, word);
+            if (READING != READ_Q8_0) {
+                copy_word(place, there ? from : first, there);
+                continue;
+            }
+            float low[4] = {}, high[4] = {};
+            if (there) {
+                Q8_0::decode(Q8_0::fetch(from, word % 4 * 2), low);
+                Q8_0::decode(Q8_0::fetch(from, word % 4 * 2 + 1), high);
+            }
+            *(Words<4>*)place = {pack_pair<false>(low[0], low[1]), pack_pair<false>(low[2], low[3]),
+                                 pack_pair<false>(high[0], high[1]), pack_pair<false>(high[2], high[3])};
+        }
+    }
+};
 
 template <int HEAD, int READING>
 struct TensorWalk {
@@ -74,8 +95,9 @@ struct TensorWalk {
     static constexpr uint32_t TILE_BYTES = TENSOR_TOKENS * HEAD * 2;
 
     const nocopy_launch& launch;
-    Tensor out, q, k, v;
-    uint64_t first, head, group;
+    Tensor out, q;
+    TokenFetch<HEAD, READING> fetch_keys, fetch_values;
+    uint64_t first, head;
     uint32_t n, lane, warp;
     float scale, softcap, uncap;
     int64_t starts[2], stops[2];  // of this lane's two rows
@@ -83,9 +105,14 @@ struct TensorWalk {
     float values[HEAD / 8][4], largest[2], sum[2];
 
     __device__ TensorWalk(const nocopy_launch& l, uint64_t row, uint64_t h)
-        : launch(l), out(l, 0), q(l, 1), k(l, 2), v(l, 3), first(row), head(h) {
-        n = l.record.dims[2];
-        group = head / (l.record.dims[1] / l.record.dims[4]);
+        : launch(l),
+          out(l, 0),
+          q(l, 1),
+          fetch_keys(Tensor(l, 2), group_of(l, h), l.record.dims[2]),
+          fetch_values(Tensor(l, 3), group_of(l, h), l.record.dims[2]),
+          first(row),
+          head(h),
+          n(l.record.dims[2]) {
         lane = threadIdx.x % 32, warp = threadIdx.x / 32;
         softcap = param_f32(l, 1), uncap = 1.0f / softcap;
         // Scores are powers of two; a cap wants them as they are.
@@ -103,7 +130,12 @@ struct TensorWalk {
 #pragma unroll
         for (uint32_t i = 0; i < HEAD / 16; ++i)
 #pragma unroll
-            for (int j = 0; j < 4; ++j) queries[i][j] = query(row_of(j % 2), 16 * i + j / 2 * 8 + lane % 4 * 2);
+            for (int j = 0; j < 4; ++j)
+                queries[i][j] = query(row_of(j % 2), 16 * i + j / 2 * 8 + lane % 4 * 2);
+    }
+
+    static __device__ uint64_t group_of(const nocopy_launch& l, uint64_t head) {
+        return head / (l.record.dims[1] / l.record.dims[4]);
     }
 
     __device__ uint64_t row_of(int i) const { return first + 16 * warp + lane / 4 + 8 * i; }
@@ -118,8 +150,8 @@ struct TensorWalk {
     __device__ void fetch(uint8_t* memory, int64_t token, int64_t stop, uint32_t stage) const {
         uint8_t* to = memory + stage * 2 * TILE_BYTES;
         if (token < stop) {
-            fetch_tokens<HEAD, READING>(to, k, group, token, stop, n);
-            fetch_tokens<HEAD, READING>(to + TILE_BYTES, v, group, token, stop, n);
+            fetch_keys(to, token, stop);
+            fetch_values(to + TILE_BYTES, token, stop);
         }
         end_copies();
     }
@@ -132,8 +164,8 @@ struct TensorWalk {
 #pragma unroll
             for (uint32_t j = 0; j < TENSOR_TOKENS / 16; ++j) {
                 uint32_t b[4];
-                load_matrices(b, keys + swizzled<2 * HEAD>(16 * j + lane / 16 * 8 + lane % 8,
-                                                           2 * i + lane / 8 % 2));
+                load_matrices(
+                    b, keys + swizzled<2 * HEAD>(16 * j + lane / 16 * 8 + lane % 8, 2 * i + lane / 8 % 2));
                 multiply_fragments<BF16>(scores[2 * j], queries[i], b[0], b[1]);
                 multiply_fragments<BF16>(scores[2 * j + 1], queries[i], b[2], b[3]);
             }
@@ -155,8 +187,8 @@ struct TensorWalk {
 #pragma unroll
             for (uint32_t j = 0; j < HEAD / 16; ++j) {
                 uint32_t b[4];
-                load_matrices_transposed(
-                    b, v_tile + swizzled<2 * HEAD>(16 * i + lane % 16, 2 * j + lane / 16));
+                load_matrices_transposed(b,
+                                         v_tile + swizzled<2 * HEAD>(16 * i + lane % 16, 2 * j + lane / 16));
                 multiply_fragments<BF16>(values[2 * j], weights, b[0], b[1]);
                 multiply_fragments<BF16>(values[2 * j + 1], weights, b[2], b[3]);
             }
@@ -176,7 +208,8 @@ struct TensorWalk {
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
                 int32_t at = (int32_t)(8 * j + lane % 4 * 2 + e % 2);
-                if (at < low[e / 2] || at >= high[e / 2]) scores[j][e] = __uint_as_float(0xff800000u);  // -infinity
+                if (at < low[e / 2] || at >= high[e / 2])
+                    scores[j][e] = __uint_as_float(0xff800000u);  // -infinity
             }
     }
 
@@ -185,9 +218,9 @@ struct TensorWalk {
         float top = largest[i];
 #pragma unroll
         for (uint32_t j = 0; j < TENSOR_TOKENS / 8; ++j)
-            top = nan_max(nan_max(top, scores[j][2 * i]), scores[j][2 * i + 1]);
-        top = nan_max(top, __shfl_xor_sync(0xffffffffu, top, 1));
-        top = nan_max(top, __shfl_xor_sync(0xffffffffu, top, 2));
+            top = fmaxf(fmaxf(top, scores[j][2 * i]), scores[j][2 * i + 1]);  // a NaN weighs NaN below
+        top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
+        top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
         float keep = fast_exp2(largest[i] - top), total = 0.0f;
         largest[i] = top;
 #pragma unroll

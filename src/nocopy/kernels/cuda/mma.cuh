@@ -22,7 +22,8 @@ template <bool BF16>
 __device__ inline void multiply_fragments(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     if (BF16)
         asm volatile(
-            "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+            "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, "
+            "%9}, "
             "{%0, %1, %2, %3};"
             : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
             : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
@@ -34,7 +35,8 @@ __device__ inline void multiply_fragments(float (&d)[4], const uint32_t (&a)[4],
             : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Four 8 x 8 matrices: lane i names row i % 8 of matrix i / 8, and gets the pair (i / 4, 2 * (i % 4)) of each.
+// Four 8 x 8 matrices: lane i names row i % 8 of matrix i / 8, and gets the pair (i / 4, 2 * (i % 4)) of
+// each.
 __device__ inline void load_matrices(uint32_t (&r)[4], const uint8_t* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -86,9 +88,14 @@ __device__ inline float fast_exp2(float x) {
     return y;
 }
 
+// a / b with a relative error of 2^-22; 0 for a b beyond 2^126.
+__device__ inline float fast_divide(float a, float b) {
+    float y;
+    asm("div.approx.ftz.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+    return y;
+}
+
 // tanh with an error of 2^-21.
 __device__ inline float fast_tanh(float x) {
-    float y;
-    asm("div.approx.ftz.f32 %0, %1, %2;" : "=f"(y) : "f"(2.0f), "f"(fast_exp2(2.88539008f * x) + 1.0f));
-    return 1.0f - y;
+    return 1.0f - fast_divide(2.0f, fast_exp2(2.88539008f * x) + 1.0f);
 }

@@ -1,14 +1,14 @@
-// Products of many rows with a model's weights on tensor cores: out[m,n] = scale * sum over k of a[m,k] w[n,k],
-// where `a` has been rounded to f16 or bf16 and w is of the same type (or decoded to it), summed in f32. If
-// the record's function is 1, the product is added to what out holds.
+// Products of many rows with a model's weights on tensor cores: out[m,n] = scale * sum over k of a[m,k]
+// w[n,k], where `a` has been rounded to f16 or bf16 and w is of the same type (or decoded to it), summed in
+// f32. If the record's function is 1, the product is added to what out holds.
 //
-// tensor_product_*: blocks of 8 warps take tiles of 128 x 128, a warp 64 x 32 of it; four stages of 32 of k are
-// on their way to shared memory while one is multiplied. k is a multiple of 8; rows of a and w begin on 16-byte
-// words. Bound: arithmetic.
+// tensor_product_*: blocks of 8 warps take tiles of 128 x 128, a warp 64 x 32 of it; four stages of 32 of k
+// are on their way to shared memory while one is multiplied. k is a multiple of 8; rows of a and w begin on
+// 16-byte words. Bound: arithmetic.
 //
-// tensor_product_few_*: up to 64 rows, which leave no time to decode a weight twice. A block takes 16 columns,
-// and each of its 4 warps the slices w, w + 4, ... of 128 of k, which it decodes into shared memory of its own;
-// at the end the warps' sums meet. Bound: the bytes of the weight.
+// tensor_product_few_*: up to 64 rows, which leave no time to decode a weight twice. A block takes 16
+// columns, and each of its 4 warps the slices w, w + 4, ... of 128 of k, which it decodes into shared memory
+// of its own; at the end the warps' sums meet. Bound: the bytes of the weight.
 #include "mma.cuh"
 #include "tile.cuh"
 
@@ -72,13 +72,13 @@ __device__ inline void multiply_tensor_stage(const uint8_t* stage, float (&acc)[
         uint32_t a[4][4], b[2][4];
 #pragma unroll
         for (uint32_t i = 0; i < 4; ++i)
-            load_matrices(a[i], stage + swizzled<T::ROW_BYTES>(warp_row + 16 * i + lane % 16,
-                                                               2 * step + lane / 16));
+            load_matrices(
+                a[i], stage + swizzled<T::ROW_BYTES>(warp_row + 16 * i + lane % 16, 2 * step + lane / 16));
 #pragma unroll
         for (uint32_t j = 0; j < 2; ++j)
-            load_matrices(b[j], weights + swizzled<T::ROW_BYTES>(
-                                              warp_column + 16 * j + lane / 16 * 8 + lane % 8,
-                                              2 * step + lane / 8 % 2));
+            load_matrices(b[j],
+                          weights + swizzled<T::ROW_BYTES>(warp_column + 16 * j + lane / 16 * 8 + lane % 8,
+                                                           2 * step + lane / 8 % 2));
 #pragma unroll
         for (uint32_t i = 0; i < 4; ++i)
 #pragma unroll
@@ -140,7 +140,7 @@ NOCOPY_KERNEL(tensor_product_bf16, 256, 2) {
     tensor_product<true>(launch);
 }
 
-constexpr uint32_t SLICE = 128;           // elements of k that a warp takes at a time
+constexpr uint32_t SLICE = 128;  // elements of k that a warp takes at a time
 constexpr uint32_t SLICE_BYTES = 2 * SLICE;
 constexpr uint32_t FEW_COLUMNS = 16;
 constexpr uint32_t FEW_WARPS = 4;
@@ -221,8 +221,8 @@ __device__ inline void tensor_product_few(const nocopy_launch& launch) {
 #pragma unroll
             for (uint32_t step = 0; step < SLICE / 16; ++step) {
                 uint32_t b[4];
-                load_matrices(b, weights + swizzled<SLICE_BYTES>(lane / 16 * 8 + lane % 8,
-                                                                 2 * step + lane / 8 % 2));
+                load_matrices(
+                    b, weights + swizzled<SLICE_BYTES>(lane / 16 * 8 + lane % 8, 2 * step + lane / 8 % 2));
 #pragma unroll
                 for (uint32_t i = 0; i < 4; ++i) {
                     if (i >= bands) break;
