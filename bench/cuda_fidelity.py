@@ -48,6 +48,11 @@ def oracle() -> Any:
     return transformers.LlamaForCausalLM(config).eval().to(torch.bfloat16)
 
 
+def opened(folder: str, dtype: Any) -> Any:
+    """Opened anew: a model that is cast keeps frequencies that were rounded with it."""
+    return transformers.LlamaForCausalLM.from_pretrained(folder, dtype=dtype).eval().to("cuda")
+
+
 def last_logits(model: Any, tokens: list[int]) -> Any:
     with torch.no_grad():
         found = model(torch.tensor([tokens], device=model.device)).logits[0, -1]
@@ -70,9 +75,10 @@ def main() -> None:
     prompts = [rng.integers(3, VOCABULARY, chosen.length).tolist() for _ in range(chosen.prompts)]
     with tempfile.TemporaryDirectory() as folder:
         half.save_pretrained(folder)
-        theirs = [last_logits(half.to("cuda"), p) for p in prompts]
-        right = [last_logits(half.float(), p) for p in prompts]
-        del half
+        theirs, right = (
+            [last_logits(model, p) for model in [opened(folder, dtype)] for p in prompts]
+            for dtype in (torch.bfloat16, torch.float32)
+        )
         if chosen.no_library:
             driver = Driver()
             device = cuda.CudaDevice(driver, Compiler(driver.capability, cache_directory()))

@@ -41,10 +41,11 @@ FEW = 64
 FEW_COLUMNS, FEW_WARPS, SLICE_BYTES = 16, 4, 256
 TILE, TILE_SHARED = 128, 4 * 2 * 128 * 64
 """Sides of a tile of `tensor_product`, and the bytes of its stages."""
-HEADS = (64, 128)
-"""Elements of a head that kernels of attention are made for; the next larger takes what is between."""
-ATTENTION_ROWS, ATTENTION_TOKENS = 64, 64
-"""Rows of a block of attention, and tokens that it takes at a time."""
+HEADS = {64: 128, 128: 64}
+"""Elements of a head that kernels of attention are made for, and rows of a block of each; the next larger
+takes what is between."""
+ATTENTION_TOKENS = 64
+"""Tokens that a block of attention takes at a time."""
 SHARE = 0.25
 """Blocks of attention a multiprocessor from which on it is worth them: attention.cu shares out tokens too, so
 that all multiprocessors have work."""
@@ -421,21 +422,21 @@ class Prefill:
         spaces = {fields.operands[slot][2] for slot in (2, 3)}
         cached = spaces == {Space.KV} and dtype in CACHES and dtype is fields.dtype(3)
         read = dtype in BLOCKS or (fields.words(2) and fields.words(3))
-        heads = n <= HEADS[-1] and n % 8 == 0 and fields.strides[0][2] == fields.strides[1][2] == 1
+        heads = n <= max(HEADS) and n % 8 == 0 and fields.strides[0][2] == fields.strides[1][2] == 1
         rows = d["r"] > FEWEST and fields.dtype(1) is DType.F32
         if not (cached and read and heads and rows):
             return None
         if fields.dtype(0) is not DType.F32 and not fields.words(0):
             return None
-        jobs = -(-d["r"] // ATTENTION_ROWS) * d["h"]
+        head = min(h for h in HEADS if n <= h)
+        jobs = -(-d["r"] // HEADS[head]) * d["h"]
         if jobs < SHARE * self._multiprocessors:
             return None
-        head = next(h for h in HEADS if n <= h)
         stop = self._stop if fields.op.work(d) >= ASKING_PRODUCTS else 0
         shape = Shape("attention_tensor", f"attention_tensor_{head}_{dtype.name.lower()}", jobs, (128, 1))
         bases = tuple(self._addresses.get(space, 0) for space in Space)
         # Two stages of keys and values, and two words of each row.
-        shared = 2 * 2 * ATTENTION_TOKENS * head * 2 + 16 * ATTENTION_ROWS
+        shared = 2 * 2 * ATTENTION_TOKENS * head * 2 + 16 * HEADS[head]
         return Launch(shape, fields.pack(), bases, stop, shared)
 
 

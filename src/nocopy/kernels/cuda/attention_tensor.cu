@@ -1,6 +1,7 @@
 // attention (attention.cu has the formula) of many rows over a session's cache, on tensor cores. A block of 4
-// warps takes 64 rows of one head, a warp 16 of them, and walks over the tokens that any of its rows sees, 64
-// at a time, with online softmax; keys and values of the next 64 are on their way meanwhile.
+// warps takes rows of one head, a warp one or two bands of 16 of them, and walks over the tokens that any of
+// its rows sees, 64 at a time, with online softmax; keys and values of the next 64 are on their way
+// meanwhile.
 //
 // Queries and the softmax's weights are rounded to the type of the cache (of a q8_0 cache, which is decoded
 // on the way to shared memory, to f16); scores, sums and results are f32. Heads have up to 128 elements, a
@@ -9,24 +10,24 @@
 #include "attention.cuh"
 #include "mma.cuh"
 
-constexpr uint32_t TENSOR_ROWS = 64, TENSOR_TOKENS = 64, TENSOR_THREADS = 128;
+constexpr uint32_t TENSOR_TOKENS = 64, TENSOR_THREADS = 128, TENSOR_WARPS = TENSOR_THREADS / 32;
 constexpr float LOG2_E = 1.44269504f;
 
 // The tokens that a block's rows see: of any row, and of every row.
 struct BlockTokens {
     int64_t start, stop, all_start, all_stop;
 
-    // `memory` has room for two words of each row.
-    __device__ BlockTokens(const nocopy_launch& launch, uint64_t first, uint8_t* memory) {
-        int64_t *starts = (int64_t*)memory, *stops = starts + TENSOR_ROWS;
-        if (threadIdx.x < TENSOR_ROWS) {
+    // `memory` has room for two words of each of the block's rows, at most one a thread.
+    __device__ BlockTokens(const nocopy_launch& launch, uint64_t first, uint32_t rows, uint8_t* memory) {
+        int64_t *starts = (int64_t*)memory, *stops = starts + rows;
+        if (threadIdx.x < rows) {
             Tokens tokens(launch, first + threadIdx.x);
             starts[threadIdx.x] = tokens.start;
             stops[threadIdx.x] = tokens.stop;
         }
         __syncthreads();
         start = NEVER, stop = 0, all_start = 0, all_stop = NEVER;
-        for (uint32_t i = threadIdx.x % 32; i < TENSOR_ROWS; i += 32) {
+        for (uint32_t i = threadIdx.x % 32; i < rows; i += 32) {
             if (first + i >= launch.record.dims[0]) break;
             if (stops[i] > starts[i]) start = min(start, starts[i]);
             stop = max(stop, stops[i]);
@@ -89,37 +90,23 @@ struct TokenFetch {
     }
 };
 
-template <int HEAD, int READING>
-struct TensorWalk {
-    static constexpr bool BF16 = READING == READ_BF16;
-    static constexpr uint32_t TILE_BYTES = TENSOR_TOKENS * HEAD * 2;
-
-    const nocopy_launch& launch;
-    Tensor out, q;
-    TokenFetch<HEAD, READING> fetch_keys, fetch_values;
-    uint64_t first, head;
-    uint32_t n, lane, warp;
-    float scale, softcap, uncap;
-    int64_t starts[2], stops[2];  // of this lane's two rows
+// Sixteen rows of a warp: their queries, and what online softmax knows of the tokens that they have seen. A
+// lane has parts of two rows, 8 apart.
+template <int HEAD, bool BF16>
+struct Band {
+    uint64_t row;  // this lane's first
+    int64_t starts[2], stops[2];
     uint32_t queries[HEAD / 16][4];
     float values[HEAD / 8][4], largest[2], sum[2];
 
-    __device__ TensorWalk(const nocopy_launch& l, uint64_t row, uint64_t h)
-        : launch(l),
-          out(l, 0),
-          q(l, 1),
-          fetch_keys(Tensor(l, 2), group_of(l, h), l.record.dims[2]),
-          fetch_values(Tensor(l, 3), group_of(l, h), l.record.dims[2]),
-          first(row),
-          head(h),
-          n(l.record.dims[2]) {
-        lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-        softcap = param_f32(l, 1), uncap = 1.0f / softcap;
-        // Scores are powers of two; a cap wants them as they are.
-        scale = param_f32(l, 0) * (softcap == 0.0f ? LOG2_E : 1.0f);
+    // Scores are products of `scale` times the query.
+    __device__ void begin(const nocopy_launch& launch, uint64_t first, uint64_t head, float scale) {
+        Tensor q(launch, 1);
+        const uint32_t rows = launch.record.dims[0], n = launch.record.dims[2], lane = threadIdx.x % 32;
+        row = first + lane / 4;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            Tokens tokens(l, row_of(i));
+            Tokens tokens(launch, row + 8 * i);
             starts[i] = tokens.start, stops[i] = tokens.stop;
             largest[i] = LOWEST, sum[i] = 0.0f;
         }
@@ -130,69 +117,12 @@ struct TensorWalk {
 #pragma unroll
         for (uint32_t i = 0; i < HEAD / 16; ++i)
 #pragma unroll
-            for (int j = 0; j < 4; ++j)
-                queries[i][j] = query(row_of(j % 2), 16 * i + j / 2 * 8 + lane % 4 * 2);
-    }
-
-    static __device__ uint64_t group_of(const nocopy_launch& l, uint64_t head) {
-        return head / (l.record.dims[1] / l.record.dims[4]);
-    }
-
-    __device__ uint64_t row_of(int i) const { return first + 16 * warp + lane / 4 + 8 * i; }
-
-    // Elements i and i + 1 of a row's query, scaled.
-    __device__ uint32_t query(uint64_t row, uint32_t i) const {
-        if (row >= launch.record.dims[0] || i >= n) return 0;
-        const float* at = q.as<float>() + q.at(row, head) + i;
-        return pack_pair<BF16>(at[0] * scale, at[1] * scale);
-    }
-
-    __device__ void fetch(uint8_t* memory, int64_t token, int64_t stop, uint32_t stage) const {
-        uint8_t* to = memory + stage * 2 * TILE_BYTES;
-        if (token < stop) {
-            fetch_keys(to, token, stop);
-            fetch_values(to + TILE_BYTES, token, stop);
-        }
-        end_copies();
-    }
-
-    // One tile of tokens, from `token` on; `whole` if every row sees all of them.
-    __device__ void tile(const uint8_t* keys, int64_t token, bool whole) {
-        float scores[TENSOR_TOKENS / 8][4] = {};
-#pragma unroll
-        for (uint32_t i = 0; i < HEAD / 16; ++i)
-#pragma unroll
-            for (uint32_t j = 0; j < TENSOR_TOKENS / 16; ++j) {
-                uint32_t b[4];
-                load_matrices(
-                    b, keys + swizzled<2 * HEAD>(16 * j + lane / 16 * 8 + lane % 8, 2 * i + lane / 8 % 2));
-                multiply_fragments<BF16>(scores[2 * j], queries[i], b[0], b[1]);
-                multiply_fragments<BF16>(scores[2 * j + 1], queries[i], b[2], b[3]);
+            for (int j = 0; j < 4; ++j) {
+                uint32_t at = 16 * i + j / 2 * 8 + lane % 4 * 2;
+                bool there = row + j % 2 * 8 < rows && at < n;
+                const float* from = q.as<float>() + (there ? q.at(row + j % 2 * 8, head) + at : 0);
+                queries[i][j] = there ? pack_pair<BF16>(from[0] * scale, from[1] * scale) : 0;
             }
-        if (softcap != 0.0f)
-#pragma unroll
-            for (uint32_t j = 0; j < TENSOR_TOKENS / 8; ++j)
-#pragma unroll
-                for (int e = 0; e < 4; ++e) scores[j][e] = LOG2_E * softcap * fast_tanh(scores[j][e] * uncap);
-        if (!whole) mask(scores, token);
-#pragma unroll
-        for (int i = 0; i < 2; ++i) weigh(scores, i);
-        const uint8_t* v_tile = keys + TILE_BYTES;
-#pragma unroll
-        for (uint32_t i = 0; i < TENSOR_TOKENS / 16; ++i) {
-            const uint32_t weights[4] = {pack_pair<BF16>(scores[2 * i][0], scores[2 * i][1]),
-                                         pack_pair<BF16>(scores[2 * i][2], scores[2 * i][3]),
-                                         pack_pair<BF16>(scores[2 * i + 1][0], scores[2 * i + 1][1]),
-                                         pack_pair<BF16>(scores[2 * i + 1][2], scores[2 * i + 1][3])};
-#pragma unroll
-            for (uint32_t j = 0; j < HEAD / 16; ++j) {
-                uint32_t b[4];
-                load_matrices_transposed(b,
-                                         v_tile + swizzled<2 * HEAD>(16 * i + lane % 16, 2 * j + lane / 16));
-                multiply_fragments<BF16>(values[2 * j], weights, b[0], b[1]);
-                multiply_fragments<BF16>(values[2 * j + 1], weights, b[2], b[3]);
-            }
-        }
     }
 
     // Tokens that a row does not see weigh nothing.
@@ -207,51 +137,55 @@ struct TensorWalk {
         for (uint32_t j = 0; j < TENSOR_TOKENS / 8; ++j)
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
-                int32_t at = (int32_t)(8 * j + lane % 4 * 2 + e % 2);
+                int32_t at = (int32_t)(8 * j + threadIdx.x % 4 * 2 + e % 2);
                 if (at < low[e / 2] || at >= high[e / 2])
                     scores[j][e] = __uint_as_float(0xff800000u);  // -infinity
             }
     }
 
-    // Scores of a row to weights relative to the largest so far.
-    __device__ void weigh(float (&scores)[TENSOR_TOKENS / 8][4], int i) {
-        float top = largest[i];
+    // Scores, as powers of two, to weights relative to the largest so far.
+    __device__ void weigh(float (&scores)[TENSOR_TOKENS / 8][4]) {
 #pragma unroll
-        for (uint32_t j = 0; j < TENSOR_TOKENS / 8; ++j)
-            top = fmaxf(fmaxf(top, scores[j][2 * i]), scores[j][2 * i + 1]);  // a NaN weighs NaN below
-        top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
-        top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
-        float keep = fast_exp2(largest[i] - top), total = 0.0f;
-        largest[i] = top;
+        for (int i = 0; i < 2; ++i) {
+            float top = largest[i];
 #pragma unroll
-        for (uint32_t j = 0; j < TENSOR_TOKENS / 8; ++j)
+            for (uint32_t j = 0; j < TENSOR_TOKENS / 8; ++j)
+                top = fmaxf(fmaxf(top, scores[j][2 * i]), scores[j][2 * i + 1]);  // a NaN weighs NaN below
+            top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
+            top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
+            float keep = fast_exp2(largest[i] - top), total = 0.0f;
+            largest[i] = top;
 #pragma unroll
-            for (int e = 2 * i; e < 2 * i + 2; ++e) {
-                scores[j][e] = fast_exp2(scores[j][e] - top);
-                total += scores[j][e];
-            }
-        sum[i] = fmaf(sum[i], keep, total);
+            for (uint32_t j = 0; j < TENSOR_TOKENS / 8; ++j)
 #pragma unroll
-        for (uint32_t j = 0; j < HEAD / 8; ++j) values[j][2 * i] *= keep, values[j][2 * i + 1] *= keep;
+                for (int e = 2 * i; e < 2 * i + 2; ++e) {
+                    scores[j][e] = fast_exp2(scores[j][e] - top);
+                    total += scores[j][e];
+                }
+            sum[i] = fmaf(sum[i], keep, total);
+#pragma unroll
+            for (uint32_t j = 0; j < HEAD / 8; ++j) values[j][2 * i] *= keep, values[j][2 * i + 1] *= keep;
+        }
     }
 
-    __device__ void finish() {
+    __device__ void finish(const nocopy_launch& launch, uint64_t head) {
+        Tensor out(launch, 0);
+        const uint32_t rows = launch.record.dims[0], n = launch.record.dims[2];
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             float total = sum[i];
             total += __shfl_xor_sync(0xffffffffu, total, 1);
             total += __shfl_xor_sync(0xffffffffu, total, 2);
-            uint64_t row = row_of(i);
-            if (row >= launch.record.dims[0]) continue;
+            if (row + 8 * i >= rows) continue;
             bool empty = starts[i] >= stops[i];
             float part = 1.0f / total;
 #pragma unroll
             for (uint32_t j = 0; j < HEAD / 8; ++j) {
-                uint32_t at = 8 * j + lane % 4 * 2;
+                uint32_t at = 8 * j + threadIdx.x % 4 * 2;
                 if (at >= n) break;
                 float low = empty ? 0.0f : values[j][2 * i] * part,
                       high = empty ? 0.0f : values[j][2 * i + 1] * part;
-                uint64_t to = out.at(row, head) + at;
+                uint64_t to = out.at(row + 8 * i, head) + at;
                 if (out.dtype == NOCOPY_F32) {
                     out.as<float>()[to] = low, out.as<float>()[to + 1] = high;
                 } else {
@@ -263,17 +197,99 @@ struct TensorWalk {
     }
 };
 
-template <int HEAD, int READING>
+template <int HEAD, int READING, int BANDS>
+struct TensorWalk {
+    static constexpr bool BF16 = READING == READ_BF16;
+    static constexpr uint32_t TILE_BYTES = TENSOR_TOKENS * HEAD * 2, ROWS = 16 * BANDS * TENSOR_WARPS;
+
+    TokenFetch<HEAD, READING> fetch_keys, fetch_values;
+    float softcap, uncap;
+    Band<HEAD, BF16> bands[BANDS];
+
+    __device__ TensorWalk(const nocopy_launch& launch, uint64_t first, uint64_t head, uint64_t group)
+        : fetch_keys(Tensor(launch, 2), group, launch.record.dims[2]),
+          fetch_values(Tensor(launch, 3), group, launch.record.dims[2]) {
+        softcap = param_f32(launch, 1), uncap = 1.0f / softcap;
+        // Scores are powers of two; a cap wants them as they are.
+        float scale = param_f32(launch, 0) * (softcap == 0.0f ? LOG2_E : 1.0f);
+#pragma unroll
+        for (int b = 0; b < BANDS; ++b)
+            bands[b].begin(launch, first + 16 * (threadIdx.x / 32 * BANDS + b), head, scale);
+    }
+
+    __device__ void fetch(uint8_t* memory, int64_t token, int64_t stop, uint32_t stage) const {
+        uint8_t* to = memory + stage * 2 * TILE_BYTES;
+        if (token < stop) {
+            fetch_keys(to, token, stop);
+            fetch_values(to + TILE_BYTES, token, stop);
+        }
+        end_copies();
+    }
+
+    // One tile of tokens, from `token` on; `whole` if every row sees all of them.
+    __device__ void tile(const uint8_t* keys, int64_t token, bool whole) {
+        const uint32_t lane = threadIdx.x % 32;
+        float scores[BANDS][TENSOR_TOKENS / 8][4] = {};
+#pragma unroll
+        for (uint32_t i = 0; i < HEAD / 16; ++i)
+#pragma unroll
+            for (uint32_t j = 0; j < TENSOR_TOKENS / 16; ++j) {
+                uint32_t k[4];
+                load_matrices(
+                    k, keys + swizzled<2 * HEAD>(16 * j + lane / 16 * 8 + lane % 8, 2 * i + lane / 8 % 2));
+#pragma unroll
+                for (int b = 0; b < BANDS; ++b) {
+                    multiply_fragments<BF16>(scores[b][2 * j], bands[b].queries[i], k[0], k[1]);
+                    multiply_fragments<BF16>(scores[b][2 * j + 1], bands[b].queries[i], k[2], k[3]);
+                }
+            }
+#pragma unroll
+        for (int b = 0; b < BANDS; ++b) {
+            if (softcap != 0.0f)
+#pragma unroll
+                for (uint32_t j = 0; j < TENSOR_TOKENS / 8; ++j)
+#pragma unroll
+                    for (int e = 0; e < 4; ++e)
+                        scores[b][j][e] = LOG2_E * softcap * fast_tanh(scores[b][j][e] * uncap);
+            if (!whole) bands[b].mask(scores[b], token);
+            bands[b].weigh(scores[b]);
+        }
+        const uint8_t* v_tile = keys + TILE_BYTES;
+#pragma unroll
+        for (uint32_t i = 0; i < TENSOR_TOKENS / 16; ++i) {
+            uint32_t weights[BANDS][4];
+#pragma unroll
+            for (int b = 0; b < BANDS; ++b)
+#pragma unroll
+                for (int e = 0; e < 4; ++e)
+                    weights[b][e] = pack_pair<BF16>(scores[b][2 * i + e / 2][e % 2 * 2],
+                                                    scores[b][2 * i + e / 2][e % 2 * 2 + 1]);
+#pragma unroll
+            for (uint32_t j = 0; j < HEAD / 16; ++j) {
+                uint32_t v[4];
+                load_matrices_transposed(v,
+                                         v_tile + swizzled<2 * HEAD>(16 * i + lane % 16, 2 * j + lane / 16));
+#pragma unroll
+                for (int b = 0; b < BANDS; ++b) {
+                    multiply_fragments<BF16>(bands[b].values[2 * j], weights[b], v[0], v[1]);
+                    multiply_fragments<BF16>(bands[b].values[2 * j + 1], weights[b], v[2], v[3]);
+                }
+            }
+        }
+    }
+};
+
+template <int HEAD, int READING, int BANDS>
 __device__ inline void attend_tensor(const nocopy_launch& launch) {
-    using Walk = TensorWalk<HEAD, READING>;
+    using Walk = TensorWalk<HEAD, READING, BANDS>;
     const uint64_t rows = launch.record.dims[0], heads = launch.record.dims[1];
-    const uint64_t bands = (rows + TENSOR_ROWS - 1) / TENSOR_ROWS, jobs = bands * heads;
+    const uint64_t blocks = (rows + Walk::ROWS - 1) / Walk::ROWS, jobs = blocks * heads;
     uint8_t *memory = dynamic_shared(), *words = memory + 4 * Walk::TILE_BYTES;
     for (uint64_t job = blockIdx.x; job < jobs; job += gridDim.x) {
         if (block_stopped(launch)) return;
-        uint64_t first = (bands - 1 - job / heads) * TENSOR_ROWS;
-        BlockTokens seen(launch, first, words);
-        Walk walk(launch, first, job % heads);
+        uint64_t first = (blocks - 1 - job / heads) * Walk::ROWS, head = job % heads;
+        BlockTokens seen(launch, first, Walk::ROWS, words);
+        Walk walk(launch, first, head, head / (heads / launch.record.dims[4]));
         walk.fetch(memory, seen.start, seen.stop, 0);
         uint32_t stage = 0;
         StopSign stop{launch, 64};
@@ -286,25 +302,26 @@ __device__ inline void attend_tensor(const nocopy_launch& launch) {
             __syncthreads();  // all have read; the tile after the next may come
         }
         wait_copies<0>();
-        walk.finish();
+#pragma unroll
+        for (int b = 0; b < BANDS; ++b) walk.bands[b].finish(launch, head);
     }
 }
 
-NOCOPY_KERNEL(attention_tensor_64_f16, 128, 3) {
-    attend_tensor<64, READ_F16>(launch);
+NOCOPY_KERNEL(attention_tensor_64_f16, 128, 2) {
+    attend_tensor<64, READ_F16, 2>(launch);
 }
-NOCOPY_KERNEL(attention_tensor_64_bf16, 128, 3) {
-    attend_tensor<64, READ_BF16>(launch);
+NOCOPY_KERNEL(attention_tensor_64_bf16, 128, 2) {
+    attend_tensor<64, READ_BF16, 2>(launch);
 }
-NOCOPY_KERNEL(attention_tensor_64_q8_0, 128, 3) {
-    attend_tensor<64, READ_Q8_0>(launch);
+NOCOPY_KERNEL(attention_tensor_64_q8_0, 128, 2) {
+    attend_tensor<64, READ_Q8_0, 2>(launch);
 }
 NOCOPY_KERNEL(attention_tensor_128_f16, 128, 2) {
-    attend_tensor<128, READ_F16>(launch);
+    attend_tensor<128, READ_F16, 1>(launch);
 }
 NOCOPY_KERNEL(attention_tensor_128_bf16, 128, 2) {
-    attend_tensor<128, READ_BF16>(launch);
+    attend_tensor<128, READ_BF16, 1>(launch);
 }
 NOCOPY_KERNEL(attention_tensor_128_q8_0, 128, 2) {
-    attend_tensor<128, READ_Q8_0>(launch);
+    attend_tensor<128, READ_Q8_0, 1>(launch);
 }
