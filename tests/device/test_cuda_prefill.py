@@ -43,7 +43,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[cuda.CudaDevice]:
     elif request.param == "library":
         found = open_or_skip("cuda")
         assert isinstance(found, cuda.CudaDevice)
-        if "cuBLASLt " not in found.info.details["products"]:
+        if not found.info.details["products"].startswith("cuBLASLt"):
             found.close()
             pytest.skip("cuBLASLt is not installed")
         opened = found
@@ -81,11 +81,11 @@ def product_bounds(a: F64, w: F64, scale: float) -> tuple[F64, F64]:
 
 
 @pytest.mark.parametrize("dtype", WEIGHTS, ids=lambda d: d.name)
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    m=st.sampled_from([9, 16, 31, 33, 64, 65, 129]),
-    n=st.sampled_from([1, 2, 15, 16, 33, 130]),
-    k=st.sampled_from([1, 2, 3, 5]),
+    m=st.sampled_from([9, 31, 64, 65]),
+    n=st.sampled_from([1, 2, 15, 33]),
+    k=st.sampled_from([1, 2, 3]),
     scale=st.sampled_from([1.0, -0.5]),
 )
 def test_a_product_is_that_of_rounded_rows(

@@ -58,6 +58,8 @@ STOPPABLE_WORK = 2**22
 within some milliseconds."""
 PASS_ROWS = 2048
 """Rows of a pass that keep the tensor cores busy, while what one op hands to the next stays in the cache."""
+NO_BLAS = "kernels of nocopy; `pip install nvidia-cublas` adds cuBLASLt, which reads prompts twice as fast"
+"""What large products are made with where the library is not installed."""
 STOP_GRACE = 10.0
 """Seconds that kernels get to end after they were asked to stop."""
 
@@ -93,19 +95,19 @@ class CudaDevice:
         driver: a context on the GPU; closed with the device.
         compiler: gives the kernels' code for it.
         allow_copy: copy what cannot be shared.
-        blas: the library for large products, on the driver's context; closed with the device. Without it
-            they are kernels too.
+        blas: the library for large products, on the driver's context, closed with the device; or why they are
+            kernels too.
 
     Raises:
         CopyRefusedError: this machine cannot share pages and `allow_copy` is False.
     """
 
     def __init__(
-        self, driver: Driver, compiler: Compiler, *, allow_copy: bool = False, blas: Blas | None = None
+        self, driver: Driver, compiler: Compiler, *, allow_copy: bool = False, blas: Blas | str = NO_BLAS
     ) -> None:
         self._driver = driver
         self._compiler = compiler
-        self._blas = blas
+        self._blas = None if isinstance(blas, str) else blas
         self._room = Room(driver)
         self._allow_copy = allow_copy
         self._closed = False
@@ -123,7 +125,7 @@ class CudaDevice:
                 "multiprocessors": str(driver.multiprocessors),
                 "driver": f"CUDA {version_name(driver.version)}",
                 "compiler": "NVRTC {}.{}".format(*compiler.version),
-                "products": f"cuBLASLt {blas.version}" if blas else "kernels (cuBLASLt is not installed)",
+                "products": blas if isinstance(blas, str) else f"cuBLASLt {blas.version}",
             },
             pins=True,
             rows=PASS_ROWS,
@@ -462,7 +464,18 @@ def _open_on(driver: Driver, *, allow_copy: bool) -> CudaDevice:
             + f" here, which is for CUDA {version_name(driver.version)}",
             "Update the NVIDIA driver, or run `pip install 'cuda-bindings<13' nvidia-cuda-nvrtc-cu12`.",
         )
+    return CudaDevice(driver, compiler, allow_copy=allow_copy, blas=_open_blas(driver))
+
+
+def _open_blas(driver: Driver) -> Blas | str:
+    """The library for large products, or why kernels take them."""
     library = load_blas()
-    with driver.current():
-        blas = Blas(library, driver.stream) if library is not None else None
-    return CudaDevice(driver, compiler, allow_copy=allow_copy, blas=blas)
+    if library is None:
+        return NO_BLAS
+    try:
+        with driver.current():
+            return Blas(library, driver.stream)
+    except DeviceLostError:
+        raise
+    except DeviceError as e:
+        return f"kernels of nocopy; cuBLASLt does not start here ({e})"
