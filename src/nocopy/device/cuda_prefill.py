@@ -30,7 +30,7 @@ from nocopy.device.cuda_launch import (
 )
 from nocopy.memory.dtype import BLOCKS, DType
 from nocopy.tape.builder import TapeBuilder
-from nocopy.tape.ops import BINARY
+from nocopy.tape.ops import BINARY, BY_NAME
 from nocopy.tape.record import Space, Tensor
 from nocopy.tape.validate import Extent, Tape
 
@@ -121,12 +121,7 @@ class Prefill:
         self._held: Held | None = None
         self._places = _Places(0, 0, 0)
         constant = not any(e.space == Space.WEIGHTS and e.written for es in tape.extents for e in es)
-        opcodes = [op.name for op in tape.ops()]
-        self._active = constant and any(
-            (name == "matmul" and int(record["dims"][2]) > FEWEST)
-            or (name == "attention" and int(record["dims"][0]) > FEWEST)
-            for name, record in zip(opcodes, tape.records, strict=True)
-        )
+        self._active = constant and _many_rows(tape)
         found = [p for i in range(len(records)) if self._active and (p := self._product(i))]
         self._sizes = (
             WORKSPACE_BYTES if blas and found else 0,
@@ -223,9 +218,8 @@ class Prefill:
             if found:
                 return Plan((found,)), 1
         elif self._whole_words(fields):
-            return self._by_rows(
-                written, {"rmsnorm": "norm_rows", "glu": "gate_rows"}[fields.op.name], rows.m
-            ), 1
+            kernel = "norm_rows" if fields.op.name == "rmsnorm" else "gate_rows"
+            return self._by_rows(written, kernel, p.rows.m), 1
         return plan(written.pack(), self._addresses, self._stop, self._multiprocessors), 1
 
     def _by_rows(self, fields: Fields, kernel: str, rows: int) -> Plan:
@@ -493,6 +487,14 @@ class Room:
             if address == self._newest:
                 self._newest, self._nbytes = 0, 0
             self._driver.free(address)
+
+
+def _many_rows(tape: Tape) -> bool:
+    """True if a product or an attention has more than `FEWEST` rows."""
+    opcodes, dims = tape.records["opcode"], tape.records["dims"]
+    products = (opcodes == BY_NAME["matmul"].code) & (dims[:, 2] > FEWEST)
+    attentions = (opcodes == BY_NAME["attention"].code) & (dims[:, 0] > FEWEST)
+    return bool((products | attentions).any())
 
 
 def _dense_rows(fields: Fields, k: int) -> list[int]:
