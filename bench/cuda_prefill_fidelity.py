@@ -1,6 +1,6 @@
 """How far a prompt's logits lie from float32's, beside transformers in bf16.
 
-python bench/cuda_fidelity.py [--length 512] [--prompts 8] [--no-library] [--json FILE]
+python bench/cuda_prefill_fidelity.py [--length 512] [--prompts 8] [--no-library] [--json FILE]
 
 It needs torch, transformers and a GPU. A llama of 8 layers (width 1024, 16 heads in 4 groups, 4096 tokens)
 with weights as transformers begins a training with, rounded to bf16. For each prompt of random tokens the
