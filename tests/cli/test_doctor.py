@@ -33,7 +33,8 @@ def test_doctor_json_has_the_documented_keys() -> None:
     ]
     assert [d["name"] for d in found["devices"]] == list(MODULES)
     for device in found["devices"]:
-        assert list(device) == ["name", "available", "mode", "reason", "fix"]
+        assert list(device) == ["name", "available", "mode", "reason", "fix", "details"]
+        assert device["available"] or not device["details"]
     assert set(found["cpu"]) == {"model", "cores", "simd"}
     assert set(found["native_library"]) == {"available", "path", "levels", "reason", "fix"}
 
@@ -47,6 +48,12 @@ def test_a_device_has_a_mode_or_a_reason_and_a_fix() -> None:
             assert device["mode"] == ""
             assert device["reason"]
             assert device["fix"]
+
+
+def test_doctor_says_what_devices_say_of_themselves() -> None:
+    page = " ".join(nocopy_cli("doctor", COLUMNS="400").out.split())
+    for device in doctor().json["devices"]:
+        assert all(f"{name} {value}" in page for name, value in device["details"].items())
 
 
 def test_the_reference_device_is_always_there() -> None:

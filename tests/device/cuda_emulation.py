@@ -37,7 +37,7 @@ def build(directory: Path, source: str, name: str) -> Path:
     if not built:
         pytest.skip("there is no C++ compiler for the emulator")
     cuda_directory = directory / "cuda"
-    cuda_directory.mkdir()
+    cuda_directory.mkdir(exist_ok=True)
     for file, text in kernel_sources().items():
         (cuda_directory / file).write_text(text)
     for own in HERE.iterdir():

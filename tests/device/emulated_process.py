@@ -30,6 +30,7 @@ def emulated_driver(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         pytest.skip("there is a real driver: what this asks of an emulated one, other tests ask of that")
     directory = tmp_path_factory.mktemp("libcuda")
     build(directory, "libcuda.cpp", "libcuda.so.1")
+    build(directory, "libcublaslt.cpp", "libcublasLt.so.13")
     own = {
         "LD_LIBRARY_PATH": str(directory),
         "XDG_CACHE_HOME": str(directory / "cache"),

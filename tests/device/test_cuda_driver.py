@@ -1,4 +1,5 @@
-"""The calls that the CUDA device makes of the driver, without a GPU: emulated_cuda/libcuda.cpp answers.
+"""The calls that the CUDA device makes of the driver, without a GPU: emulated_cuda/libcuda.cpp answers, and
+libcublaslt.cpp those of cuBLASLt.
 
 cuda-bindings, NVRTC and the ctypes calls are the real ones, in a process of their own.
 """
@@ -22,6 +23,7 @@ from tests.device.emulated_process import ROOT, emulated_driver  # noqa: F401
         ("run", ["test_conformance_language.py", "-k", "[cuda"]),
         ("run", ["../interfaces/test_cuda_views.py"]),
         ("dry", ["../session/test_cuda_loss.py"]),
+        ("run", ["test_cuda_prefill.py", "-k", "library and (error_bound or layers or sum)"]),
     ],
     ids=lambda each: each if isinstance(each, str) else each[0],
 )

@@ -19,6 +19,7 @@ PACKAGES = (
     "vulkan",
     "cuda-bindings",
     "nvidia-cuda-nvrtc",
+    "nvidia-cublas",
     "pyobjc-framework-Metal",
     "matplotlib",
 )
@@ -34,7 +35,7 @@ def doctor(*, json: Json = False) -> int:
         devices = probe_all()
     machine = describe_machine()
     if json:
-        keys = ("name", "available", "mode", "reason", "fix")
+        keys = ("name", "available", "mode", "reason", "fix", "details")
         print_json({"devices": [{k: s.as_dict()[k] for k in keys} for s in devices]} | machine)
     else:
         console().print(report(devices, machine))
@@ -117,11 +118,20 @@ def report(devices: list[DeviceStatus], machine: dict[str, Any]) -> RenderableTy
     from rich.text import Text
 
     parts: list[RenderableType] = [device_table(devices), Text(), machine_table(machine)]
+    detailed = [s for s in devices if s.details]
+    if detailed:
+        parts += [Text(), Text("In detail", style="bold")]
+        parts += [Text.assemble((f"  {s.name:<10}", "green"), describe_details(s)) for s in detailed]
     missing = [s for s in devices if not s.available]
     if missing:
         parts += [Text(), Text("To get the rest", style="bold")]
         parts += [Text.assemble((f"  {s.name:<10}", "yellow"), s.fix) for s in missing]
     return Group(*parts)
+
+
+def describe_details(status: DeviceStatus) -> str:
+    """What a device says of itself, on one line."""
+    return "; ".join(f"{name} {value}" for name, value in status.details.items())
 
 
 def device_table(devices: list[DeviceStatus]) -> RenderableType:

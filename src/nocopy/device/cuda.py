@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from nocopy.device.cuda_blas import Blas, BlasLaunch, load_blas
 from nocopy.device.cuda_compile import Compiler, cache_directory
 from nocopy.device.cuda_driver import Driver, Start, version_name
 from nocopy.device.cuda_fuse import Fuser
@@ -33,6 +34,7 @@ from nocopy.device.cuda_pages import (
     import_pages,
     stagings,
 )
+from nocopy.device.cuda_prefill import Prefill, Room
 from nocopy.device.cuda_upload import upload
 from nocopy.device.cuda_walk import Step, WalkLaunch, Walks
 from nocopy.device.cuda_words import Words, find_words, redirected
@@ -55,6 +57,10 @@ GRAPH_RECORDS = 1024
 STOPPABLE_WORK = 2**22
 """Elements or multiply-adds from which on a tape can be stopped inside a graph or a kernel: below, it ends
 within some milliseconds."""
+PASS_ROWS = 2048
+"""Rows of a pass that keep the tensor cores busy, while what one op hands to the next stays in the cache."""
+NO_BLAS = "kernels of nocopy; `pip install nvidia-cublas` adds cuBLASLt, which reads prompts twice as fast"
+"""What large products are made with where the library is not installed."""
 STOP_GRACE = 10.0
 """Seconds that kernels get to end after they were asked to stop."""
 PLAY_SECONDS = 600.0
@@ -96,14 +102,20 @@ class CudaDevice:
         driver: a context on the GPU; closed with the device.
         compiler: gives the kernels' code for it.
         allow_copy: copy what cannot be shared.
+        blas: the library for large products, on the driver's context, closed with the device; or why they are
+            kernels too.
 
     Raises:
         CopyRefusedError: this machine cannot share pages and `allow_copy` is False.
     """
 
-    def __init__(self, driver: Driver, compiler: Compiler, *, allow_copy: bool = False) -> None:
+    def __init__(
+        self, driver: Driver, compiler: Compiler, *, allow_copy: bool = False, blas: Blas | str = NO_BLAS
+    ) -> None:
         self._driver = driver
         self._compiler = compiler
+        self._blas = None if isinstance(blas, str) else blas
+        self._room = Room(driver)
         self._allow_copy = allow_copy
         self._closed = False
         self._modules: dict[tuple[str, tuple[str, ...]], Any] = {}
@@ -121,8 +133,10 @@ class CudaDevice:
                 "multiprocessors": str(driver.multiprocessors),
                 "driver": f"CUDA {version_name(driver.version)}",
                 "compiler": "NVRTC {}.{}".format(*compiler.version),
+                "products": blas if isinstance(blas, str) else f"cuBLASLt {blas.version}",
             },
             pins=True,
+            rows=PASS_ROWS,
         )
 
     @property
@@ -281,13 +295,25 @@ class CudaDevice:
             for record in words.copies(addresses[Space.GUEST], copy):
                 yield plan(record, addresses, 0, driver.multiprocessors)
         records = redirected(tape, words, addresses, copy)
-        fuser = Fuser(tape, records, addresses, driver.chip) if _fusible(used) else None
+        fuser = prefill = None
+        if _fusible(used):
+            fuser = Fuser(tape, records, addresses, driver.chip)
+            prefill = Prefill(
+                tape, records, addresses, driver.multiprocessors, stop, blas=self._blas is not None
+            )
+            if prefill.nbytes:
+                room, free = self._room.hold(prefill.nbytes)
+                frees.append(free)
+                prefill.place(room)
         steps: list[Step] = []
         at = 0
         while at < len(records):
             if fuser and (found := fuser.group(at)):
                 launch, count = found
                 steps.append(Step(Plan((launch,)), at, count, launch.group))
+            elif prefill and (group := prefill.group(at)):
+                count = group[1]
+                steps.append(Step(group[0], at, count))
             else:
                 count = 1
                 steps.append(Step(plan(records[at], addresses, stop, driver.multiprocessors), at, 1))
@@ -307,8 +333,14 @@ class CudaDevice:
         return address + 4 * COUNTERS
 
     def _starts(
-        self, launch: KernelLaunch, workspace: int, frees: list[Callable[[], None]]
+        self, launch: KernelLaunch | BlasLaunch, workspace: int, frees: list[Callable[[], None]]
     ) -> Iterator[Start]:
+        if isinstance(launch, BlasLaunch):
+            assert self._blas is not None
+            start, free = self._blas.launcher(launch.product, launch.workspace)
+            frees.append(free)
+            yield start
+            return
         function, driver = self._function(launch.shape), self._driver
         if not isinstance(launch, WalkLaunch):
             argument = launch.argument(workspace)
@@ -425,6 +457,9 @@ class CudaDevice:
             for pages in opened:
                 with suppress(DeviceError):  # it has been logged
                     pages.close()
+            if self._blas is not None:
+                with suppress(DeviceError), self._driver.current():  # likewise: it goes with the context
+                    self._blas.close()
         try:
             self._driver.close()
         except DeviceError as e:
@@ -435,8 +470,8 @@ class CudaDevice:
 
 
 def _fusible(used: Mapping[Space, CudaPages]) -> bool:
-    """True if weights lie in the GPU's memory and no two spaces share bytes: see `Fuser`."""
-    if not isinstance(used.get(Space.WEIGHTS), DevicePages):
+    """True if weights lie in the GPU's memory and no two spaces share bytes: see `Fuser` and `Prefill`."""
+    if not isinstance(used.get(Space.WEIGHTS), DevicePages | None):
         return False
     ranges = sorted((p.device_address, p.device_address + p.nbytes) for p in used.values())
     return all(a[1] <= b[0] for a, b in pairwise(ranges))
@@ -472,4 +507,18 @@ def _open_on(driver: Driver, *, allow_copy: bool) -> CudaDevice:
             + f" here, which is for CUDA {version_name(driver.version)}",
             "Update the NVIDIA driver, or run `pip install 'cuda-bindings<13' nvidia-cuda-nvrtc-cu12`.",
         )
-    return CudaDevice(driver, compiler, allow_copy=allow_copy)
+    return CudaDevice(driver, compiler, allow_copy=allow_copy, blas=_open_blas(driver))
+
+
+def _open_blas(driver: Driver) -> Blas | str:
+    """The library for large products, or why kernels take them."""
+    library = load_blas()
+    if library is None:
+        return NO_BLAS
+    try:
+        with driver.current():
+            return Blas(library, driver.stream)
+    except DeviceLostError:
+        raise
+    except DeviceError as e:
+        return f"kernels of nocopy; cuBLASLt does not start here ({e})"

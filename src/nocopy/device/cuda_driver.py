@@ -124,6 +124,11 @@ class Driver:
         self._stream_handle = ctypes.c_void_p(int(self._stream))
         self._side_handle = ctypes.c_void_p(int(self._side_stream))
 
+    @property
+    def stream(self) -> int:
+        """The handle of the stream that everything is put on."""
+        return int(self._stream)
+
     # Opening
 
     def _refuse_old(self) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Protocol
 
+from nocopy.device.cuda_blas import BlasLaunch
 from nocopy.memory.dtype import BLOCKS, DType
 from nocopy.tape.ops import BY_CODE, Op
 from nocopy.tape.record import (
@@ -74,15 +75,16 @@ class Shape:
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch. Its argument is complete once the workspace's address is known."""
+    """One kernel launch; `shared`: bytes of dynamic shared memory of each block.
+
+    Its argument is complete once the workspace's address is known.
+    """
 
     shape: Shape
     record: bytes
     bases: tuple[int, ...]
     stop: int
-
-    shared = 0
-    """Bytes of dynamic shared memory of each block."""
+    shared: int = 0
 
     @property
     def grid(self) -> int:
@@ -121,7 +123,7 @@ class KernelLaunch(Protocol):
 class Plan:
     """The launches of a record, in order, and the bytes of device memory that they hand results on in."""
 
-    launches: tuple[KernelLaunch, ...] = ()
+    launches: tuple[KernelLaunch | BlasLaunch, ...] = ()
     workspace: int = 0
 
 

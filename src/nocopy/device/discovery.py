@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from typing import Any
 
@@ -21,7 +22,7 @@ MODULES = {
 
 @dataclass(frozen=True)
 class DeviceStatus:
-    """What `doctor` says of one device. `reason` and `fix` are empty when it is available."""
+    """What `doctor` says of one device. `reason` and `fix` are empty if it is available, `details` if not."""
 
     name: str
     available: bool
@@ -29,6 +30,7 @@ class DeviceStatus:
     mode: str
     reason: str
     fix: str
+    details: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def as_dict(self) -> dict[str, Any]:
         """The fields under their names."""
@@ -73,7 +75,7 @@ def probe(name: str) -> DeviceStatus:
         return DeviceStatus(name, False, "", "", e.reason, e.fix)
     info = device.info
     device.close()
-    return DeviceStatus(name, True, info.product, info.mode.value, "", "")
+    return DeviceStatus(name, True, info.product, info.mode.value, "", "", dict(info.details))
 
 
 def _open(name: str, allow_copy: bool) -> Device:

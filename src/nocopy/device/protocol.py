@@ -33,7 +33,8 @@ class DeviceInfo:
     `name` is what `--device` takes. `product` is the hardware's own name. `mode` is how it reaches host
     pages. `memory_bytes` is its own memory; 0 if it has none. `details` are facts worth printing (driver,
     instruction set, threads). `software` is true for a GPU interface that runs on the CPU. `pins` is true if
-    imported pages are locked in memory, which ends their being shared copy-on-write.
+    imported pages are locked in memory, which ends their being shared copy-on-write. `rows` is how many rows
+    of a long prompt a pass takes best.
     """
 
     name: str
@@ -43,6 +44,7 @@ class DeviceInfo:
     details: Mapping[str, str]
     software: bool = False
     pins: bool = False
+    rows: int = 512
 
 
 @dataclass(frozen=True)

@@ -367,13 +367,13 @@ def tokens_at_once(engine: Engine, region: Region, limit: int) -> int:
     Raises:
         TapeError: one token costs more.
     """
-    cost = engine.tape(region, engine.chunk, logits=True).work
+    cost = engine.tape(region, engine.step, logits=True).work
     if cost <= limit:
-        return engine.chunk
+        return engine.step
     one = engine.tape(region, 1, logits=True).work
     if one > limit:
         raise TapeError(
             f"a session was asked for; one token costs {one} elements, and this guest may ask for {limit}"
             " at once. Raise the work limit, or use a smaller model or context."
         )
-    return max(1, engine.chunk * limit // cost)
+    return max(1, engine.step * limit // cost)

@@ -28,6 +28,8 @@ TAPES = 64
 """Recorded passes to keep: one is made for each number of rows and each place of a region."""
 REGIONS = 64
 """Layouts to keep: sessions of one shape share theirs."""
+ROOM = 2048
+"""Tokens of one pass that a region has room for, on every device, so that it can go from one to another."""
 GUEST_BYTES = 2**48
 """Upper bound of the guest space while recording; compiling checks against the real size."""
 
@@ -64,10 +66,13 @@ Pass: TypeAlias = Rows | Ahead
 class Engine:
     """A model on a device. Sessions of any memory share it; one thread at a time.
 
+    `chunk` is the tokens that a session's region has room for in one pass, `step` those that a pass takes.
+
     Args:
         model: an open model; stays the caller's to close, after the engine.
         device: an open device; likewise.
-        chunk: tokens that one pass of a long prompt takes.
+        chunk: most tokens that one pass takes; None: as many as the device takes best, in regions with room
+            for `ROOM`.
         ledger: counts the weights as shared or uploaded.
         progress: called with the bytes uploaded so far.
         cache: bytes of KV cache that sessions will want at once.
@@ -81,19 +86,20 @@ class Engine:
         model: Model,
         device: Device,
         *,
-        chunk: int = 512,
+        chunk: int | None = None,
         ledger: Ledger | None = None,
         progress: Callable[[int], None] | None = None,
         cache: int = 0,
     ) -> None:
         self.model, self.device, self.config = model, device, model.config
         self.ledger = ledger
-        self.chunk = min(chunk, model.config.context)
+        self.chunk = min(ROOM if chunk is None else chunk, model.config.context)
+        self.step = self.chunk if chunk is not None else min(device.info.rows, self.chunk)
         ranges = weight_ranges(model)
         starts = list(accumulate((nbytes for _, nbytes in ranges), initial=0))
         self._weights = tensors_at(model, starts)
         region = Region(self.config, 0, self.config.context, self.chunk, DType.F16)
-        widest = self.record(region, self.chunk).scratch_bytes
+        widest = self.record(region, self.step).scratch_bytes
         few = self.record(region, min(MOST_SEQUENCES, self.chunk)).scratch_bytes
         row = -(-4 * self.config.vocabulary // 64) * 64
         self._near_rows = few, row

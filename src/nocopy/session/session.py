@@ -53,7 +53,7 @@ class Session:
         kv: element type of the cache: F16, Q8_0, F32 or BF16.
         boundary: what the cache begins on a multiple of.
         play: plays a pass; None plays it at once, for whoever has the device to himself.
-        step: most tokens that one pass takes, at most the engine's chunk; None means the chunk.
+        step: most tokens that one pass takes; None means the engine's step, which is the most.
         tokens: those whose keys and values the region holds already: it is that of a session that was frozen.
         near: what the device keeps near of the whole memory, for several sessions; stays the caller's.
 
@@ -96,7 +96,7 @@ class Session:
         self._owns_near, near_at = near is None, 0 if near is None else region.home
         self._near = self._make_near() if near is None else near
         self.region = replace(region, near=self._near is not None, near_at=near_at)
-        self.step = engine.chunk if step is None else step
+        self.step = engine.step if step is None else step
         self._play = play or _at_once(engine.device)
         self._programs: OrderedDict[Pass, Program] = OrderedDict()
         self._ahead: list[int] = []

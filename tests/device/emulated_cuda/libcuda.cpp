@@ -407,6 +407,13 @@ extern "C" void nocopy_live(long counts[6]) {
     counts[3] = (long)c->registered.size(), counts[4] = (long)c->allocated.size();
     for (auto [start, size] : c->allocated) counts[5] += (long)size;
 }
+
+// Puts a piece of work on the first stream of the current context, or into the graph that is captured there.
+extern "C" int emulated_start(const std::function<int()>& piece) {
+    CURRENT(c);
+    return c->start(piece);
+}
+
 extern "C" int cuGetProcAddress_v2(const char* name, void** function, int, uint64_t, int* found) {
     auto entry = FUNCTIONS.find(name);
     if (!strcmp(name, "cuGetProcAddress")) {

@@ -1,0 +1,521 @@
+"""Launches for what a model does with many rows: its products and its attention, on tensor cores.
+
+A product of more than `FEWEST` f32 rows with a weight in 16 bits or blocks reads those rows rounded to 16
+bits, from one place in device memory (`Room`). Whatever makes the rows (norm, gate, attention) writes them
+there in that form; where nothing else reads them, only there. A residual that a product is added to is added
+by the product. Models know nothing of this: the tape is the same on every device. Only weights
+(`Space.WEIGHTS`) and a session's cache (`Space.KV`) are met like this; a guest's own tensors are multiplied
+in f32.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Protocol
+
+from nocopy.device.cuda_blas import WORKSPACE_BYTES, BlasLaunch, Product
+from nocopy.device.cuda_launch import (
+    ASKING_PRODUCTS,
+    ASKING_WORK,
+    BLOCKS_PER_SM,
+    Fields,
+    KernelLaunch,
+    Launch,
+    Plan,
+    Shape,
+    plan,
+)
+from nocopy.memory.dtype import BLOCKS, DType
+from nocopy.tape.builder import TapeBuilder
+from nocopy.tape.ops import BINARY, BY_NAME
+from nocopy.tape.record import Space, Tensor
+from nocopy.tape.validate import Extent, Tape
+
+FEWEST = 8
+"""Rows up to which products stay in f32: reading the weight takes longer than multiplying with it."""
+FEW = 64
+"""Rows that `tensor_product_few` takes, which decodes a weight of blocks where it multiplies it."""
+FEW_COLUMNS, FEW_WARPS, SLICE_BYTES = 16, 4, 256
+TILE, TILE_SHARED = 128, 4 * 2 * 128 * 64
+"""Sides of a tile of `tensor_product`, and the bytes of its stages."""
+HEADS = {64: 128, 128: 64}
+"""Elements of a head that kernels of attention are made for, and rows of a block of each; the next larger
+takes what is between."""
+ATTENTION_TOKENS = 64
+"""Tokens that a block of attention takes at a time."""
+SHARE = 0.25
+"""Blocks of attention a multiprocessor from which on it is worth them: attention.cu shares out tokens too, so
+that all multiprocessors have work."""
+LONGEST_CALL = 2**40
+"""Multiply-adds of a product up to which the library takes it, whose kernels cannot be asked to stop: some
+4 ms, so that a graph of them ends within seconds."""
+WORD = 16
+LONGEST_NORM, MOST_PAIRS = 8192, 256
+"""Elements of a row that a block of `norm_rows` holds, and pairs whose angles one of `rope_rows` does."""
+CACHES = (DType.F16, DType.BF16, DType.Q8_0)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """[m,k] f32: the address of its first element and elements from row to row; and the 16 bits wanted."""
+
+    address: int
+    m: int
+    k: int
+    row: int
+    half: DType
+
+
+@dataclass(frozen=True)
+class Many:
+    """A product that tensor cores take: out[m,n] = scale * rows[m,k] weight[n,k]."""
+
+    rows: Rows
+    n: int
+    dtype: DType
+    weight: int
+    weight_row: int
+    out: int
+    out_row: int
+    scale: float
+    work: int
+
+
+@dataclass(frozen=True)
+class Held:
+    """Rows whose 16 bits are there, as they were after record `since`."""
+
+    rows: Rows
+    since: int
+
+
+class Prefill:
+    """Makes launches of one tape's records.
+
+    Args:
+        tape: what is to be played.
+        records: its records, whose offsets may name copies of what the tape does not write (cuda_words).
+        addresses: the device address of each space; no two share bytes, and weights lie in the GPU's memory.
+        multiprocessors: of the GPU.
+        stop: device address of the word that asks long kernels to stop; 0 for none.
+        blas: there is a library for products.
+    """
+
+    def __init__(
+        self,
+        tape: Tape,
+        records: Sequence[bytes],
+        addresses: Mapping[Space, int],
+        multiprocessors: int,
+        stop: int,
+        *,
+        blas: bool,
+    ) -> None:
+        self._records, self._extents, self._addresses = records, tape.extents, addresses
+        self._multiprocessors, self._stop, self._blas = multiprocessors, stop, blas
+        self._fields: dict[int, Fields] = {}
+        self._products: dict[int, Many | None] = {}
+        self._held: Held | None = None
+        self._places = _Places(0, 0, 0)
+        constant = not any(e.space == Space.WEIGHTS and e.written for es in tape.extents for e in es)
+        self._active = constant and _many_rows(tape)
+        found = [p for i in range(len(records)) if self._active and (p := self._product(i))]
+        self._sizes = (
+            WORKSPACE_BYTES if blas and found else 0,
+            max((_up(2 * p.rows.m * p.rows.k) for p in found), default=0),
+            max((_up(2 * p.n * p.rows.k) for p in found if self._unpacks(p)), default=0),
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of device memory that the launches use; they keep nothing there from one play to the next."""
+        return sum(self._sizes)
+
+    def place(self, address: int) -> None:
+        """Say where that memory is; call this before `group`."""
+        blas, rows, _ = self._sizes
+        self._places = _Places(address, address + blas, address + blas + rows)
+
+    def group(self, first: int) -> tuple[Plan, int] | None:
+        """The launches that play the records from `first` on, and how many they play; None if others do."""
+        if not self._active:
+            return None
+        fields = self._at(first)
+        if fields.op.name == "matmul" and self._product(first):
+            return self._multiply(first)
+        if fields.op.name in ("rmsnorm", "glu", "attention") and not fields.empty():
+            return self._make(first)
+        if fields.op.name == "rope" and self._turns(fields):
+            return self._by_rows(fields, "rope_rows", fields.named["r"]), 1
+        return None
+
+    # Records
+
+    def _at(self, index: int) -> Fields:
+        if index not in self._fields:
+            self._fields[index] = Fields.unpack(self._records[index])
+        return self._fields[index]
+
+    def _address(self, fields: Fields, slot: int) -> int:
+        offset, _, space, _ = fields.operands[slot]
+        return (self._addresses[Space(space)] + offset) % 2**64
+
+    def _product(self, index: int) -> Many | None:
+        """The product that a record is, if tensor cores take it."""
+        if index >= len(self._records):
+            return None
+        if index not in self._products:
+            self._products[index] = self._found_product(self._at(index))
+        return self._products[index]
+
+    def _found_product(self, fields: Fields) -> Many | None:
+        if fields.op.name != "matmul" or fields.operands[2][2] != Space.WEIGHTS:
+            return None
+        d, dtype = fields.named, fields.dtype(2)
+        m, n, k = d["m"], d["n"], d["k"]
+        out, a, w = (list(strides) for strides in fields.strides[:3])
+        if n == 1:
+            w[3], out[3] = k, 1
+        halves = dtype in (DType.F16, DType.BF16)
+        weight, row_bytes = self._address(fields, 2), w[3] // dtype.block * dtype.itemsize
+        many = d["b0"] * d["b1"] == 1 and m > FEWEST and n > 0 and k > 0 and k % 8 == 0
+        types = fields.dtype(0) is fields.dtype(1) is DType.F32 and (halves or dtype in BLOCKS)
+        dense = out[3] == a[3] == w[2] == 1 and min(a[2], w[3]) >= k and out[2] >= n
+        if not (many and types and dense) or (halves and (weight % WORD or row_bytes % WORD)):
+            return None
+        half = DType.F16 if dtype is DType.F16 else DType.BF16
+        rows = Rows(self._address(fields, 1), m, k, a[2], half)
+        scale = _float(fields.params[0])
+        return Many(rows, n, dtype, weight, w[3], self._address(fields, 0), out[2], scale, m * n * k)
+
+    def _few(self, p: Many) -> bool:
+        """True if the weight is multiplied where it is decoded."""
+        return p.rows.m <= FEW and not (self._blas and p.dtype not in BLOCKS)
+
+    def _unpacks(self, p: Many) -> bool:
+        return p.dtype in BLOCKS and not self._few(p)
+
+    # Who makes rows
+
+    def _make(self, at: int) -> tuple[Plan, int] | None:
+        """A norm, a gate or attention that writes what the product after it reads."""
+        fields, p = self._at(at), self._product(at + 1)
+        rows = self._made(fields)
+        if p is None or rows != replace(p.rows, half=DType.F32) or not self._dead(at, at + 1, p.rows):
+            found = self._attention(fields) if fields.op.name == "attention" else None
+            return (Plan((found,)), 1) if found else None
+        written = Fields.unpack(self._records[at])
+        _, _, space, reserved = written.operands[0]
+        offset = (self._places.rows - self._addresses[Space(space)]) % 2**64
+        written.operands[0] = offset, p.rows.half, space, reserved
+        written.strides[0] = _dense_rows(written, p.rows.k)
+        self._held = Held(p.rows, at)
+        if fields.op.name == "attention":
+            found = self._attention(written)
+            if found:
+                return Plan((found,)), 1
+        elif self._whole_words(fields):
+            kernel = "norm_rows" if fields.op.name == "rmsnorm" else "gate_rows"
+            return self._by_rows(written, kernel, p.rows.m), 1
+        return plan(written.pack(), self._addresses, self._stop, self._multiprocessors), 1
+
+    def _by_rows(self, fields: Fields, kernel: str, rows: int) -> Plan:
+        """A launch of kernels/cuda/prefill.cu."""
+        shape = Shape("prefill", kernel, min(rows, BLOCKS_PER_SM * self._multiprocessors), (256, 1))
+        bases = tuple(self._addresses.get(space, 0) for space in Space)
+        stop = self._stop if fields.op.work(fields.named) >= ASKING_WORK else 0
+        return Plan((Launch(shape, fields.pack(), bases, stop),))
+
+    def _whole_words(self, fields: Fields) -> bool:
+        """True if kernels can read a norm's or a gate's f32 inputs in 16-byte words."""
+        if fields.op.name == "glu":
+            return all(fields.dtype(s) is DType.F32 and fields.words(s) for s in (1, 2))
+        weight = fields.dtype(2) is DType.NONE or (fields.dtype(2) is DType.F32 and fields.words(2))
+        held = fields.dtype(1) is DType.F32 and fields.words(1) and fields.named["n"] <= LONGEST_NORM
+        return weight and held
+
+    def _turns(self, fields: Fields) -> bool:
+        """True if a rotation is one of whole heads, in 16-byte words."""
+        d = fields.named
+        whole = 2 * d["f"] == d["n"] and 0 < d["f"] <= MOST_PAIRS and d["f"] % 4 == 0
+        plain = all(fields.dtype(s) is DType.F32 and fields.words(s) for s in (0, 1))
+        return d["r"] > FEWEST and d["h"] > 0 and whole and plain
+
+    def _made(self, fields: Fields) -> Rows | None:
+        """What a record writes, as rows."""
+        d, strides = fields.named, fields.strides[0]
+        if fields.dtype(0) is not DType.F32:
+            return None
+        if fields.op.name == "attention":
+            if strides[2] != 1 or (d["h"] > 1 and strides[1] != d["n"]):
+                return None
+            m, k, row = d["r"], d["h"] * d["n"], strides[0]
+        else:
+            *outer, m, k = (d[axis] for axis in fields.op.operands[0].axes)
+            if prod(outer) != 1 or strides[3] != 1:
+                return None
+            row = strides[2]
+        return Rows(self._address(fields, 0), m, k, row, DType.F32)
+
+    def _dead(self, at: int, after: int, rows: Rows | None) -> bool:
+        """True if no record from `after` on reads what record `at` writes in f32 before it is overwritten.
+
+        Products that read `rows`, in 16 bits, do not count until others' rows take their place.
+        """
+        out, there = self._extents[at][0], True
+        for index in range(after, len(self._records)):
+            p = self._product(index)
+            reads = [e for e in self._extents[index] if not e.written and _overlap(e, out)]
+            if reads and not (there and p and p.rows == rows and len(reads) == 1):
+                return False
+            there = there and (p is None or p.rows == rows)
+            if any(e.written and _covers(e, out) for e in self._extents[index]) and self._dense(index):
+                return True
+        return False
+
+    def _dense(self, index: int) -> bool:
+        """True if the first output of a record leaves no byte of its range out."""
+        fields, extent = self._at(index), self._extents[index][0]
+        count = prod(fields.named[axis] for axis in fields.op.outputs[0].axes)
+        dtype = fields.dtype(0)
+        scatters = fields.op.name == "scatter"
+        return not scatters and count // dtype.block * dtype.itemsize == extent.stop - extent.start
+
+    # Products
+
+    def _multiply(self, at: int) -> tuple[Plan, int]:
+        """A product, or two of one shape; rounds their rows first if that has not been done."""
+        p = self._product(at)
+        assert p is not None
+        launches: list[KernelLaunch | BlasLaunch] = []
+        if not self._ready(p.rows, at):
+            launches += self._round(at, p.rows)
+            self._held = Held(p.rows, at - 1)
+        twin = self._product(at + 1)
+        if twin is not None and self._twins(at, p, twin):
+            launches += [self._call(p, p.out, p.out_row, twin=twin)]
+            return Plan(tuple(launches)), 2
+        target = self._residual(at, p)
+        out, out_row = target or (p.out, p.out_row)
+        launches += self._launches(at, p, out, out_row, add=target is not None)
+        return Plan(tuple(launches)), 2 if target else 1
+
+    def _ready(self, rows: Rows, at: int) -> bool:
+        """True if their 16 bits are there, and what they were made of has not been written since."""
+        held = self._held
+        if held is None or held.rows != rows:
+            return False
+        source = self._extents[at][1]
+        return not any(
+            e.written and _overlap(e, source) for i in range(held.since + 1, at) for e in self._extents[i]
+        )
+
+    def _round(self, at: int, rows: Rows) -> tuple[KernelLaunch | BlasLaunch, ...]:
+        """Copies rows to 16 bits."""
+        offset, _, space, _ = self._at(at).operands[1]
+        to = (self._places.rows - self._addresses[Space(space)]) % 2**64
+        tape, shape = TapeBuilder(), (rows.m, rows.k)
+        tape.copy(
+            Tensor(Space(space), to, shape, rows.half),
+            Tensor(Space(space), offset, shape, DType.F32, (rows.row, 1)),
+        )
+        return plan(bytes(tape), self._addresses, self._stop, self._multiprocessors).launches
+
+    def _residual(self, at: int, p: Many) -> tuple[int, int] | None:
+        """What the next record adds the product to, in place: address and row; None if it does not."""
+        if at + 1 >= len(self._records):
+            return None
+        fields = self._at(at + 1)
+        if fields.op.name != "binary" or fields.header[2] != BINARY.index("add"):
+            return None
+        d = fields.named
+        if (d["d0"] * d["d1"], d["d2"], d["d3"]) != (1, p.rows.m, p.n):
+            return None
+        places = [(self._address(fields, slot), fields.strides[slot][2]) for slot in range(3)]
+        target, *inputs = places
+        plain = all(fields.dtype(s) is DType.F32 and fields.strides[s][3] == 1 for s in range(3))
+        if (
+            not plain
+            or target == (p.out, p.out_row)
+            or sorted(inputs) != sorted((target, (p.out, p.out_row)))
+        ):
+            return None
+        if _overlap(self._extents[at + 1][0], self._extents[at][0]) or not self._dead(at, at + 2, None):
+            return None
+        return target
+
+    def _twins(self, at: int, p: Many, other: Many) -> bool:
+        """True if the library takes a product and the next at once."""
+        out, touched = self._extents[at][0], self._extents[at + 1]
+        if any(_overlap(out, e) for e in touched):
+            return False
+        alike = replace(other, weight=p.weight, out=p.out) == p
+        apart = (other.weight - p.weight) % 2 == 0 and (other.out - p.out) % 4 == 0
+        return alike and apart and self._blas and p.dtype not in BLOCKS and 2 * p.work <= LONGEST_CALL
+
+    def _call(
+        self, p: Many, out: int, out_row: int, *, add: bool = False, twin: Many | None = None
+    ) -> BlasLaunch:
+        r = p.rows
+        product = Product(
+            r.m, p.n, r.k, r.half, self._places.rows, r.k, p.weight, p.weight_row, out, out_row, p.scale, add
+        )  # fmt: skip
+        if twin is not None:
+            steps = (twin.weight - p.weight) // 2, (twin.out - p.out) // 4
+            product = replace(product, count=2, weight_step=steps[0], out_step=steps[1])
+        return BlasLaunch(product, self._places.blas)
+
+    def _launches(
+        self, at: int, p: Many, out: int, out_row: int, *, add: bool
+    ) -> list[KernelLaunch | BlasLaunch]:
+        """The launches of one product that is written, or added, to `out`."""
+        fields = Fields.unpack(self._records[at])
+        self._point(fields, 0, out, DType.F32, (0, 0, out_row, 1))
+        self._point(fields, 1, self._places.rows, p.rows.half, (0, 0, p.rows.k, 1))
+        version, opcode, _, reserved = fields.header
+        fields.header = version, opcode, int(add), reserved
+        stop = self._stop if p.work >= ASKING_PRODUCTS else 0
+        bases = tuple(self._addresses.get(space, 0) for space in Space)
+        if self._few(p):
+            bands = -(-p.rows.m // 16)
+            shared = FEW_WARPS * (16 * bands + FEW_COLUMNS) * SLICE_BYTES
+            blocks = min(-(-p.n // FEW_COLUMNS), BLOCKS_PER_SM * self._multiprocessors)
+            shape = Shape("tensor_product", f"tensor_product_few_{p.dtype.name.lower()}", blocks, (128, 1))
+            return [Launch(shape, fields.pack(), bases, stop, shared)]
+        launches: list[KernelLaunch | BlasLaunch] = []
+        if p.dtype in BLOCKS:
+            unpacked = Fields.unpack(self._records[at])
+            self._point(unpacked, 0, self._places.weight, DType.BF16, (0, 0, p.rows.k, 1))
+            blocks = min(-(-p.n * p.rows.k // 2048), 4 * BLOCKS_PER_SM * self._multiprocessors)
+            shape = Shape("unpack", f"unpack_{p.dtype.name.lower()}", blocks, (256, 1))
+            launches.append(Launch(shape, unpacked.pack(), bases, stop))
+            self._point(fields, 2, self._places.weight, DType.BF16, (0, 0, 1, p.rows.k))
+            p = replace(p, weight=self._places.weight, weight_row=p.rows.k)
+        if self._blas and p.work <= LONGEST_CALL:
+            return [*launches, self._call(p, out, out_row, add=add)]
+        tiles = -(-p.rows.m // TILE) * -(-p.n // TILE)
+        shape = Shape("tensor_product", f"tensor_product_{p.rows.half.name.lower()}", tiles, (256, 1))
+        return [*launches, Launch(shape, fields.pack(), bases, stop, TILE_SHARED)]
+
+    def _point(
+        self, fields: Fields, slot: int, address: int, dtype: DType, strides: tuple[int, int, int, int]
+    ) -> None:
+        """Have an operand name other memory."""
+        _, _, space, reserved = fields.operands[slot]
+        fields.operands[slot] = (address - self._addresses[Space(space)]) % 2**64, dtype, space, reserved
+        fields.strides[slot] = list(strides)
+
+    # Attention
+
+    def _attention(self, fields: Fields) -> Launch | None:
+        """The launch of an attention that tensor cores take."""
+        d, dtype, n = fields.named, fields.dtype(2), fields.named["n"]
+        spaces = {fields.operands[slot][2] for slot in (2, 3)}
+        cached = spaces == {Space.KV} and dtype in CACHES and dtype is fields.dtype(3)
+        read = dtype in BLOCKS or (fields.words(2) and fields.words(3))
+        heads = n <= max(HEADS) and n % 8 == 0 and fields.strides[0][2] == fields.strides[1][2] == 1
+        rows = d["r"] > FEWEST and fields.dtype(1) is DType.F32
+        if not (cached and read and heads and rows):
+            return None
+        if fields.dtype(0) is not DType.F32 and not fields.words(0):
+            return None
+        head = min(h for h in HEADS if n <= h)
+        jobs = -(-d["r"] // HEADS[head]) * d["h"]
+        if jobs < SHARE * self._multiprocessors:
+            return None
+        stop = self._stop if fields.op.work(d) >= ASKING_PRODUCTS else 0
+        shape = Shape("attention_tensor", f"attention_tensor_{head}_{dtype.name.lower()}", jobs, (128, 1))
+        bases = tuple(self._addresses.get(space, 0) for space in Space)
+        # Two stages of keys and values, and two words of each row.
+        shared = 2 * 2 * ATTENTION_TOKENS * head * 2 + 16 * HEADS[head]
+        return Launch(shape, fields.pack(), bases, stop, shared)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Device addresses: of the library's working memory, of rows in 16 bits, of a decoded weight."""
+
+    blas: int
+    rows: int
+    weight: int
+
+
+class RoomDriver(Protocol):
+    """The part of `cuda_driver.Driver` that a room needs; its context is current during every call."""
+
+    def allocate(self, nbytes: int) -> int:
+        """Device memory."""
+        ...
+
+    def free(self, address: int) -> None:
+        """Free what `allocate` returned."""
+        ...
+
+
+class Room:
+    """Device memory that all programs of a device use while they play, one after another.
+
+    It grows with what is asked for; what was given out stays until it is let go of.
+    """
+
+    def __init__(self, driver: RoomDriver) -> None:
+        self._driver = driver
+        self._users: dict[int, int] = {}
+        self._newest, self._nbytes = 0, 0
+
+    def hold(self, nbytes: int) -> tuple[int, Callable[[], None]]:
+        """The address of so many bytes, and a call that lets go of them.
+
+        Raises:
+            DeviceError: there is not that much.
+        """
+        if nbytes > self._nbytes:
+            address = self._driver.allocate(nbytes)
+            self._users[address] = 0
+            self._newest, self._nbytes = address, nbytes
+        held = self._newest
+        self._users[held] += 1
+        return held, lambda: self._let_go(held)
+
+    def _let_go(self, address: int) -> None:
+        self._users[address] -= 1
+        if not self._users[address]:
+            del self._users[address]
+            if address == self._newest:
+                self._newest, self._nbytes = 0, 0
+            self._driver.free(address)
+
+
+def _many_rows(tape: Tape) -> bool:
+    """True if a product or an attention has more than `FEWEST` rows."""
+    opcodes, dims = tape.records["opcode"], tape.records["dims"]
+    products = (opcodes == BY_NAME["matmul"].code) & (dims[:, 2] > FEWEST)
+    attentions = (opcodes == BY_NAME["attention"].code) & (dims[:, 0] > FEWEST)
+    return bool((products | attentions).any())
+
+
+def _dense_rows(fields: Fields, k: int) -> list[int]:
+    """Strides of an output whose rows of k elements lie one after the other."""
+    if fields.op.name == "attention":
+        return [k, fields.named["n"], 1, 0]
+    return [0, 0, k, 1]
+
+
+def _overlap(a: Extent, b: Extent) -> bool:
+    return a.space == b.space and a.start < b.stop and b.start < a.stop
+
+
+def _covers(a: Extent, b: Extent) -> bool:
+    return a.space == b.space and a.start <= b.start and b.stop <= a.stop
+
+
+def _up(nbytes: int) -> int:
+    """Rounded up to what the library likes addresses to be multiples of."""
+    return -(-nbytes // 256) * 256
+
+
+def _float(bits: int) -> float:
+    return struct.unpack("<f", struct.pack("<I", bits))[0]

@@ -1,0 +1,101 @@
+// One warp's matrix instructions, and the copies that feed them (sm_80 and newer).
+//
+// Fragments are those of mma.m16n8k16: with g = lane / 4 and q = 2 * (lane % 4), a lane holds of
+//   a[16,16]: the pairs (g, q), (g + 8, q), (g, q + 8), (g + 8, q + 8);
+//   b[16,8]:  the pairs (q, g), (q + 8, g), of elements q and q + 1 along the sum;
+//   d[16,8]:  (g, q), (g, q + 1), (g + 8, q), (g + 8, q + 1).
+// Operands are f16 or bf16 in shared memory, in rows of 16-byte words whose order `swizzled` turns, so that
+// eight rows of one column lie in different banks.
+#pragma once
+
+#include "stream.cuh"
+
+// Byte of word `word` of row `row`, in rows of ROW_BYTES (64, or a multiple of 128).
+template <int ROW_BYTES>
+__device__ inline uint32_t swizzled(uint32_t row, uint32_t word) {
+    uint32_t turned = ROW_BYTES == 64 ? word ^ (row / 2 % 4) : word ^ (row % 8);
+    return row * ROW_BYTES + turned * 16;
+}
+
+// d += a b, summed in f32.
+template <bool BF16>
+__device__ inline void multiply_fragments(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    if (BF16)
+        asm volatile(
+            "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, "
+            "%9}, "
+            "{%0, %1, %2, %3};"
+            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    else
+        asm volatile(
+            "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+            "{%0, %1, %2, %3};"
+            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Four 8 x 8 matrices: lane i names row i % 8 of matrix i / 8, and gets the pair (i / 4, 2 * (i % 4)) of
+// each.
+__device__ inline void load_matrices(uint32_t (&r)[4], const uint8_t* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+// The same, each transposed.
+__device__ inline void load_matrices_transposed(uint32_t (&r)[4], const uint8_t* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+// Begins the copy of 16 bytes to shared memory; of zeros if there is nothing to read.
+__device__ inline void copy_word(uint8_t* to, const void* from, bool there) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+                 "r"(there ? 16 : 0)
+                 : "memory");
+}
+
+// Ends a group of copies of this thread.
+__device__ inline void end_copies() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+// Waits for this thread's groups but the last `LEFT`.
+template <int LEFT>
+__device__ inline void wait_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+}
+
+// Two values as a pair, the first in the lower half; to nearest even.
+template <bool BF16>
+__device__ inline uint32_t pack_pair(float low, float high) {
+    uint32_t pair;
+    if (BF16)
+        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    else
+        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+
+// 2^x with a relative error of 2^-22; 0 for results below 2^-126.
+__device__ inline float fast_exp2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// a / b with a relative error of 2^-22; 0 for a b beyond 2^126.
+__device__ inline float fast_divide(float a, float b) {
+    float y;
+    asm("div.approx.ftz.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+    return y;
+}
+
+// tanh with an error of 2^-21.
+__device__ inline float fast_tanh(float x) {
+    return 1.0f - fast_divide(2.0f, fast_exp2(2.88539008f * x) + 1.0f);
+}
