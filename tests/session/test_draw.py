@@ -81,7 +81,7 @@ def test_device_and_host_draw_the_same(engine: Engine, sampling: Sampling) -> No
     with opened(engine) as one, opened(engine) as two:
         first, second = begun(one, sampling), begun(two, sampling)
         wanted = drawn_by_host(one, first, 13)
-        assert drawn_ahead(two, second, 13) == wanted == two.tokens[4:]
+        assert drawn_ahead(two, second, 13) == wanted == two.tokens[4:].tolist()
         assert (first.draws, first.recent) == (second.draws, second.recent)
         assert np.allclose(two.logits, one.logits, rtol=1e-5, atol=1e-5)
         assert (len(set(wanted)) > 3) == (sampling.temperature > 0 or sampling.presence_penalty > 0)

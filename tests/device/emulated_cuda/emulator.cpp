@@ -253,7 +253,7 @@ extern "C" int emulate(void (*kernel)(), uint32_t grid, uint32_t x, uint32_t y, 
     gridDim = {grid, 1};
     blockDim = {x, y};
     uint32_t together = bytes == sizeof(nocopy_walk) ? grid : 1;
-    if (together > MOST_TOGETHER) { fprintf(stderr, "together\n"); abort(); }
+    if (together > MOST_TOGETHER) abort();
     while (fibers.size() < together * x * y) {
         fibers.emplace_back();
         fibers.back().stack.reset(new char[STACK]);

@@ -11,7 +11,7 @@
 #include "mma.cuh"
 
 constexpr uint32_t TENSOR_TOKENS = 64, TENSOR_THREADS = 128, TENSOR_WARPS = TENSOR_THREADS / 32;
-constexpr float LOG2_E = 1.44269504f;
+constexpr float SCORES_LOG2_E = 1.44269504f;
 
 // The tokens that a block's rows see: of any row, and of every row.
 struct BlockTokens {
@@ -211,7 +211,7 @@ struct TensorWalk {
           fetch_values(Tensor(launch, 3), group, launch.record.dims[2]) {
         softcap = param_f32(launch, 1), uncap = 1.0f / softcap;
         // Scores are powers of two; a cap wants them as they are.
-        float scale = param_f32(launch, 0) * (softcap == 0.0f ? LOG2_E : 1.0f);
+        float scale = param_f32(launch, 0) * (softcap == 0.0f ? SCORES_LOG2_E : 1.0f);
 #pragma unroll
         for (int b = 0; b < BANDS; ++b)
             bands[b].begin(launch, first + 16 * (threadIdx.x / 32 * BANDS + b), head, scale);
@@ -250,7 +250,7 @@ struct TensorWalk {
                 for (uint32_t j = 0; j < TENSOR_TOKENS / 8; ++j)
 #pragma unroll
                     for (int e = 0; e < 4; ++e)
-                        scores[b][j][e] = LOG2_E * softcap * fast_tanh(scores[b][j][e] * uncap);
+                        scores[b][j][e] = SCORES_LOG2_E * softcap * fast_tanh(scores[b][j][e] * uncap);
             if (!whole) bands[b].mask(scores[b], token);
             bands[b].weigh(scores[b]);
         }
