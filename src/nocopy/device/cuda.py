@@ -2,9 +2,11 @@
 
 Host pages are registered with the driver and seen by kernels at the host's address (`cuda_pages`). Records
 become launches (`cuda_launch`), kernels are compiled for the chip on first use and kept on disk
-(`cuda_compile`), and `cuda_driver` is all there is of CUDA. A tape is played as CUDA graphs. Where pages
-cannot be registered and copies are allowed, what a tape touches is copied before and after each play, and
-counted. Weights are uploaded once (`cuda_upload`).
+(`cuda_compile`), and `cuda_driver` is all there is of CUDA. A tape is played as CUDA graphs. Records of a
+language model are joined where that is faster: the steps around a product of one row (`cuda_fuse`), whole
+passes over one row (`cuda_walk`), products of many rows on tensor cores (`cuda_prefill`). Where pages cannot
+be registered and copies are allowed, what a tape touches is copied before and after each play, and counted.
+Weights are uploaded once (`cuda_upload`).
 """
 
 from __future__ import annotations
