@@ -71,6 +71,16 @@ def test_what_decides_the_code_decides_the_entry(
     assert after._key("copy") != key
 
 
+def test_macros_decide_the_code_and_the_entry(
+    nvrtc: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = 'extern "C" __global__ void one(int* x) { *x = VALUE; }'
+    monkeypatch.setattr(cuda_compile, "kernel_sources", lambda: {"copy.cu": source})
+    compiler = Compiler((9, 0), tmp_path)
+    assert compiler.code("copy", ("VALUE=1",)) != compiler.code("copy", ("VALUE=2",))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_another_kernel_does_not_change_the_entry(
     nvrtc: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,7 +77,7 @@ class Compiler:
             _write(entry, code)
         return code
 
-    def _key(self, source: str, defines: tuple[str, ...]) -> str:
+    def _key(self, source: str, defines: tuple[str, ...] = ()) -> str:
         digest = hashlib.sha256(repr((source, self.target, self.version, OPTIONS, defines)).encode())
         for name, text in sorted(kernel_sources().items()):
             if name == f"{source}.cu" or not name.endswith(".cu"):
