@@ -10,6 +10,7 @@ import pytest
 
 from nocopy.device import cuda_compile
 from nocopy.device.cuda_compile import Compiler, kernel_sources
+from nocopy.device.cuda_walk import FASTER
 from nocopy.errors import DeviceError, DeviceUnavailableError
 
 
@@ -24,12 +25,18 @@ def nvrtc() -> Any:
 SOURCES = sorted(name[:-3] for name in kernel_sources() if name.endswith(".cu"))
 
 
-@pytest.mark.parametrize("capability", [(8, 0), (9, 0), (12, 0)])
-@pytest.mark.parametrize("source", SOURCES)
+MACROS = {"walk": tuple(f"WALK_WEIGHTS={sum(1 << dtype for dtype in FASTER)} WALK_CACHES=4".split())}
+"""What a kernel is compiled with that is only ever compiled for some types."""
+
+
+@pytest.mark.parametrize(
+    ("source", "capability"),
+    [*((source, chip) for source in SOURCES for chip in ((8, 0), (9, 0))), ("fused", (12, 0))],
+)
 def test_every_kernel_compiles_for_every_chip(
     nvrtc: Any, tmp_path: Path, source: str, capability: tuple[int, int]
 ) -> None:
-    code = Compiler(capability, tmp_path).code(source)
+    code = Compiler(capability, tmp_path).code(source, MACROS.get(source, ()))
     assert code.startswith(b"\x7fELF")
 
 

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -142,16 +142,15 @@ def element(x: Tensor, index: int) -> Tensor:
     return Tensor(x.space, x.offset + 4 * index, (1,), I32)
 
 
-@pytest.mark.parametrize("position", [0, 63, 64, 190, 299])
+@pytest.mark.parametrize("position", [0, 127, 128, 299])
 def test_a_pass_is_one_kernel(bench: Bench, position: int) -> None:
     """With one part of the tokens and with several."""
-    assert Model(bench, Shape()).play(position) == LAUNCHES
+    assert Model(bench, Shape(layers=1 + (position == 299))).play(position) == LAUNCHES
 
 
-@pytest.mark.parametrize("steps", [2, 5])
-def test_passes_after_each_other_are_one_kernel(bench: Bench, steps: int) -> None:
+def test_passes_after_each_other_are_one_kernel(bench: Bench) -> None:
     """Across the place where another part of the tokens begins."""
-    assert Model(bench, Shape()).play(62, steps) == LAUNCHES
+    assert Model(bench, Shape(layers=1)).play(126, 4) == LAUNCHES
 
 
 @pytest.mark.parametrize("weights", [F32, F16, *sorted(QUANTISED)], ids=lambda d: d.name)
@@ -183,7 +182,7 @@ def test_weights_of_all_types(bench: Bench, weights: DType) -> None:
     ],
 )
 def test_shapes(bench: Bench, shape: Shape) -> None:
-    assert Model(bench, shape).play(130, 2) == LAUNCHES
+    assert Model(bench, replace(shape, layers=1)).play(130, 2) == LAUNCHES
 
 
 def test_a_row_outside_the_cache_is_not_written(bench: Bench) -> None:
