@@ -75,6 +75,8 @@ def in_python(
         tape.conv2d(*operands, stride=(sy, sx), pad=(py, px), dilation=(dy, dx))  # type: ignore[arg-type]
     elif op.name == "rope":
         tape.rope(*operands, interleaved=bool(function), scale=params[0])  # type: ignore[arg-type]
+    elif op.name == "sample":
+        tape.sample(*operands, ahead=int(params[0]))  # type: ignore[arg-type]
     elif op.name == "attention":
         scale, softcap, window = params
         tape.attention(*operands, scale=scale, softcap=softcap, window=int(window))  # type: ignore[arg-type]
@@ -102,10 +104,14 @@ def test_every_builder_agrees_with_python(
         assert driver.records() == bytes(tape)
 
 
+FITTING = {"rope": {"f": 1}, "penalize": {"o": 4}, "sample": {"o": 3, "s": 5}}
+"""Sizes that are not 2: two elements are one pair, and options are so many."""
+
+
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 def test_every_op_and_function_builds(driver: Driver, op: Op) -> None:
     """Shapes that fit, so that the property test cannot pass by refusing everything."""
-    dims = dict.fromkeys(op.dims, 2) | ({"f": 1} if op.name == "rope" else {})  # two elements are one pair
+    dims = dict.fromkeys(op.dims, 2) | FITTING.get(op.name, {})
     operands: list[Tensor | None] = [
         Tensor(Space.GUEST, 64 * i, tuple(dims[a] for a in o.axes), min(o.dtypes))
         for i, o in enumerate(op.operands)
