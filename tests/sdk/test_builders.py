@@ -116,7 +116,7 @@ def test_every_op_and_function_builds(driver: Driver, op: Op) -> None:
         Tensor(Space.GUEST, 64 * i, tuple(dims[a] for a in o.axes), min(o.dtypes))
         for i, o in enumerate(op.operands)
     ]
-    params = [1] * len(op.params)
+    params: list[float] = [1] * len(op.params)
     for function in range(max(1, len(op.functions))):
         driver.begin()
         tape = TapeBuilder()
