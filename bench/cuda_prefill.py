@@ -59,10 +59,10 @@ def seconds(call: Callable[[], Any], repeat: int = REPEAT) -> float:
 
 def work(length: int) -> int:
     """Multiply-adds of a prompt, twice."""
-    layer = llama.WIDTH * llama.HEAD * (2 * llama.HEADS + 2 * llama.GROUPS) + 3 * llama.WIDTH * llama.HIDDEN
-    products = length * llama.LAYERS * layer + llama.WIDTH * llama.VOCABULARY
+    shape = llama.LLAMA_1B
+    products = length * shape.multiply_adds + shape.width * shape.vocabulary
     seen = length * (length + 1) // 2
-    return 2 * (products + llama.LAYERS * seen * 2 * llama.HEADS * llama.HEAD)
+    return 2 * (products + shape.layers * seen * 2 * shape.heads * shape.head)
 
 
 def matrix_rate(device: cuda.CudaDevice) -> float:
@@ -120,16 +120,16 @@ def kernel_rows(device: cuda.CudaDevice, session: Session, taken: int) -> None:
     """What each kind of launch of one pass takes on the GPU."""
     engine, driver = session.engine, device.driver
     found: dict[str, list[Callable[[], int]]] = defaultdict(list)
-    launcher = device._launcher
+    starts_of = device._starts
 
-    def recorded(launch: Any, *rest: Any) -> Any:
-        start = launcher(launch, *rest)
-        found[names_of(launch)].append(start)
-        return start
+    def recorded(launch: Any, *rest: Any) -> list[Callable[[], int]]:
+        starts = list(starts_of(launch, *rest))
+        found[names_of(launch)] += starts
+        return starts
 
-    device._launcher = recorded  # type: ignore[method-assign]
+    device._starts = recorded  # type: ignore[method-assign, assignment]
     program = engine.compile(engine.tape(session.region, taken, logits=True), session.pages, session.near)
-    device._launcher = launcher  # type: ignore[method-assign]
+    device._starts = starts_of  # type: ignore[method-assign]
     total = 0.0
     with driver.current():
         for name, starts in {**found, "the whole pass": [s for each in found.values() for s in each]}.items():
@@ -152,9 +152,9 @@ def measure(device: cuda.CudaDevice, kind: GGMLType, chosen: argparse.Namespace,
     engine = Engine(model, device)
     if chosen.rows:
         engine.step = chosen.rows
-        engine.scratch.close()
         region = Region(engine.config, 0, engine.config.context, engine.chunk, DType.F16)
-        nbytes = engine.record(region, engine.step).scratch_bytes + 4 * llama.VOCABULARY
+        nbytes = max(engine.record(region, engine.step).scratch_bytes, engine.scratch.nbytes)
+        engine.scratch.close()
         engine.scratch = device.allocate(-(-nbytes // 65536) * 65536)
     context = max(chosen.length)
     memory = LinearMemory(Region(engine.config, 0, context, engine.chunk, DType.F16).nbytes)

@@ -184,10 +184,6 @@ class Fuser:
         found = self._fields[index]
         return found if found.op.name == op and not found.empty() else None
 
-    def _address(self, fields: Fields, slot: int) -> int:
-        offset, _, space, _ = fields.operands[slot]
-        return (self._addresses[Space(space)] + offset) % 2**64
-
     def _row(self, fields: Fields, slot: int, count: int, dtype: DType = DType.F32) -> int:
         """The address of an operand that is `count` elements one after the other; 0 if it is not."""
         axes = [fields.named[axis] for axis in fields.op.operands[slot].axes]
@@ -195,7 +191,7 @@ class Fuser:
         wide = [(n, s) for n, s in zip(axes, strides, strict=False) if n != 1]
         if fields.dtype(slot) is not dtype or wide != [(count, 1)]:
             return 0
-        return self._address(fields, slot)
+        return fields.address(slot, self._addresses)
 
     def _vector(self, fields: Fields, slot: int, count: int) -> int:
         """The same for whole 16-byte words."""
@@ -223,7 +219,7 @@ class Fuser:
             if product is None or (products and product.dtype is not products[0].dtype):
                 break
             if group is None:
-                group = Group(self._fields[at].named["k"], self._address(self._fields[at], 1))
+                group = Group(self._fields[at].named["k"], self._fields[at].address(1, self._addresses))
             at += 1
             bias = self._bias(product, at)
             if bias:
@@ -246,7 +242,7 @@ class Fuser:
         x, out = self._vector(fields, 1, k), self._row(fields, 0, n)
         if not x or not out or (group is not None and (x, k) != (group.normed or group.x, group.k)):
             return None
-        weight, row_bytes = self._address(fields, 2), steps[3] // dtype.block * dtype.itemsize
+        weight, row_bytes = fields.address(2, self._addresses), steps[3] // dtype.block * dtype.itemsize
         if weight % 16 or row_bytes % 16 or n < 2:
             return None
         return Product(weight, out, n, row_bytes, dtype, _float(fields.params[0]))
@@ -335,7 +331,7 @@ class Fuser:
         group.positions = positions
         group.products[found] = replace(
             group.products[found],
-            cache=self._address(fields, 0),
+            cache=fields.address(0, self._addresses),
             cache_row_bytes=fields.strides[0][0] * fields.dtype(0).itemsize,
             cache_dtype=fields.dtype(0),
             cache_rows=fields.named["t"],
@@ -346,12 +342,12 @@ class Fuser:
         """Which product an operand is the whole result of."""
         if fields.dtype(slot) is not DType.F32:
             return None
-        at = self._address(fields, slot)
+        at = fields.address(slot, self._addresses)
         return next((i for i, p in enumerate(group.products) if (p.out, p.rows) == (at, count)), None)
 
     def _position(self, group: Group, fields: Fields, slot: int) -> int:
         """The address of the row's position; 0 if the group has another one already."""
-        at = self._address(fields, slot)
+        at = fields.address(slot, self._addresses)
         return at if group.positions in (0, at) else 0
 
     # The group as a whole
@@ -368,13 +364,13 @@ class Fuser:
         if group.normed:
             passed.append((group.normed, group.normed + 4 * group.k))
         passed += [(p.residual, p.residual + 4 * p.rows) for p in group.products if p.residual]
-        if any(_overlap(a, b) for a, b in combinations([*passed, (group.x, group.x + 4 * group.k)], 2)):
+        if any(overlap(a, b) for a, b in combinations([*passed, (group.x, group.x + 4 * group.k)], 2)):
             return False
         touched = [t for index in range(first, stop) for t in self._touched(index)]
         return all(
             (a.range == b.range in passed and not (a.table or b.table)) or _interleaved(a, b)
             for a, b in combinations(touched, 2)
-            if (a.written or b.written) and _overlap(a.range, b.range)
+            if (a.written or b.written) and overlap(a.range, b.range)
         )
 
     def _touched(self, index: int) -> list[Touched]:
@@ -419,7 +415,8 @@ def _float(bits: int) -> float:
     return struct.unpack("<f", struct.pack("<I", bits))[0]
 
 
-def _overlap(a: tuple[int, int], b: tuple[int, int]) -> bool:
+def overlap(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    """True if two ranges [start, stop) share a byte."""
     return a[0] < b[1] and b[0] < a[1]
 
 

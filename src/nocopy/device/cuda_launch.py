@@ -153,6 +153,11 @@ class Fields:
             fields[-MAX_PARAMS:],
         )
 
+    def address(self, slot: int, spaces: Mapping[Space, int]) -> int:
+        """The device address of an operand, by those of the spaces."""
+        offset, _, space, _ = self.operands[slot]
+        return (spaces[Space(space)] + offset) % 2**64
+
     def dtype(self, slot: int) -> DType:
         """Element type of an operand."""
         return DType(self.operands[slot][1])

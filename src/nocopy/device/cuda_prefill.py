@@ -159,10 +159,6 @@ class Prefill:
             self._fields[index] = Fields.unpack(self._records[index])
         return self._fields[index]
 
-    def _address(self, fields: Fields, slot: int) -> int:
-        offset, _, space, _ = fields.operands[slot]
-        return (self._addresses[Space(space)] + offset) % 2**64
-
     def _product(self, index: int) -> Many | None:
         """The product that a record is, if tensor cores take it."""
         if index >= len(self._records):
@@ -180,16 +176,18 @@ class Prefill:
         if n == 1:
             w[3], out[3] = k, 1
         halves = dtype in (DType.F16, DType.BF16)
-        weight, row_bytes = self._address(fields, 2), w[3] // dtype.block * dtype.itemsize
+        weight, row_bytes = fields.address(2, self._addresses), w[3] // dtype.block * dtype.itemsize
         many = d["b0"] * d["b1"] == 1 and m > FEWEST and n > 0 and k > 0 and k % 8 == 0
         types = fields.dtype(0) is fields.dtype(1) is DType.F32 and (halves or dtype in BLOCKS)
         dense = out[3] == a[3] == w[2] == 1 and min(a[2], w[3]) >= k and out[2] >= n
         if not (many and types and dense) or (halves and (weight % WORD or row_bytes % WORD)):
             return None
         half = DType.F16 if dtype is DType.F16 else DType.BF16
-        rows = Rows(self._address(fields, 1), m, k, a[2], half)
+        rows = Rows(fields.address(1, self._addresses), m, k, a[2], half)
         scale = _float(fields.params[0])
-        return Many(rows, n, dtype, weight, w[3], self._address(fields, 0), out[2], scale, m * n * k)
+        return Many(
+            rows, n, dtype, weight, w[3], fields.address(0, self._addresses), out[2], scale, m * n * k
+        )
 
     def _few(self, p: Many) -> bool:
         """True if the weight is multiplied where it is decoded."""
@@ -258,7 +256,7 @@ class Prefill:
             if prod(outer) != 1 or strides[3] != 1:
                 return None
             row = strides[2]
-        return Rows(self._address(fields, 0), m, k, row, DType.F32)
+        return Rows(fields.address(0, self._addresses), m, k, row, DType.F32)
 
     def _dead(self, at: int, after: int, rows: Rows | None) -> bool:
         """True if no record from `after` on reads what record `at` writes in f32 before it is overwritten.
@@ -334,7 +332,7 @@ class Prefill:
         d = fields.named
         if (d["d0"] * d["d1"], d["d2"], d["d3"]) != (1, p.rows.m, p.n):
             return None
-        places = [(self._address(fields, slot), fields.strides[slot][2]) for slot in range(3)]
+        places = [(fields.address(slot, self._addresses), fields.strides[slot][2]) for slot in range(3)]
         target, *inputs = places
         plain = all(fields.dtype(s) is DType.F32 and fields.strides[s][3] == 1 for s in range(3))
         if (

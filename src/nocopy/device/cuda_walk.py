@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from nocopy.device.cuda_fuse import FUSED, STEP, Chip, Group
+from nocopy.device.cuda_fuse import FUSED, STEP, Chip, Group, overlap
 from nocopy.device.cuda_launch import Fields, Launch, Plan, Shape
 from nocopy.memory.dtype import DType
 from nocopy.tape.ops import GLU
@@ -227,7 +227,7 @@ class Walks:
         outs = [p.out for p in group.products]
         starts = [sum(p.rows for p in group.products[:i]) for i in range(len(outs))]
         caches = [p.cache for p in group.products]
-        q, k, v, last = (self._address(fields, slot) for slot in range(1, 5))
+        q, k, v, last = (fields.address(slot, self._addresses) for slot in range(1, 5))
         if q not in outs or k not in caches or v not in caches or last != group.positions:
             return False
         query, key, value = outs.index(q), caches.index(k), caches.index(v)
@@ -258,17 +258,17 @@ class Walks:
         parts = self._place("parts", jobs * splits * side * (n + 2), index)
         stage.partial, stage.partial_tag = parts.word, self._write(parts)
         self._read(parts, index)
-        self._publish(run, stage, "attention", self._address(fields, 0), d["h"] * n)
+        self._publish(run, stage, "attention", fields.address(0, self._addresses), d["h"] * n)
         run.heads = run.best = None
         run.stages.append(stage)
         return True
 
     def _take_gather(self, run: Run, fields: Fields, launch: Launch) -> bool:
-        width, at = fields.named["w"], self._address(fields, 0)
+        width, at = fields.named["w"], fields.address(0, self._addresses)
         plain = fields.strides[0][1] == fields.strides[1][1] == 1 and fields.operands[1][2] == Space.WEIGHTS
         if fields.named["r"] != 1 or not plain or width % 4 or fields.dtype(0) is not DType.F32:
             return False
-        if run.stages and (run.token == 0 or self._address(fields, 2) != run.token):
+        if run.stages and (run.token == 0 or fields.address(2, self._addresses) != run.token):
             return False
         if run.owned.get(at, width // 2) != width // 2:
             return False
@@ -282,7 +282,7 @@ class Walks:
 
     def _take_argmax(self, run: Run, fields: Fields, launch: Launch) -> bool:
         d = fields.named
-        row = self._address(fields, 1), d["n"]
+        row = fields.address(1, self._addresses), d["n"]
         if (
             run.best is None
             or d["d0"] * d["d1"] * d["d2"] != 1
@@ -298,13 +298,9 @@ class Walks:
         head.best, head.best_tag = place.word, self._write(place)
         stage = Stage(ARGMAX, DType.I32, launch=launch)
         stage.source, stage.source_tag = self._read(place, index)
-        run.token, run.heads, run.best = self._address(fields, 0), None, None
+        run.token, run.heads, run.best = fields.address(0, self._addresses), None, None
         run.stages.append(stage)
         return True
-
-    def _address(self, fields: Fields, slot: int) -> int:
-        offset, _, space, _ = fields.operands[slot]
-        return (self._addresses[Space(space)] + offset) % 2**64
 
     # The exchange
 
@@ -395,11 +391,11 @@ class _Kept:
         if (
             not shares
             and _within(span, self._scratch)
-            and not any(_overlap(span, read) for read in self._read)
+            and not any(overlap(span, read) for read in self._read)
         ):
             return 0
         for other, theirs in self._written.items():
-            if _overlap(span, other) and not (shares and other == span and theirs == shares):
+            if overlap(span, other) and not (shares and other == span and theirs == shares):
                 self.possible = False
         self._written[span] = shares
         return at
@@ -407,10 +403,6 @@ class _Kept:
 
 def _within(span: tuple[int, int], spans: Sequence[tuple[int, int]]) -> bool:
     return any(start <= span[0] and span[1] <= stop for start, stop in spans)
-
-
-def _overlap(a: tuple[int, int], b: tuple[int, int]) -> bool:
-    return a[0] < b[1] and b[0] < a[1]
 
 
 def _slot_bytes(stage: Stage) -> int:

@@ -136,8 +136,8 @@ struct WalkMemory {
     }
 };
 
-// Weights on their way to one warp: all that its pieces of all products need, in order. Lane i of the
-// streamer keeps that of warp i.
+// Weights on their way to one warp: all that its pieces of all products need, in order. EACH lanes of a
+// streamer keep one each.
 struct Stream {
     static constexpr uint32_t EACH = WALK_WARPS / STREAMERS;
 
