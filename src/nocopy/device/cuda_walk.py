@@ -24,7 +24,7 @@ STAGE = struct.Struct(f"<20I{FUSED.size}s")
 """`nocopy_stage` in kernels/cuda/walk.cu."""
 WALK = struct.Struct("<3Q6I")
 """`nocopy_walk` there."""
-WARPS, THREADS = 8, 320
+WARPS, THREADS = 8, 352
 """Warps of a block that compute, and threads of all."""
 PRODUCT, ATTENTION, GATHER, ARGMAX = range(4)
 """`StageKind` there."""
@@ -40,14 +40,15 @@ STAGES_HELD = 16
 """As in walk.cu."""
 FEWEST_PRODUCTS = 4
 """Products of a run that is worth a kernel of its own."""
-HELD_ELEMENTS, MOST_HELD = 1024, 14
-"""Elements of a row that a warp holds in registers, if that can be; words of four elements of a lane at most."""
+HELD_ELEMENTS, MOST_HELD = 1024, 16
+"""Elements of a row that a warp holds in registers, if that can be; words of four of a lane, at most."""
 MOST_PARTS = 32
 """Parts of the tokens of one attention stage."""
 CACHES = frozenset({DType.F32, DType.F16, DType.BF16})
-FASTER = frozenset({DType.Q8_0, DType.Q4_0})
-"""Weights with which a run measured faster than its launches one by one; bf16 measured the same, others were
-not measured."""
+FASTER = frozenset({DType.BF16, DType.Q8_0, DType.Q4_0})
+"""Weights with which a run measured faster than its launches one by one; others were not measured."""
+HOLDS = frozenset({DType.F32, DType.F16, DType.BF16, DType.Q8_0})
+"""Weights with which it measured faster to hold the row in registers, or that are read like them."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ class Walks:
         residual = group.products[0].residual
         if residual and run.owned.get(residual, pairs[0]) != pairs[0]:
             return False
-        chunks = _chunks(group.k, STEP[dtype])
+        chunks = _chunks(group.k, STEP[dtype]) if dtype in HOLDS else 0
         if chunks:
             group = replace(group, chunk=group.k // chunks)
         held = group.chunk // 128 if chunks else 0
@@ -424,8 +425,7 @@ def _within(span: tuple[int, int], spans: Sequence[tuple[int, int]]) -> bool:
 
 
 def _chunks(k: int, step: int) -> int:
-    """Chunks of a row of which each warp takes the same one of all its rows, and holds it in registers; 0 if
-    it cannot be cut so."""
+    """Chunks that a row is cut into so that each warp has the same one of all its rows; 0 if it cannot be."""
     for most in (HELD_ELEMENTS, MOST_HELD * 128):
         for chunks in (1, 2, 4, 8):
             if k % (chunks * step) == 0 and k // chunks <= most:
@@ -475,10 +475,11 @@ def _jobs(stage: Stage) -> int:
 def _pack(stage: Stage, grid: int, kept: _Kept) -> bytes:
     """`nocopy_stage`."""
     pairs = (*stage.pairs, 0, 0, 0)[:3]
+    chunks = -(-stage.group.k // stage.group.chunk) if stage.group else 0
     return STAGE.pack(
         stage.kind, stage.dtype, stage.source, stage.source_tag, stage.target, stage.target_tag, stage.best,
         stage.best_tag, stage.partial, stage.partial_tag,
-        *(p // grid for p in pairs), *(p % grid for p in pairs), stage.keys, stage.values, stage.held, -(-stage.group.k // stage.group.chunk) if stage.group else 0,
+        *(p // grid for p in pairs), *(p % grid for p in pairs), stage.keys, stage.values, stage.held, chunks,
         _argument(stage, kept),
     )  # fmt: skip
 

@@ -1,16 +1,17 @@
 // A language model's pass over one row, or several such passes one after another, in one kernel: its stages
-// are products (row_product.cuh), attention (attention_row.cuh), the look-up of a row, and the likeliest
+// are products (row_product.cuh), attention (walk_attention.cuh), the look-up of a row, and the likeliest
 // token.
 //
 // As many blocks as multiprocessors run to the end of the program together. A stage needs all results of the
 // one before it, so blocks hand them on through words that carry a tag (barrier.cuh); no block waits for a
 // fence or a counter. Of a block, WALK_WARPS warps compute, each with a ring in shared memory through which
-// its own weights come. STREAMERS warps start all copies, across stages: while a row is awaited,
-// weights of the next stages arrive. Only some bytes are on their way at a time, since a longer queue delays
-// the words that blocks wait for. ROW_BRINGERS warps bring rows: they read what was handed on until all of it
-// is there, apply the norm's weight, and put it in shared memory in the order in which lanes read it. All
-// that runs must fit the instruction cache, so code is compiled for the model at hand, and little of it is
-// repeated. Bound: the bytes of the weights and of the cache.
+// its own weights come, and the keys and values of its own tokens (walk_stream.cuh). STREAMERS warps start
+// all copies, across stages: while a row is awaited, what the next stages read arrives. Only some bytes are
+// on their way at a time, since a longer queue delays the words that blocks wait for. The warps that compute
+// read what was handed on until all of it is there, apply the norm's weight, put it in shared memory in the
+// order in which lanes read it, and hold their part of it in registers. Code runs once a stage, so it comes
+// from far: the kernel is compiled for the model at hand, and little of it is repeated. Bound: the bytes of
+// the weights and of the cache.
 //
 // Words of the exchange are zero when the kernel starts, and a place is used again only after every block has
 // written something that it could not know before it had read the place: the host sees to that

@@ -99,9 +99,9 @@ struct Attention {
         for (uint32_t e = threadIdx.x; e < job.heads * n; e += WALKERS) {
             const uint32_t h = e / n, i = e % n;
             float largest = LOWEST, sum = 0.0f, value = 0.0f;
-#pragma unroll
+#pragma unroll 2
             for (uint32_t r = 0; r < WALK_WARPS; ++r) largest = nan_max(largest, state(r, h)[0]);
-#pragma unroll
+#pragma unroll 2
             for (uint32_t r = 0; r < WALK_WARPS; ++r) {
                 const float keep = expf(state(r, h)[0] - largest);
                 sum = fmaf(keep, state(r, h)[1], sum);
@@ -205,9 +205,8 @@ struct Attention {
 #pragma unroll
             for (int g = 0; g < GROUPS; ++g) seen[h][g][0] *= before, seen[h][g][1] *= before;
         }
-#pragma unroll
-        for (uint32_t t = 0; t < MOST_TOKENS; ++t) {
-            if (t >= count) continue;
+#pragma unroll 1
+        for (uint32_t t = 0; t < count; ++t) {
             const uint8_t* value = t == newest ? newest_value : slot + (cached.tile + t) * cached.step;
             float w[HEADS];
 #pragma unroll

@@ -6,7 +6,7 @@
 #include "barrier.cuh"
 #include "row_product.cuh"
 
-constexpr uint32_t WALK_WARPS = 8, STREAMERS = 1, KEEPERS = 1;
+constexpr uint32_t WALK_WARPS = 8, STREAMERS = 2, KEEPERS = 1;
 constexpr uint32_t WALK_THREADS = 32 * (WALK_WARPS + STREAMERS + KEEPERS), WALKERS = 32 * WALK_WARPS;
 constexpr uint32_t NO_TAG = 2;          // the row lies in memory since before the kernel began
 constexpr uint32_t NOWHERE = ~0u;       // nobody needs it
@@ -14,7 +14,7 @@ constexpr uint32_t FEWEST_TOKENS = 64;  // of a part of attention
 constexpr uint32_t STAGES_HELD = 16, STAGES_AHEAD = 8;  // in shared memory; of them behind the one at hand
 constexpr uint32_t CANDIDATE_WORDS = 4;
 constexpr uint32_t MOST_TOKENS = 8;  // whose rows of the cache lie in a warp's slot
-constexpr int MOST_HELD = 14;
+constexpr int MOST_HELD = 16;
 
 // What the kernel is compiled for: sets of dtypes, 1 << dtype each, of weights and caches.
 #ifndef WALK_WEIGHTS
