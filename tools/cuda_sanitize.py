@@ -3,8 +3,8 @@
     python tools/cuda_sanitize.py [--tool memcheck racecheck] [--jobs 8] [--seconds 150] [--only NAME ...]
 
 Needs a GPU and compute-sanitizer, which the CUDA toolkit has. What runs are the conformance tests of the
-device, which compare each kernel with its meaning in NumPy, and sessions of the default model, which are
-played with fused kernels. Each part is a process; the exit status is 0 if all were clean.
+device, which compare each kernel with its meaning in NumPy, sessions of the default model, which are played
+with fused kernels, and batches of sequences. Each part is a process; the exit status is 0 if all were clean.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ PYTEST = ("-m", "pytest", "-k", "[cuda", "-q", "-x", "-p", "no:cacheprovider", "
 PARTS = {name: [*PYTEST, f"tests/device/test_conformance_{name}.py"] for name in CONFORMANCE}
 PARTS |= {
     "generated": [*PYTEST, "tests/device/test_conformance.py"],
+    "batches": [*(part if part != "[cuda" else "on_a_gpu" for part in PYTEST), "tests/session/test_batch.py"],
     "sessions": ["bench/cuda_sessions.py", "--sessions", "4", "--every", "1"],
 }
 FOUND = 99

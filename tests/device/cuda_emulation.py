@@ -221,7 +221,8 @@ class EmulatedDriver:
     def function(self, module: bytes, name: str) -> int:
         self._called("function")
         source = kernel_sources()[f"{module.decode()}.cu"]
-        assert re.search(rf"(NOCOPY_KERNEL\(|NOCOPY_FUSED\(|\) ){name}[,(]", source)
+        own = re.sub("^attention_rows?_", "", name)
+        assert re.search(rf"(NOCOPY_\w+\(|\) ){name}[,(]|NOCOPY_ATTENTION_ROW\({own},", source)
         address = ctypes.cast(getattr(self._library, name), ctypes.c_void_p).value
         assert address
         self._names[address] = name

@@ -53,6 +53,16 @@ def test_every_filter_alone_and_with_the_others(arena: Arena, n):
     batch.judge()
 
 
+def test_rows_of_a_large_vocabulary(arena: Arena):
+    """A device may share out a row, and take another way where top_k leaves few."""
+    batch = Batch(arena)
+    options = [(LOG2_E, 0.95, 0.05), (LOG2_E, 0.5, 0), (0.3, 1, 0)]
+    for top_k in (0, 40, 700):
+        x = batch.put(normal(top_k, 3, 20000, scale=3))
+        draw(batch, x, options, [words(top_k, seed) for seed in range(3)])
+    batch.judge()
+
+
 def test_scores_of_every_type_and_layout(arena: Arena):
     batch = Batch(arena)
     for dtype, order in product(REAL, ((0, 1), (1, 0))):

@@ -12,11 +12,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nocopy.bench import guest_decode
 from nocopy.device.discovery import open_device
 from nocopy.device.protocol import Device
 from nocopy.errors import ClosedError, UsageError
 from nocopy.memory.dtype import DType
 from nocopy.memory.ledger import Ledger
+from nocopy.models.ggml import GGMLType
+from nocopy.models.gguf_writer import write_gguf
 from nocopy.models.load import open_model
 from nocopy.session import batch as module
 from nocopy.session.batch import SessionBatch
@@ -265,3 +268,22 @@ def test_a_device_with_memory_of_its_own(
 
 def cache_bytes(session: Session) -> np.ndarray:
     return session.memory.view(session.region.cache.nbytes, "u8", session.region.home).numpy()
+
+
+@pytest.mark.parametrize("kind", [GGMLType.BF16, GGMLType.Q8_0], ids=lambda k: k.name)
+def test_on_a_gpu_logits_differ_from_those_alone_by_rounding(tmp_path: Path, kind: GGMLType) -> None:
+    """Sums there depend on how many rows are multiplied together."""
+    with closing(open_or_skip("cuda")) as device:
+        path = tmp_path / "model.gguf"
+        write_gguf(path, guest_decode.metadata(), guest_decode.tensors(kind))
+        for engine in engine_on(device, path):
+            with opened(engine, 8) as batch, OwnSession(engine, context=40, kv=DType.F32) as one:
+                for i in range(8):
+                    batch[i].append(PROMPTS[i])
+                batch.feed({i: 3 + i for i in range(8)})
+                together(batch, {i: Sampler(SAMPLINGS[0]) for i in (1, 4)}, limit=9)
+                for i in (0, 2, 7):
+                    one.truncate(0)
+                    one.append([*PROMPTS[i], 3 + i])
+                    apart = np.abs(batch[i].logits - one.logits).max()
+                    assert apart <= 1e-4 * np.abs(one.logits).max()

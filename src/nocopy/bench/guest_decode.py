@@ -1,7 +1,7 @@
 """Generating from inside a guest, beside the same engine from Python: what the sandbox costs a token.
 
 Two llamas with random weights in Q8_0: one of 15 M parameters, so that what a call costs shows, and one of
-1.24 B. Both sides draw greedily from the same logits, and must draw the same tokens.
+1.24 B. Both sides draw greedily from the same logits, ask for as many tokens at once, and must draw the same.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ SECONDS = 8.0  # for each case, both sides together
 TOKENS = 32
 PROMPT = (1, 2, 3, 4, 5, 6, 7, 8)
 LAYERS, WIDTH, HEADS, GROUPS, HEAD, HIDDEN, VOCABULARY, CONTEXT = 4, 512, 8, 4, 64, 1376, 4096, 256
+SAMPLING = Sampling(temperature=0)
 NAME, SIZE, OPTIONS, INPUT, OUTPUT = 0, 16, 64, 1024, 4096
 """Where the guest has its arguments; its session lies from the second page on."""
 
@@ -88,7 +89,11 @@ def beside(device: Device, path: Path, size: str) -> Iterator[Row]:
     ):
         for case, step in (("one call", TOKENS), ("a call each", 1)):
             times = interleaved(
-                {"guest": lambda step=step: inside.decode(step), "python": outside.decode}, seconds=SECONDS
+                {
+                    "guest": lambda step=step: inside.decode(step),
+                    "python": lambda step=step: outside.decode(step),
+                },
+                seconds=SECONDS,
             )
             if inside.tokens() != outside.tokens:
                 raise DeviceError("guest and Python drew other tokens from the same model")
@@ -141,16 +146,19 @@ class Outside:
         self.tokens: list[int] = []
         """What was drawn last."""
 
-    def decode(self) -> None:
-        """Generate."""
-        session, sampler = self._session, Sampler(Sampling(temperature=0))
+    def decode(self, step: int) -> None:
+        """Generate, with a sampler for each `step` tokens: what a guest's call is."""
+        session = self._session
         session.truncate(0)
         session.append(PROMPT)
         self.tokens = []
-        for _ in range(TOKENS):
-            token = sampler.sample(session.logits)
-            self.tokens.append(token)
-            session.append([token])
+        while len(self.tokens) < TOKENS:
+            sampler = Sampler(SAMPLING)
+            for made in range(step):
+                token = session.draw(sampler, step - made)
+                sampler.accept([token])
+                self.tokens.append(token)
+                session.append([token])
 
     def close(self) -> None:
         """Let go of everything."""
@@ -172,8 +180,8 @@ def metadata() -> dict[str, object]:
     }
 
 
-def tensors() -> Iterator[TensorData]:
-    """Seeded random weights."""
+def tensors(kind: GGMLType = GGMLType.Q8_0) -> Iterator[TensorData]:
+    """Seeded random weights, the matrices of this type."""
     random = np.random.default_rng(0)
     shapes = {"token_embd": (VOCABULARY, WIDTH), "output_norm": (WIDTH,)}
     for i in range(LAYERS):
@@ -193,4 +201,4 @@ def tensors() -> Iterator[TensorData]:
             yield TensorData.of(f"{name}.weight", np.ones(shape, np.float32), GGMLType.F32)
         else:
             values = random.normal(0, 0.05, shape).astype(np.float32)
-            yield TensorData.of(f"{name}.weight", values, GGMLType.Q8_0)
+            yield TensorData.of(f"{name}.weight", values, kind)

@@ -3,10 +3,10 @@
 Host pages are registered with the driver and seen by kernels at the host's address (`cuda_pages`). Records
 become launches (`cuda_launch`), kernels are compiled for the chip on first use and kept on disk
 (`cuda_compile`), and `cuda_driver` is all there is of CUDA. A tape is played as CUDA graphs. Records of a
-language model are joined where that is faster: the steps around a product of one row (`cuda_fuse`), whole
-passes over one row (`cuda_walk`), products of many rows on tensor cores (`cuda_prefill`). Where pages cannot
-be registered and copies are allowed, what a tape touches is copied before and after each play, and counted.
-Weights are uploaded once (`cuda_upload`).
+language model are joined where that is faster: the steps around a product of one row (`cuda_fuse`) or a few
+(`cuda_fuse_rows`), whole passes over one row (`cuda_walk`), products of many rows on tensor cores
+(`cuda_prefill`). Where pages cannot be registered and copies are allowed, what a tape touches is copied
+before and after each play, and counted. Weights are uploaded once (`cuda_upload`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from nocopy.device.cuda_blas import Blas, BlasLaunch, load_blas
 from nocopy.device.cuda_compile import Compiler, cache_directory
 from nocopy.device.cuda_driver import Driver, Start, version_name
 from nocopy.device.cuda_fuse import Fuser
+from nocopy.device.cuda_fuse_rows import RowsFuser
 from nocopy.device.cuda_launch import COUNTERS, KernelLaunch, Plan, Shape, plan
 from nocopy.device.cuda_pages import (
     CudaPages,
@@ -289,17 +290,21 @@ class CudaDevice:
         addresses = {space: pages.device_address for space, pages in used.items()}
         stop = driver.stop_address if tape.work > STOPPABLE_WORK else 0
         words, copy = Words(()), 0
-        if isinstance(used.get(Space.GUEST), RegisteredPages):
+        guest = used.get(Space.GUEST)
+        if isinstance(guest, RegisteredPages | RangedCudaPages):
             words = find_words(tape)
+        if isinstance(guest, RangedCudaPages):
+            guest.reach(words.ranges)  # what lies between two things that are copied is copied too
         if words.ranges:
             copy = driver.allocate(words.nbytes)
             frees.append(lambda: driver.free(copy))
             for record in words.copies(addresses[Space.GUEST], copy):
                 yield plan(record, addresses, 0, driver.multiprocessors)
         records = redirected(tape, words, addresses, copy)
-        fuser = prefill = None
+        fuser = rows = prefill = None
         if _fusible(used):
             fuser = Fuser(tape, records, addresses, driver.chip)
+            rows = RowsFuser(tape, records, addresses, driver.chip, stop)
             prefill = Prefill(
                 tape, records, addresses, driver.multiprocessors, stop, blas=self._blas is not None
             )
@@ -313,7 +318,7 @@ class CudaDevice:
             if fuser and (found := fuser.group(at)):
                 launch, count = found
                 steps.append(Step(Plan((launch,)), at, count, launch.group))
-            elif prefill and (group := prefill.group(at)):
+            elif (rows and (group := rows.group(at))) or (prefill and (group := prefill.group(at))):
                 count = group[1]
                 steps.append(Step(group[0], at, count))
             else:

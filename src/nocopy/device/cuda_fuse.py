@@ -17,7 +17,7 @@ from nocopy.device.cuda_launch import Fields, Shape
 from nocopy.memory.dtype import DType
 from nocopy.tape.ops import BINARY, ROPE
 from nocopy.tape.record import Space
-from nocopy.tape.validate import Tape
+from nocopy.tape.validate import Extent, Tape
 
 PRODUCT = struct.Struct("<7Q6I2f")
 """`nocopy_product` in kernels/cuda/fused.cu."""
@@ -368,22 +368,13 @@ class Fuser:
             return False
         touched = [t for index in range(first, stop) for t in self._touched(index)]
         return all(
-            (a.range == b.range in passed and not (a.table or b.table)) or _interleaved(a, b)
+            (a.range == b.range in passed and not (a.table or b.table)) or interleaved(a, b)
             for a, b in combinations(touched, 2)
             if (a.written or b.written) and overlap(a.range, b.range)
         )
 
     def _touched(self, index: int) -> list[Touched]:
-        """What the operands of a record touch; of a KV cache also how its rows lie."""
-        found: list[Touched] = []
-        for e in self._extents[index]:
-            base, rows = self._addresses[e.space], (0, 0)
-            if e.written and (fields := self._record(index, "scatter")):
-                size = fields.dtype(0).itemsize
-                rows = fields.named["w"] * size, fields.strides[0][0] * size
-            if e.stop > e.start:
-                found.append(Touched((base + e.start, base + e.stop), e.written, rows if rows[0] else None))
-        return found
+        return touched(self._extents[index], self._addresses, self._record(index, "scatter"))
 
     def _launch(self, group: Group) -> FusedLaunch | None:
         products, dtype = group.products, group.products[0].dtype
@@ -420,7 +411,22 @@ def overlap(a: tuple[int, int], b: tuple[int, int]) -> bool:
     return a[0] < b[1] and b[0] < a[1]
 
 
-def _interleaved(a: Touched, b: Touched) -> bool:
+def touched(
+    extents: Sequence[Extent], addresses: Mapping[Space, int], scatter: Fields | None
+) -> list[Touched]:
+    """What the operands of a record touch; of a KV cache, which a scatter writes, also how its rows lie."""
+    found: list[Touched] = []
+    for e in extents:
+        base, rows = addresses[e.space], None
+        if e.written and scatter:
+            size = scatter.dtype(0).itemsize
+            rows = scatter.named["w"] * size, scatter.strides[0][0] * size
+        if e.stop > e.start:
+            found.append(Touched((base + e.start, base + e.stop), e.written, rows))
+    return found
+
+
+def interleaved(a: Touched, b: Touched) -> bool:
     """True if two tables share no byte though each lies between the rows of the other."""
     if not (a.table and b.table) or a.table[1] != b.table[1]:
         return False

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from typing import Protocol
 
@@ -49,10 +49,12 @@ SHORTEST_PART = 1024
 """Elements of a row that are worth a block of argmax."""
 SHORTEST_SPLIT = 128
 """Tokens that are worth a block of attention."""
-SAMPLE_KERNELS = ("sample_count", "sample_top_k", "sample_weigh", "sample_top_p", "sample_draw")
-"""What follows sample_largest."""
-SAMPLE_PROGRESS, SAMPLE_BUCKETS = 56, 2048
-"""Bytes of Progress and number of BUCKETS in kernels/cuda/sample.cu."""
+SAMPLE_BUCKETS, SAMPLE_SHARED = 2048, 74040
+"""BUCKETS, and the bytes of a Desk in kernels/cuda/sample.cu."""
+MOST_SHARERS = 512
+"""Blocks of a row of sample, at most."""
+SAMPLE_PART, PENALIZE_PART = 2048, 4096
+"""Elements of a row that are worth a block; each of penalize reads the recent tokens, perhaps over a bus."""
 COUNTERS = 1024
 """Words of 32 bits before a workspace, zero between launches, in which blocks count themselves."""
 MAX_WORKSPACE = 2**26
@@ -207,17 +209,17 @@ def plan(record: bytes, spaces: Mapping[Space, int], stop: int, multiprocessors:
         stop = 0
     shape = GEOMETRY[fields.op.name](fields, multiprocessors)
     bases = tuple(spaces.get(space, 0) for space in Space)
-    shapes, workspace = [shape], 0
+    shapes, workspace, shared = [shape], 0, 0
     if shape.kernel == "argmax_split":
         workspace = 8 * shape.blocks
-    elif shape.kernel == "sample_largest":
-        workspace = fields.named["r"] * _sample_bytes(fields, shape.splits)
-        shapes += [replace(shape, kernel=kernel) for kernel in SAMPLE_KERNELS]
+    elif shape.kernel == "sample":
+        workspace = shape.blocks // shape.splits * _sample_bytes(fields, shape.splits)
+        shared = SAMPLE_SHARED
     elif shape.splits > 1 and fields.op.name == "attention":
         workspace = _state_bytes(fields) * shape.splits
         if shape.source != "attention_row":  # its last block joins
             shapes += [_join(fields, shape.splits, multiprocessors)]
-    return Plan(tuple(Launch(each, fields.pack(), bases, stop) for each in shapes), workspace)
+    return Plan(tuple(Launch(each, fields.pack(), bases, stop, shared) for each in shapes), workspace)
 
 
 def _ceil(a: int, b: int) -> int:
@@ -397,23 +399,23 @@ def _argmax(fields: Fields, multiprocessors: int) -> Shape:
 
 
 def _sample_bytes(fields: Fields, splits: int) -> int:
-    """Bytes that the launches of a row of sample hand on: what is known, sums of parts and buckets, keys."""
-    return SAMPLE_PROGRESS + 8 * (splits + SAMPLE_BUCKETS + fields.named["n"])
+    """Bytes that the blocks of a row of sample hand on: counts, sums of parts and of buckets, keys."""
+    return 8 * (1 + splits + 2 * SAMPLE_BUCKETS + fields.named["n"])
 
 
 def _sample(fields: Fields, multiprocessors: int) -> Shape:
-    """A block for each row; where rows are few and long, several blocks and launches."""
+    """Blocks that share a row wait for each other: there are no more than run at the same time."""
     d = fields.named
-    splits = min(_ceil(d["n"], SHORTEST_PART), 2 * multiprocessors // d["r"])
-    if splits >= 4 and d["r"] <= COUNTERS and d["r"] * _sample_bytes(fields, splits) <= MAX_WORKSPACE:
-        return Shape("sample", "sample_largest", d["r"] * splits, (256, 1), splits)
-    threads = 256 if d["n"] <= 65536 else 1024
-    return Shape("sample", "sample", min(d["r"], multiprocessors * BLOCKS_PER_SM), (threads, 1))
+    splits = min(_ceil(d["n"], SAMPLE_PART), multiprocessors // d["r"], MOST_SHARERS)
+    if splits > 1 and d["r"] <= COUNTERS and d["r"] * _sample_bytes(fields, splits) <= MAX_WORKSPACE:
+        return Shape("sample", "sample", d["r"] * splits, (512, 1), splits)
+    most = max(1, MAX_WORKSPACE // _sample_bytes(fields, 1))
+    return Shape("sample", "sample", min(d["r"], most, multiprocessors), (512, 1))
 
 
 def _penalize(fields: Fields, multiprocessors: int) -> Shape:
     d = fields.named
-    splits = max(1, min(_ceil(d["n"], SHORTEST_PART), 2 * multiprocessors // d["r"]))
+    splits = max(1, min(_ceil(d["n"], PENALIZE_PART), 2 * multiprocessors // d["r"]))
     blocks = min(d["r"] * splits, multiprocessors * BLOCKS_PER_SM)
     return Shape("sample", "penalize", blocks, (256, 1), splits)
 

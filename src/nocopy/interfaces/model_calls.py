@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 from collections.abc import Mapping
 from typing import Any, cast
@@ -133,15 +134,16 @@ class ModelCalls:
         self._aligned(options, 8, "generation options")
         chosen = Options(self._memory, options, found.session.engine.config.vocabulary)
         self._aligned(tokens, 4, "tokens")
-        memory = self._memory
-        memory.check(tokens, 4 * most)
+        self._memory.check(tokens, 4 * most)
+        # A view of the memory would cost more than a small model's token.
+        place = ctypes.cast(self._memory.address + tokens, ctypes.POINTER(ctypes.c_int32))
         recent = chosen.sampler.options.repeat_last_n
         chosen.sampler.accept(found.session.tokens[-recent:] if recent > 0 else found.session.tokens)
         made, why = generate(
             found,
             chosen.sampler,
             most,
-            put=lambda index, token: memory.write(tokens + 4 * index, token.to_bytes(4, "little")),
+            put=place.__setitem__,
             ends=() if chosen.ignore_end else found.lease.loaded.model.tokenizer.end_ids,
             check=lambda: rest(self.sessions.until),
         )

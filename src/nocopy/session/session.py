@@ -196,7 +196,7 @@ class Session:
         """Return the token with the largest logit, the lowest of equals.
 
         Args:
-            more: how many more such tokens will be appended and asked for. Devices with time to spare feed
+            more: how many such tokens will be appended, this one included. Devices with time to spare feed
                 some of them ahead, in one go; appending them then costs nothing.
 
         Raises:

@@ -1,7 +1,7 @@
-// Runs the CUDA kernels on the CPU, one block after another (those of walk.cu together), every CUDA thread a
-// fiber: enough of CUDA to
-// test what kernels compute, that every thread reaches every barrier, and (with the address sanitizer) that
-// no thread leaves its operands. It says nothing about races, memory order or speed.
+// Runs the CUDA kernels on the CPU, one block after another (those that wait for each other together), every
+// CUDA thread a fiber: enough of CUDA to test what kernels compute, that every thread reaches every barrier,
+// and (with the address sanitizer) that no thread leaves its operands. It says nothing about races, memory
+// order or speed.
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -200,7 +200,9 @@ static bool call() {
 }
 
 static void body() {
-    if (!call<nocopy_fused>() && !call<nocopy_walk>() && !call<nocopy_launch>()) abort();
+    if (!call<nocopy_fused>() && !call<nocopy_walk>() && !call<nocopy_launch>() &&
+        !call<nocopy_fused_rows>() && !call<nocopy_attention_rows>())
+        abort();
     fibers[current].ended = true;
     ++progress;
     yield();
@@ -253,6 +255,8 @@ extern "C" int emulate(void (*kernel)(), uint32_t grid, uint32_t x, uint32_t y, 
     gridDim = {grid, 1};
     blockDim = {x, y};
     uint32_t together = bytes == sizeof(nocopy_walk) ? grid : 1;
+    void (*sharing)(const nocopy_launch) = sample;
+    if (kernel == (void (*)())sharing) together = (uint32_t)((const nocopy_launch*)launch)->splits;
     if (together > MOST_TOGETHER) abort();
     while (fibers.size() < together * x * y) {
         fibers.emplace_back();

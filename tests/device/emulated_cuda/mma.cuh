@@ -109,6 +109,11 @@ inline uint32_t pack_pair(float low, float high) {
     return a | (uint32_t)b << 16;
 }
 
+inline uint32_t add_pairs(uint32_t a, uint32_t b) {
+    return pack_pair<true>(half_of<true>(a, 0) + half_of<true>(b, 0),
+                           half_of<true>(a, 1) + half_of<true>(b, 1));
+}
+
 inline float fast_exp2(float x) {
     float y = exp2f(x);
     return y < 1.17549435e-38f ? 0.0f : y;

@@ -71,8 +71,15 @@ struct Tokens {
     __device__ Tokens(const nocopy_launch& launch, uint64_t row) {
         if (row >= launch.record.dims[0]) return;
         Tensor last(launch, 4);
+        see(launch, last.as<int32_t>() + last.at(row));
+    }
+
+    // Of the row whose last token is *last.
+    __device__ Tokens(const int32_t* last, const nocopy_launch& launch) { see(launch, last); }
+
+    __device__ void see(const nocopy_launch& launch, const int32_t* last) {
         int64_t count = launch.record.dims[3], window = launch.record.params[2];
-        stop = min((int64_t)last.as<int32_t>()[last.at(row)] + 1, count);
+        stop = min((int64_t)*last + 1, count);
         start = window ? max(stop - window, (int64_t)0) : 0;
         if (stop <= start) start = stop = 0;
     }

@@ -81,6 +81,13 @@ __device__ inline uint32_t pack_pair(float low, float high) {
     return pair;
 }
 
+// The sums of two pairs of bf16, each rounded to nearest even.
+__device__ inline uint32_t add_pairs(uint32_t a, uint32_t b) {
+    uint32_t sums;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sums) : "r"(a), "r"(0x3f803f80), "r"(b));
+    return sums;
+}
+
 // 2^x with a relative error of 2^-22; 0 for results below 2^-126.
 __device__ inline float fast_exp2(float x) {
     float y;

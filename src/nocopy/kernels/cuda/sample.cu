@@ -5,15 +5,18 @@
 //
 // tape/reference_sample.py says what each number means. Weights are whole numbers and no sum depends on its
 // order, so that every player draws the same. Elements are ordered by the keys of argmax and topk; what a
-// filter keeps are the keys from `lowest` on. Where that is, a radix selection by count or by weight says.
+// filter keeps are the keys from `lowest` on. Where that is, a histogram over the distance from the largest
+// score says, and a selection among one bucket's keys.
 //
-// sample gives a row to one block, which reads it up to 20 times. For few long rows launch.splits blocks
-// share a row in six launches: the largest score; twice, for top_k and then top_p, a histogram over the
-// distance from it and a selection among one bucket's elements; the draw. What they hand on lies in the
-// workspace. Bound: the launches, 1 to 2 us each; the bytes of x come from the cache.
+// launch.splits blocks share a row, all at work at the same time; each keeps its part of the scores. Where
+// top_k is small, as it mostly is, each hands on what may be among the first top_k, and the last one to do so
+// chooses among them. Else they meet after each step: the largest score; for top_k and then top_p a histogram
+// and the list of a bucket's keys; the sums of the draw. What they hand on lies in the workspace. Bound: the
+// launch, and the meetings, about two microseconds each.
 #include "keys.cuh"
+#include "pause.cuh"
 #include "rows.cuh"
-#include "split.cuh"
+#include "stream.cuh"
 
 constexpr uint32_t DIGIT = 256;
 constexpr uint32_t BUCKETS = 2048;  // of 1/64 each in the score; the last one is for all that is further
@@ -21,13 +24,11 @@ constexpr float BUCKETS_PER_ONE = 64.0f;  // device/cuda_launch.py has their num
 constexpr float LOG2_E = 1.44269504f, SMALLEST = 1.17549435e-38f, FURTHEST = 63.0f;
 constexpr uint64_t WHOLE = (uint64_t)1 << 40;
 constexpr uint32_t MOST_RECENT = 4096;
-constexpr uint32_t FEW = 512;  // keys that are ordered by comparing each with all others
-
-struct Choice {
-    float steepness, top_p, min_p;
-    int32_t top_k;
-    uint64_t bits;  // the random number
-};
+constexpr uint32_t FEW = 512;    // keys that are ordered by comparing each with all others
+constexpr uint32_t PART = 4096;  // scores that a block keeps; more are read again and again
+constexpr uint32_t AT_ONCE = 8;  // scores of a thread that are on their way together
+constexpr uint32_t HANDED = 64;  // keys that a block hands on, at most; and the top_k up to which it does
+constexpr uint32_t MOST_HANDED = PART;
 
 // The first word of Philox4x64-10 with key `seed` and counter `draw` + 1.
 __device__ inline uint64_t random_bits(uint64_t seed, uint64_t draw) {
@@ -44,13 +45,26 @@ __device__ inline uint64_t random_bits(uint64_t seed, uint64_t draw) {
     return c0;
 }
 
-__device__ inline Choice choice_of(const nocopy_launch& launch, uint64_t row) {
+struct Choice {
+    float steepness, top_p, min_p;
+    int32_t top_k;
+    uint64_t seed, draw;
+
+    __device__ uint64_t bits() const { return random_bits(seed, draw); }
+};
+
+constexpr uint32_t CHOICE_WORDS = 8;
+
+// Word i of what says how to draw: three options, five of the state.
+__device__ inline uint32_t choice_word(const nocopy_launch& launch, uint64_t row, uint32_t i) {
     Tensor options(launch, 2), state(launch, 3);
-    auto number = [&](uint64_t i) { return options.as<float>()[options.at(row, i)]; };
-    auto word = [&](uint64_t i) { return (uint64_t)state.as<uint32_t>()[state.at(row, i)]; };
-    uint64_t seed = word(1) | word(2) << 32, draw = word(3) | word(4) << 32;
-    return {number(0), number(1), number(2), (int32_t)word(0),
-            random_bits(seed, draw + launch.record.params[0])};
+    return i < 3 ? options.as<uint32_t>()[options.at(row, i)] : state.as<uint32_t>()[state.at(row, i - 3)];
+}
+
+__device__ inline Choice choice_of(const nocopy_launch& launch, const uint32_t* words) {
+    auto number = [&](int i) { return __uint_as_float(words[i]); };
+    uint64_t seed = words[4] | (uint64_t)words[5] << 32, draw = words[6] | (uint64_t)words[7] << 32;
+    return {number(0), number(1), number(2), (int32_t)words[3], seed, draw + launch.record.params[0]};
 }
 
 // 2^(40 - steepness below), rounded down.
@@ -92,19 +106,64 @@ struct Scores {
     }
 };
 
-// The sum of `value` over this thread of the block and those before it.
-__device__ inline uint64_t sum_to_here(uint64_t value) {
-    __shared__ uint64_t sums[32];
+// What a block works with, in dynamic shared memory: blocks of a row run side by side.
+struct Desk {
+    uint64_t sums[BUCKETS];
+    uint64_t held[PART];  // keys that blocks have handed on, or what scores weigh
+    float scores[PART];
+    uint64_t keys[FEW], weights[FEW];
+    uint64_t partial[32];
+    uint64_t found, left;
+    uint32_t choice[CHOICE_WORDS];
+    uint32_t listed;
+    bool last;
+};
+static_assert(sizeof(Desk) == 74040, "device/cuda_launch.py has this number");
+
+// Adds to a sum in shared memory, whose own adds are of 32 bits.
+__device__ inline void add_wide(uint64_t* sum, uint64_t value) {
+    uint32_t *words = (uint32_t*)sum, low = (uint32_t)value, before = atomicAdd(words, low);
+    uint32_t high = (uint32_t)(value >> 32) + (before + low < before ? 1u : 0u);
+    if (high) atomicAdd(words + 1, high);
+}
+
+template <typename Combine>
+__device__ inline uint64_t combined(Desk& desk, uint64_t value, Combine combine) {
+    for (int mask = 16; mask; mask >>= 1) value = combine(value, __shfl_xor_sync(0xffffffffu, value, mask));
+    const uint32_t warps = blockDim.x / 32;
+    if (threadIdx.x % 32 == 0) desk.partial[threadIdx.x / 32] = value;
+    __syncthreads();
+    value = desk.partial[0];
+    for (uint32_t w = 1; w < warps; ++w) value = combine(value, desk.partial[w]);
+    __syncthreads();  // all have read; the next call may write
+    return value;
+}
+
+struct Plus {
+    __device__ uint64_t operator()(uint64_t a, uint64_t b) const { return a + b; }
+};
+
+// The sum of get(0) to get(n - 1).
+template <typename Get>
+__device__ inline uint64_t sum_of(Desk& desk, uint64_t n, Get get) {
+    uint64_t sum = 0;
+    for (uint64_t i = threadIdx.x; i < n; i += blockDim.x) sum += get(i);
+    return combined(desk, sum, Plus());
+}
+
+// The sum of `value` over the threads of the block before this one.
+__device__ inline uint64_t sum_before(Desk& desk, uint64_t value) {
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const uint64_t own = value;
     for (uint32_t step = 1; step < 32; step *= 2) {
         uint64_t other = __shfl_sync(0xffffffffu, value, (int)(lane >= step ? lane - step : lane));
         if (lane >= step) value += other;
     }
-    if (lane == 31) sums[warp] = value;
+    if (lane == 31) desk.partial[warp] = value;
     __syncthreads();
-    for (uint32_t before = 0; before < warp; ++before) value += sums[before];
+    for (uint32_t before = 0; before < warp; ++before) value += desk.partial[before];
     __syncthreads();  // all have read; the next call may write
-    return value;
+    return value - own;
 }
 
 struct Reached {
@@ -114,13 +173,13 @@ struct Reached {
 
 // Where the sum of get(0), get(1), ... reaches `wanted`, which lies between 1 and the sum of all n.
 template <typename Get>
-__device__ inline Reached reach(uint64_t n, uint64_t wanted, Get get) {
-    __shared__ Reached found;
-    uint64_t share = (n + blockDim.x - 1) / blockDim.x;
-    uint64_t first = min(n, threadIdx.x * share), stop = min(n, first + share), mine = 0;
+__device__ inline Reached reach(Desk& desk, uint64_t n, uint64_t wanted, Get get) {
+    const uint64_t share = (n + blockDim.x - 1) / blockDim.x;
+    const uint64_t first = min(n, threadIdx.x * share), stop = min(n, first + share);
+    uint64_t mine = 0;
     for (uint64_t i = first; i < stop; ++i) mine += get(i);
-    uint64_t before = sum_to_here(mine) - mine;
-    if (threadIdx.x == 0) found = {0, wanted};
+    const uint64_t before = sum_before(desk, mine);
+    if (threadIdx.x == 0) desk.found = 0, desk.left = wanted;
     __syncthreads();
     if (before < wanted && wanted - before <= mine) {
         uint64_t left = wanted - before, i = first;
@@ -129,10 +188,10 @@ __device__ inline Reached reach(uint64_t n, uint64_t wanted, Get get) {
             if (value >= left) break;
             left -= value;
         }
-        found = {i, left};
+        desk.found = i, desk.left = left;
     }
     __syncthreads();
-    Reached result = found;
+    const Reached result = {desk.found, desk.left};
     __syncthreads();
     return result;
 }
@@ -140,51 +199,54 @@ __device__ inline Reached reach(uint64_t n, uint64_t wanted, Get get) {
 // The key at which the weights of n keys, summed from the largest key down, reach `wanted`, or a bound just
 // below it.
 template <typename Key, typename Weight>
-__device__ inline uint64_t select_weighted(uint64_t n, Key key, Weight weight_of, uint64_t wanted) {
-    __shared__ uint64_t sums[DIGIT];
+__device__ inline uint64_t select_weighted(Desk& desk, uint64_t n, Key key, Weight weight_of,
+                                           uint64_t wanted) {
     uint64_t prefix = 0, mask = 0;
     for (int shift = 56; shift >= 0; shift -= 8) {
-        for (uint32_t d = threadIdx.x; d < DIGIT; d += blockDim.x) sums[d] = 0;
+        for (uint32_t d = threadIdx.x; d < DIGIT; d += blockDim.x) desk.sums[d] = 0;
         __syncthreads();
         row_each(n, [&](uint64_t i) {
             uint64_t k = key(i);
-            if ((k & mask) == prefix) atomicAdd(&sums[k >> shift & (DIGIT - 1)], weight_of(k));
+            if ((k & mask) == prefix) add_wide(&desk.sums[k >> shift & (DIGIT - 1)], weight_of(k));
         });
         __syncthreads();
-        Reached digit = reach(DIGIT, wanted, [&](uint64_t i) { return sums[DIGIT - 1 - i]; });
+        Reached digit = reach(desk, DIGIT, wanted, [&](uint64_t i) { return desk.sums[DIGIT - 1 - i]; });
         wanted = digit.left;
         prefix |= (DIGIT - 1 - digit.at) << shift;
         mask |= (uint64_t)(DIGIT - 1) << shift;
-        if (sums[DIGIT - 1 - digit.at] == wanted) break;  // all that share the prefix are wanted
+        if (desk.sums[DIGIT - 1 - digit.at] == wanted) break;  // all that share the prefix are wanted
         __syncthreads();
     }
     __syncthreads();
     return prefix;
 }
 
-// The same for at most FEW keys: each is compared with all others.
-template <typename Key, typename Weight>
-__device__ inline uint64_t select_of_few(uint64_t n, Key key, Weight weight_of, uint64_t wanted) {
-    __shared__ uint64_t keys[FEW], weights[FEW], found;
-    if (threadIdx.x == 0) found = 0;
-    row_each(n, [&](uint64_t i) {
-        keys[i] = key(i);
-        weights[i] = weight_of(keys[i]);
-    });
+// The same for at most FEW keys, which are compared each with all others, by eight lanes each. Before are
+// those that come first in the order that `earlier` says.
+template <typename Key, typename Weight, typename Earlier>
+__device__ inline uint64_t select_of_few(Desk& desk, uint64_t n, Key key, Weight weight_of, uint64_t wanted,
+                                         Earlier earlier) {
+    constexpr uint32_t LANES = 8;
     __syncthreads();
     row_each(n, [&](uint64_t i) {
-        uint64_t before = 0;
-        for (uint64_t j = 0; j < n; ++j)
-            if (keys[j] > keys[i]) before += weights[j];
-        if (before < wanted && wanted - before <= weights[i]) found = keys[i];
+        desk.keys[i] = key(i);
+        desk.weights[i] = weight_of(desk.keys[i]);
     });
+    if (threadIdx.x == 0) desk.found = 0;
+    __syncthreads();
+    for (uint64_t first = 0; first < n; first += blockDim.x / LANES) {
+        const uint64_t i = first + threadIdx.x / LANES, own = i < n ? desk.keys[i] : 0;
+        uint64_t before = 0;
+        for (uint64_t j = threadIdx.x % LANES; j < n; j += LANES)
+            if (earlier(desk.keys[j], own)) before += desk.weights[j];
+        for (int mask = LANES / 2; mask; mask >>= 1) before += __shfl_xor_sync(0xffffffffu, before, mask);
+        if (i < n && before < wanted && wanted - before <= desk.weights[i]) desk.found = own;
+    }
+    __syncthreads();
+    const uint64_t found = desk.found;
     __syncthreads();
     return found;
 }
-
-struct Plus {
-    __device__ uint64_t operator()(uint64_t a, uint64_t b) const { return a + b; }
-};
 
 // The weight in the draw of one that is kept; 0 for one that is not likely enough.
 __device__ inline uint64_t share_of(const Scores& s, const Choice& choice, uint64_t least, uint64_t key) {
@@ -200,191 +262,313 @@ __device__ inline bool decided(uint64_t best, const Choice& choice, int32_t* fou
     return !finite || !(choice.steepness >= SMALLEST);
 }
 
-NOCOPY_KERNEL(sample, 1024, 1) {
-    const uint32_t* d = launch.record.dims;
-    Tensor out(launch, 0);
-    Scores s{Tensor(launch, 1), 0, d[1], 0, 0};
-    for (uint64_t row = blockIdx.x; row < d[0]; row += gridDim.x) {
-        if (block_stopped(launch)) return;
-        const Choice choice = choice_of(launch, row);
-        s.start = s.x.at(row);
-        s.lowest = 0;
-        auto key = [&](uint64_t i) { return s.key(i); };
-        uint64_t best = row_combine(launch, s.n, (uint64_t)0, key, Larger());
-        s.top = score_of(best);
-        int32_t found;
-        if (!decided(best, choice, &found)) {
-            if (choice.top_k > 0 && (uint64_t)choice.top_k < s.n)
-                s.lowest = select_weighted(s.n, key, [](uint64_t) { return (uint64_t)1; }, choice.top_k);
-            auto likelihood = [&](uint64_t k) { return s.kept(k) ? s.likelihood(k) : 0; };
-            if (choice.top_p < 1.0f) {
-                uint64_t total = row_combine(
-                    launch, s.n, (uint64_t)0, [&](uint64_t i) { return likelihood(key(i)); }, Plus());
-                uint64_t wanted = max(part_of(total, choice.top_p), (uint64_t)1);
-                s.lowest = max(s.lowest, select_weighted(s.n, key, likelihood, wanted));
-            }
-            uint64_t least = part_of(WHOLE, choice.min_p);
-            auto share = [&](uint64_t i) { return share_of(s, choice, least, key(i)); };
-            uint64_t total = row_combine(launch, s.n, (uint64_t)0, share, Plus());
-            found = (int32_t)reach(s.n, __umul64hi(choice.bits, total) + 1, share).at;
-        }
-        if (threadIdx.x == 0) out.as<int32_t>()[out.at(row)] = found;
-    }
-}
-
-// What the launches of a row hand on. `done` is set once the index is known.
-struct Progress {
-    Choice choice;
-    uint64_t lowest;
-    uint64_t wanted;  // of the bucket in which a filter ends
-    float top;
-    uint32_t bucket, listed, done;
-};
-static_assert(sizeof(Progress) == 56, "device/cuda_launch.py has this number");
-
-// A block's part of a row.
-struct RowPart {
-    uint64_t row, split, first, stop;
-    Progress* progress;
-    uint64_t *parts, *sums, *keys;
+// A block's part of a row, and what it shares with the others of the row.
+struct Sharer {
+    const nocopy_launch& launch;
+    Desk& desk;
+    uint64_t row, first, stop;
+    uint32_t split, splits, met = 0;
+    uint32_t *arrivals, *listed;    // of two lists
+    uint64_t *parts, *sums, *keys;  // sums: two histograms
     Scores s;
+    Choice choice;
 
-    __device__ explicit RowPart(const nocopy_launch& launch)
-        : s{Tensor(launch, 1), 0, launch.record.dims[1], 0, 0} {
-        row = blockIdx.x / launch.splits;
-        split = blockIdx.x % launch.splits;
-        first = s.n * split / launch.splits;
-        stop = s.n * (split + 1) / launch.splits;
+    __device__ Sharer(const nocopy_launch& l, Desk& d, uint64_t which)
+        : launch(l), desk(d), row(which), s{Tensor(l, 1), 0, l.record.dims[1], 0, 0} {
+        splits = (uint32_t)l.splits, split = (uint32_t)(blockIdx.x % l.splits);
+        first = s.n * split / splits, stop = s.n * (split + 1) / splits;
         s.start = s.x.at(row);
-        uint64_t words = sizeof(Progress) / 8 + launch.splits + BUCKETS + s.n;
-        uint64_t* own = (uint64_t*)launch.workspace + row * words;
-        progress = (Progress*)own;
-        parts = own + sizeof(Progress) / 8;
-        sums = parts + launch.splits;
-        keys = sums + BUCKETS;
+        uint64_t* own = (uint64_t*)l.workspace + blockIdx.x / l.splits * (1 + splits + 2 * BUCKETS + s.n);
+        listed = (uint32_t*)own;
+        parts = own + 1;
+        sums = parts + splits;
+        keys = sums + 2 * BUCKETS;
+        arrivals = (uint32_t*)l.workspace - 1 - blockIdx.x / l.splits;
     }
 
-    // Takes over what the launches before found out; false if there is nothing left to do.
-    __device__ bool go_on() {
-        s.top = progress->top;
-        s.lowest = progress->lowest;
-        return !progress->done;
+    // All blocks of the row come here; what each wrote before, the others may read behind it.
+    __device__ void meet() {
+        __syncthreads();
+        if (splits == 1) return;
+        ++met;
+        if (threadIdx.x == 0) {
+            __threadfence();
+            atomicAdd(arrivals, 1u);
+            while (*(volatile uint32_t*)arrivals < met * splits) pause_here();
+            __threadfence();
+        }
+        __syncthreads();
+    }
+
+    // The last meeting, at which nobody waits: true for the last block to come.
+    __device__ bool leave() {
+        __syncthreads();
+        if (splits == 1) return true;
+        if (threadIdx.x == 0) {
+            __threadfence();
+            desk.last = atomicAdd(arrivals, 1u) == met * splits + splits - 1;
+            if (desk.last) *arrivals = 0;
+            __threadfence();
+        }
+        __syncthreads();
+        return desk.last;
+    }
+
+    __device__ bool keeps() const { return stop - first <= PART; }
+    __device__ uint64_t key(uint64_t i) const {
+        return keeps() ? rank_key(desk.scores[i - first], i) : s.key(i);
     }
 
     template <typename Body>
     __device__ void each(Body body) const {
-        for (uint64_t i = first + threadIdx.x; i < stop; i += blockDim.x) body(s.key(i));
+        for (uint64_t i = first + threadIdx.x; i < stop; i += blockDim.x) body(key(i));
+    }
+
+    // Reads this block's scores, and says which key is the largest.
+    __device__ uint64_t read() {
+        uint64_t best = 0;
+        for (uint64_t from = first + threadIdx.x; from < stop; from += AT_ONCE * blockDim.x) {
+            float found[AT_ONCE];
+#pragma unroll
+            for (uint32_t j = 0; j < AT_ONCE; ++j) {
+                uint64_t i = from + j * blockDim.x;
+                if (i < stop) found[j] = s.score(i);
+            }
+#pragma unroll
+            for (uint32_t j = 0; j < AT_ONCE; ++j) {
+                uint64_t i = from + j * blockDim.x;
+                if (i >= stop) continue;
+                best = max(best, rank_key(found[j], i));
+                if (keeps()) desk.scores[i - first] = found[j];
+            }
+        }
+        return combined(desk, best, Larger());
+    }
+
+    __device__ uint64_t part(uint64_t i) const { return *(volatile uint64_t*)(parts + i); }
+    __device__ uint64_t listed_key(uint64_t i) const { return *(volatile uint64_t*)(keys + i); }
+
+    // The largest key of the row, of which this block has `best`.
+    __device__ uint64_t largest(uint64_t best) {
+        for (uint32_t i = split * blockDim.x + threadIdx.x; i < 2 * BUCKETS; i += splits * blockDim.x)
+            sums[i] = 0;
+        if (split == 0 && threadIdx.x < 2) listed[threadIdx.x] = 0;
+        if (splits == 1) return best;
+        if (threadIdx.x == 0) parts[split] = best;
+        meet();
+        best = 0;
+        for (uint32_t i = threadIdx.x; i < splits; i += blockDim.x) best = max(best, part(i));
+        return combined(desk, best, Larger());
+    }
+
+    // desk.sums: what `value` gives for those of n keys that are kept, by buckets.
+    template <typename Key, typename Value>
+    __device__ void count(uint64_t n, Key key_at, Value value) {
+        for (uint32_t i = threadIdx.x; i < BUCKETS; i += blockDim.x) desk.sums[i] = 0;
+        __syncthreads();
+        row_each(n, [&](uint64_t i) {
+            uint64_t k = key_at(i), v = k && s.kept(k) ? value(k) : 0;  // 0 is no key
+            if (v) add_wide(&desk.sums[s.bucket(k)], v);
+        });
+        __syncthreads();
+    }
+
+    // The same for the keys of the whole row.
+    template <typename Value>
+    __device__ void histogram(uint32_t which, Value value) {
+        count(stop - first, [&](uint64_t i) { return key(first + i); }, value);
+        if (splits == 1) return;
+        uint64_t* all = sums + which * BUCKETS;
+        for (uint32_t i = threadIdx.x; i < BUCKETS; i += blockDim.x)
+            if (desk.sums[i]) atomicAdd(&all[i], desk.sums[i]);
+        meet();
+        for (uint32_t i = threadIdx.x; i < BUCKETS; i += blockDim.x)
+            desk.sums[i] = *(volatile uint64_t*)(all + i);
+        __syncthreads();
+    }
+
+    // Puts the kept keys of buckets `from` to `to` on a list.
+    __device__ void list(uint32_t which, uint32_t from, uint32_t to) {
+        __syncthreads();
+        each([&](uint64_t key) {
+            const uint32_t bucket = s.kept(key) ? s.bucket(key) : BUCKETS;
+            if (bucket >= from && bucket <= to) keys[atomicAdd(&listed[which], 1u)] = key;
+        });
+    }
+
+    // Keeps the keys whose `value`s, summed from the largest key down, reach what is wanted in `bucket`.
+    template <typename Value>
+    __device__ void narrow(uint32_t which, Reached end, Value value) {
+        list(which, (uint32_t)end.at, (uint32_t)end.at);
+        meet();
+        const uint64_t count = *(volatile uint32_t*)&listed[which];
+        auto at = [&](uint64_t i) { return listed_key(i); };
+        auto larger = [](uint64_t a, uint64_t b) { return a > b; };
+        uint64_t lowest = count <= FEW ? select_of_few(desk, count, at, value, end.left, larger)
+                                       : select_weighted(desk, count, at, value, end.left);
+        s.lowest = max(s.lowest, lowest);
+        meet();  // all have read the list
+    }
+
+    __device__ uint64_t least() const { return part_of(WHOLE, choice.min_p); }
+
+    __device__ void put(uint64_t index) const {
+        Tensor out(launch, 0);
+        if (threadIdx.x == 0) out.as<int32_t>()[out.at(row)] = (int32_t)index;
+    }
+
+    // Draws among `count` keys, which have the first top_k.
+    __device__ void draw_of_few(uint64_t count, const uint64_t* few) {
+        auto at = [&](uint64_t i) { return few[i]; };
+        auto larger = [](uint64_t a, uint64_t b) { return a > b; };
+        auto one = [](uint64_t) { return (uint64_t)1; };
+        s.lowest = select_of_few(desk, count, at, one, min((uint64_t)choice.top_k, count), larger);
+        auto likelihood = [&](uint64_t k) { return s.kept(k) ? s.likelihood(k) : 0; };
+        if (choice.top_p < 1.0f) {
+            uint64_t total = sum_of(desk, count, [&](uint64_t i) { return likelihood(at(i)); });
+            uint64_t wanted = max(part_of(total, choice.top_p), (uint64_t)1);
+            s.lowest = max(s.lowest, select_of_few(desk, count, at, likelihood, wanted, larger));
+        }
+        const uint64_t most = least();
+        auto share = [&](uint64_t k) { return share_of(s, choice, most, k); };
+        uint64_t total = sum_of(desk, count, [&](uint64_t i) { return share(at(i)); });
+        auto before = [](uint64_t a, uint64_t b) { return index_of(a) < index_of(b); };
+        put(index_of(select_of_few(desk, count, at, share, __umul64hi(choice.bits(), total) + 1, before)));
+    }
+
+    // Puts, of n keys, the first `wanted` and perhaps some more, `most` at most, in `to`; how many.
+    template <typename Key>
+    __device__ uint64_t gather(uint64_t n, Key key_at, uint64_t wanted, uint64_t most, uint64_t* to) {
+        auto one = [](uint64_t) { return (uint64_t)1; };
+        wanted = min(wanted, n);
+        count(n, key_at, one);
+        const Reached end = reach(desk, BUCKETS, wanted, [&](uint64_t i) { return desk.sums[i]; });
+        const bool fits = wanted - end.left + desk.sums[end.at] <= most;
+        __syncthreads();
+        const uint64_t bound = fits ? 0 : select_weighted(desk, n, key_at, one, wanted);
+        if (threadIdx.x == 0) desk.listed = 0;
+        __syncthreads();
+        row_each(n, [&](uint64_t i) {
+            const uint64_t k = key_at(i);
+            if (k && (fits ? s.bucket(k) <= end.at : k >= bound)) to[atomicAdd(&desk.listed, 1u)] = k;
+        });
+        __syncthreads();
+        const uint64_t found = desk.listed;
+        __syncthreads();
+        return found;
+    }
+
+    // Reads what the blocks have handed on; the largest key. Lists have gaps behind them, which are 0.
+    __device__ uint64_t take_over() {
+        for (uint32_t i = threadIdx.x; i < splits; i += blockDim.x) desk.weights[i] = part(i);
+        __syncthreads();
+        uint64_t best = 0;
+        for (uint32_t from = threadIdx.x; from < MOST_HANDED; from += AT_ONCE * blockDim.x) {
+            uint64_t found[AT_ONCE];
+#pragma unroll
+            for (uint32_t j = 0; j < AT_ONCE; ++j) {
+                const uint32_t i = from + j * blockDim.x;
+                const bool there = i / HANDED < splits && i % HANDED < desk.weights[i / HANDED % FEW];
+                found[j] = there ? listed_key(i) : 0;
+            }
+#pragma unroll
+            for (uint32_t j = 0; j < AT_ONCE; ++j) {
+                const uint32_t i = from + j * blockDim.x;
+                if (i < MOST_HANDED) desk.held[i] = found[j];
+                best = max(best, found[j]);
+            }
+        }
+        return combined(desk, best, Larger());
+    }
+
+    // Each block hands on what may be among the first top_k; the last one draws.
+    __device__ void sample_of_few(uint64_t best) {
+        s.top = score_of(best);  // of this block
+        const uint64_t own = gather(
+            stop - first, [&](uint64_t i) { return key(first + i); }, (uint64_t)choice.top_k, HANDED,
+            desk.held);
+        if (splits > 1) {
+            row_each(own, [&](uint64_t i) { keys[split * HANDED + i] = desk.held[i]; });
+            if (threadIdx.x == 0) parts[split] = own;
+            if (!leave()) return;
+            best = take_over();
+        }
+        s.top = score_of(best);
+        int32_t found;
+        if (decided(best, choice, &found)) return put((uint64_t)(int64_t)found);
+        if (splits == 1) return draw_of_few(own, desk.held);
+        auto handed = [&](uint64_t i) { return desk.held[i]; };
+        draw_of_few(gather(MOST_HANDED, handed, (uint64_t)choice.top_k, FEW, desk.sums), desk.sums);
+    }
+
+    // Draws among what is kept.
+    __device__ void draw() {
+        const uint64_t most = least();
+        auto share = [&](uint64_t i) { return share_of(s, choice, most, key(first + i)); };
+        uint64_t sum = 0;
+        row_each(stop - first, [&](uint64_t i) {
+            const uint64_t value = share(i);
+            if (keeps()) desk.held[i] = value;
+            sum += value;
+        });
+        sum = combined(desk, sum, Plus());
+        Reached end = {0, __umul64hi(choice.bits(), sum) + 1};
+        if (splits > 1) {
+            if (threadIdx.x == 0) parts[split] = sum;
+            meet();
+            auto of_part = [&](uint64_t i) { return part(i); };
+            uint64_t total = sum_of(desk, splits, of_part);
+            end = reach(desk, splits, __umul64hi(choice.bits(), total) + 1, of_part);
+        }
+        if (end.at == split)
+            put(first + reach(desk, stop - first, end.left, [&](uint64_t i) {
+                            return keeps() ? desk.held[i] : share(i);
+                        }).at);
+        leave();
+    }
+
+    __device__ void sample() {
+        // They may lie behind a bus: each is read once, while the scores are.
+        if (threadIdx.x < CHOICE_WORDS) desk.choice[threadIdx.x] = choice_word(launch, row, threadIdx.x);
+        uint64_t best = read();
+        choice = choice_of(launch, desk.choice);
+        const bool drawn = choice.steepness >= SMALLEST;
+        if (drawn && choice.top_k > 0 && (uint32_t)choice.top_k <= HANDED && splits <= MOST_HANDED / HANDED)
+            return sample_of_few(best);
+        best = largest(best);
+        s.top = score_of(best);
+        int32_t found;
+        if (decided(best, choice, &found)) {
+            if (leave()) put((uint64_t)(int64_t)found);
+            return;
+        }
+        if (choice.top_k > 0 && (uint64_t)choice.top_k < s.n) {
+            auto one = [](uint64_t) { return (uint64_t)1; };
+            histogram(0, one);
+            auto in_bucket = [&](uint64_t i) { return desk.sums[i]; };
+            narrow(0, reach(desk, BUCKETS, (uint64_t)choice.top_k, in_bucket), one);
+        }
+        if (choice.top_p < 1.0f) {
+            auto likelihood = [&](uint64_t key) { return s.likelihood(key); };
+            histogram(1, likelihood);
+            auto in_bucket = [&](uint64_t i) { return desk.sums[i]; };
+            const uint64_t total = sum_of(desk, BUCKETS, in_bucket);
+            const uint64_t wanted = max(part_of(total, choice.top_p), (uint64_t)1);
+            narrow(1, reach(desk, BUCKETS, wanted, in_bucket), likelihood);
+        }
+        draw();
     }
 };
 
-NOCOPY_KERNEL(sample_largest, 256, 4) {
-    RowPart part(launch);
-    for (uint32_t i = (uint32_t)part.split * blockDim.x + threadIdx.x; i < BUCKETS;
-         i += (uint32_t)launch.splits * blockDim.x)
-        part.sums[i] = 0;
-    auto key = [&](uint64_t i) { return part.s.key(part.first + i); };
-    uint64_t best = row_combine(launch, part.stop - part.first, (uint64_t)0, key, Larger());
-    if (threadIdx.x == 0) part.parts[part.split] = best;
-    if (!last_of(launch, part.row, (uint32_t)launch.splits)) return;
-    auto largest = [&](uint64_t i) { return *(volatile uint64_t*)(part.parts + i); };
-    best = row_combine(launch, launch.splits, (uint64_t)0, largest, Larger());
-    if (threadIdx.x) return;
-    const Choice choice = choice_of(launch, part.row);
-    int32_t found;
-    bool done = decided(best, choice, &found);
-    *part.progress = {choice, 0, 0, score_of(best), 0, 0, done};
-    Tensor out(launch, 0);
-    if (done) out.as<int32_t>()[out.at(part.row)] = found;
-}
-
-__device__ inline bool asks(const Progress& progress, uint64_t n, bool by_weight) {
-    if (by_weight) return progress.choice.top_p < 1.0f;
-    return progress.choice.top_k > 0 && (uint64_t)progress.choice.top_k < n;
-}
-
-// In which bucket a filter ends.
-__device__ inline void find_bucket(const nocopy_launch& launch, bool by_weight) {
-    __shared__ uint64_t own[BUCKETS];
-    RowPart part(launch);
-    if (!part.go_on() || !asks(*part.progress, part.s.n, by_weight)) return;
-    for (uint32_t i = threadIdx.x; i < BUCKETS; i += blockDim.x) own[i] = 0;
-    __syncthreads();
-    part.each([&](uint64_t key) {
-        if (!part.s.kept(key)) return;
-        uint64_t value = by_weight ? part.s.likelihood(key) : 1;
-        if (value) atomicAdd(&own[part.s.bucket(key)], value);
-    });
-    __syncthreads();
-    for (uint32_t i = threadIdx.x; i < BUCKETS; i += blockDim.x)
-        if (own[i]) atomicAdd(&part.sums[i], own[i]);
-    if (!last_of(launch, part.row, (uint32_t)launch.splits)) return;
-    for (uint32_t i = threadIdx.x; i < BUCKETS; i += blockDim.x) {
-        own[i] = *(volatile uint64_t*)(part.sums + i);
-        part.sums[i] = 0;
+NOCOPY_KERNEL(sample, 512, 1) {
+    Desk& desk = *(Desk*)dynamic_shared();
+    for (uint64_t row = blockIdx.x / launch.splits; row < launch.record.dims[0];
+         row += gridDim.x / launch.splits) {
+        // Blocks that share a row wait for each other: none may stay away.
+        if (launch.splits == 1 && block_stopped(launch)) return;
+        Sharer(launch, desk, row).sample();
+        __syncthreads();  // all have read the desk
     }
-    __syncthreads();
-    auto sum = [&](uint64_t i) { return own[i]; };
-    uint64_t wanted = (uint64_t)part.progress->choice.top_k;
-    if (by_weight) {
-        uint64_t total = row_combine(launch, BUCKETS, (uint64_t)0, sum, Plus());
-        wanted = max(part_of(total, part.progress->choice.top_p), (uint64_t)1);
-    }
-    Reached end = reach(BUCKETS, wanted, sum);
-    if (threadIdx.x) return;
-    part.progress->bucket = (uint32_t)end.at;
-    part.progress->wanted = end.left;
-    part.progress->listed = 0;
-}
-
-// At which key of the bucket it ends.
-__device__ inline void find_key(const nocopy_launch& launch, bool by_weight) {
-    RowPart part(launch);
-    if (!part.go_on() || !asks(*part.progress, part.s.n, by_weight)) return;
-    const uint32_t bucket = part.progress->bucket;
-    part.each([&](uint64_t key) {
-        if (part.s.kept(key) && part.s.bucket(key) == bucket)
-            part.keys[atomicAdd(&part.progress->listed, 1u)] = key;
-    });
-    if (!last_of(launch, part.row, (uint32_t)launch.splits)) return;
-    const uint64_t listed = *(volatile uint32_t*)&part.progress->listed;
-    auto key = [&](uint64_t i) { return *(volatile uint64_t*)(part.keys + i); };
-    auto value = [&](uint64_t k) { return by_weight ? part.s.likelihood(k) : 1; };
-    const uint64_t wanted = part.progress->wanted;
-    uint64_t lowest = listed <= FEW ? select_of_few(listed, key, value, wanted)
-                                    : select_weighted(listed, key, value, wanted);
-    if (threadIdx.x == 0) part.progress->lowest = max(part.s.lowest, lowest);
-}
-
-NOCOPY_KERNEL(sample_count, 256, 4) {
-    find_bucket(launch, false);
-}
-NOCOPY_KERNEL(sample_top_k, 256, 4) {
-    find_key(launch, false);
-}
-NOCOPY_KERNEL(sample_weigh, 256, 4) {
-    find_bucket(launch, true);
-}
-NOCOPY_KERNEL(sample_top_p, 256, 4) {
-    find_key(launch, true);
-}
-
-NOCOPY_KERNEL(sample_draw, 256, 4) {
-    RowPart part(launch);
-    if (!part.go_on()) return;
-    const Choice choice = part.progress->choice;
-    const uint64_t least = part_of(WHOLE, choice.min_p);
-    auto share = [&](uint64_t i) { return share_of(part.s, choice, least, part.s.key(i)); };
-    auto own = [&](uint64_t i) { return share(part.first + i); };
-    uint64_t sum = row_combine(launch, part.stop - part.first, (uint64_t)0, own, Plus());
-    if (threadIdx.x == 0) part.parts[part.split] = sum;
-    if (!last_of(launch, part.row, (uint32_t)launch.splits)) return;
-    auto sum_of = [&](uint64_t i) { return *(volatile uint64_t*)(part.parts + i); };
-    uint64_t total = row_combine(launch, launch.splits, (uint64_t)0, sum_of, Plus());
-    Reached split = reach(launch.splits, __umul64hi(choice.bits, total) + 1, sum_of);
-    uint64_t first = part.s.n * split.at / launch.splits, stop = part.s.n * (split.at + 1) / launch.splits;
-    Reached found = reach(stop - first, split.left, [&](uint64_t i) { return share(first + i); });
-    Tensor out(launch, 0);
-    if (threadIdx.x == 0) out.as<int32_t>()[out.at(part.row)] = (int32_t)(first + found.at);
 }
 
 NOCOPY_KERNEL(penalize, 256, 4) {
@@ -397,8 +581,15 @@ NOCOPY_KERNEL(penalize, 256, 4) {
         const uint64_t row = job / launch.splits, split = job % launch.splits;
         const uint64_t first = n * split / launch.splits, stop = n * (split + 1) / launch.splits;
         row_each(count, [&](uint64_t i) { tokens[i] = recent.as<int32_t>()[recent.at(row, i)]; });
-        row_each(stop - first,
-                 [&](uint64_t i) { store(out, out.at(row, first + i), load(x, x.at(row, first + i))); });
+        for (uint64_t from = first + threadIdx.x; from < stop; from += AT_ONCE * blockDim.x) {
+            float found[AT_ONCE];
+#pragma unroll
+            for (uint32_t j = 0; j < AT_ONCE; ++j)
+                if (from + j * blockDim.x < stop) found[j] = load(x, x.at(row, from + j * blockDim.x));
+#pragma unroll
+            for (uint32_t j = 0; j < AT_ONCE; ++j)
+                if (from + j * blockDim.x < stop) store(out, out.at(row, from + j * blockDim.x), found[j]);
+        }
         __syncthreads();
         row_each(count, [&](uint64_t i) {
             const int64_t token = tokens[i];
