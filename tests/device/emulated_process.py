@@ -28,12 +28,10 @@ def emulated_driver(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         pass
     else:
         pytest.skip("there is a real driver: what this asks of an emulated one, other tests ask of that")
-    directory = tmp_path_factory.mktemp("libcuda")
-    build(directory, "libcuda.cpp", "libcuda.so.1")
-    build(directory, "libcublaslt.cpp", "libcublasLt.so.13")
+    driver, cublaslt = build("libcuda.cpp", "libcuda.so.1"), build("libcublaslt.cpp", "libcublasLt.so.13")
     own = {
-        "LD_LIBRARY_PATH": str(directory),
-        "XDG_CACHE_HOME": str(directory / "cache"),
+        "LD_LIBRARY_PATH": f"{driver.parent}:{cublaslt.parent}",
+        "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")),
         "NOCOPY_REQUIRE_DEVICES": "cuda",
     }
     return {**os.environ, **own}

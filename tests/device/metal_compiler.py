@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
+
+from tests.device.compiled import shared_library
 
 HERE = Path(__file__).parent / "emulated_metal"
 FLAGS = ["-std=c++14", "-O1", "-shared", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-fwrapv",
@@ -98,23 +98,11 @@ extern "C" int run(void *block, uint groups, int threads) {{
     return 0;
 }}
 """
-    key = hashlib.sha256(program.encode() + (HERE / "metal.hpp").read_bytes()).hexdigest()[:16]
-    library = Path(tempfile.gettempdir()) / f"nocopy-{name}-{key}.so"
-    if not library.exists():
-        _build(program, library)
-    return ctypes.CDLL(str(library))
-
-
-def _build(program: str, library: Path) -> None:
     found = shutil.which("clang++") or shutil.which("g++")
     compiler = [found] if found else [sys.executable, "-m", "ziglang", "c++"]
-    with tempfile.TemporaryDirectory() as folder:
-        source, built = Path(folder) / "kernel.cpp", Path(folder) / "kernel.so"
-        source.write_text(program)
-        command = [*compiler, *FLAGS, f"-I{HERE}", str(source), "-o", str(built)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise MetalSourceError(done.stderr)
-        part = library.with_suffix(f".{hash(folder)}.part")
-        shutil.move(built, part)
-        part.replace(library)
+    files = {"kernel.cpp": program, "metal.hpp": (HERE / "metal.hpp").read_text()}
+    try:
+        library = shared_library(f"{name}.so", compiler, FLAGS, files, "kernel.cpp")
+    except subprocess.CalledProcessError as e:
+        raise MetalSourceError(e.stderr) from e
+    return ctypes.CDLL(str(library))

@@ -3,6 +3,7 @@
 // test what kernels compute, that every thread reaches every barrier, and (with the address sanitizer) that
 // no thread leaves its operands. It says nothing about races, memory order or speed.
 #include <math.h>
+#include <setjmp.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -34,16 +35,19 @@ struct Barrier {
     uint32_t waiting = 0, generation = 0;
 };
 
+// A stack that plays one CUDA thread after another. It begins with setcontext; from then on it is switched to
+// and from with _longjmp, which unlike swapcontext makes no system call.
 struct Fiber {
-    ucontext_t context;
-    std::unique_ptr<char[]> stack;
-    bool ended = false;
+    std::unique_ptr<char[]> stack{new char[STACK]};
+    jmp_buf place;
+    bool begun = false, ended = false;
 };
 
 constexpr uint32_t MOST_TOGETHER = 8;  // blocks
 
-static ucontext_t scheduler;
+static jmp_buf scheduler;
 static std::vector<Fiber> fibers;  // of a block, one block behind another
+static uint32_t running;           // of them, from the first
 static uint32_t current;
 static uint64_t progress;
 static Barrier block_barriers[MOST_TOGETHER], part_barriers[MOST_TOGETHER];
@@ -52,7 +56,7 @@ static uint64_t slots[MOST_TOGETHER * 1024];
 static int any[2];
 
 static void yield() {
-    swapcontext(&fibers[current].context, &scheduler);
+    if (!_setjmp(fibers[current].place)) _longjmp(scheduler, 1);
 }
 
 static void meet(Barrier& barrier, uint32_t count) {
@@ -200,40 +204,49 @@ static bool call() {
 }
 
 static void body() {
-    if (!call<nocopy_fused>() && !call<nocopy_walk>() && !call<nocopy_launch>()) abort();
-    fibers[current].ended = true;
-    ++progress;
-    yield();
+    for (;;) {
+        if (!call<nocopy_fused>() && !call<nocopy_walk>() && !call<nocopy_launch>()) abort();
+        fibers[current].ended = true;
+        ++progress;
+        yield();
+    }
 }
 
-static void start(Fiber& fiber) {
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = STACK;
-    fiber.context.uc_link = &scheduler;
-    fiber.ended = false;
-    makecontext(&fiber.context, body, 0);
+// Runs a fiber until it yields.
+static void step(Fiber& fiber) {
+    if (_setjmp(scheduler)) return;
+    if (fiber.begun) _longjmp(fiber.place, 1);
+    fiber.begun = true;
+    ucontext_t beginning;
+    getcontext(&beginning);
+    beginning.uc_stack.ss_sp = fiber.stack.get();
+    beginning.uc_stack.ss_size = STACK;
+    makecontext(&beginning, body, 0);
+    setcontext(&beginning);
 }
 
 // Runs blocks from `first` on to their end; false if threads wait for each other forever.
 static bool run_blocks(uint32_t first) {
-    for (Fiber& fiber : fibers) start(fiber);
+    for (Fiber& fiber : fibers) fiber.ended = false;
     for (Barrier& barrier : block_barriers) barrier = {};
     for (Barrier& barrier : part_barriers) barrier = {};
     for (Barrier& barrier : warp_barriers) barrier = {};
     for (;;) {
         uint64_t before = progress;
         bool all_ended = true;
-        for (current = 0; current < fibers.size(); ++current) {
+        for (current = 0; current < running; ++current) {
             if (fibers[current].ended) continue;
             all_ended = false;
             uint32_t own = current % block_threads();
             threadIdx = {own % blockDim.x, own / blockDim.x};
             blockIdx = {first + current / block_threads(), 0};
-            swapcontext(&scheduler, &fibers[current].context);
+            step(fibers[current]);
         }
         if (all_ended) break;
-        if (progress == before) return false;
+        if (progress == before) {
+            for (Fiber& fiber : fibers) fiber.begun = false;  // they are in the middle of a thread
+            return false;
+        }
     }
     for (Barrier& barrier : block_barriers)
         if (barrier.waiting) return false;
@@ -254,11 +267,8 @@ extern "C" int emulate(void (*kernel)(), uint32_t grid, uint32_t x, uint32_t y, 
     blockDim = {x, y};
     uint32_t together = bytes == sizeof(nocopy_walk) ? grid : 1;
     if (together > MOST_TOGETHER) abort();
-    while (fibers.size() < together * x * y) {
-        fibers.emplace_back();
-        fibers.back().stack.reset(new char[STACK]);
-    }
-    fibers.resize(together * x * y);
+    running = together * x * y;
+    while (fibers.size() < running) fibers.emplace_back();
     for (uint32_t b = 0; b < grid; b += together) {
         for (uint32_t i = 0; i < together; ++i) {
             block_memories[i].assign(shared ? shared + 127 : 0, 0xa5);
