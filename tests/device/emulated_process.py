@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def kept_kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache directory ($XDG_CACHE_HOME) of this run of the tests: each kernel is compiled once for a chip."""
+    """A cache directory ($XDG_CACHE_HOME) of this run of the tests: a kernel is compiled once for a chip."""
     base = tmp_path_factory.getbasetemp()
     return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "kernels"
 
