@@ -12,6 +12,10 @@ from pathlib import Path
 
 KEPT = Path(__file__).parents[2] / "build" / "tests"
 """`make clean` removes it."""
+FIBERS = Path(__file__).parent / "fibers.hpp"
+"""How the emulated GPUs run a group's threads."""
+NO_FORTIFICATION = "-U_FORTIFY_SOURCE"
+"""Where compilers define it unasked, it would take a fiber's _longjmp for an attack."""
 
 
 def shared_library(

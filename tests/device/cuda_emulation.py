@@ -21,10 +21,18 @@ from nocopy.device import cuda
 from nocopy.device.cuda_compile import kernel_sources
 from nocopy.device.cuda_fuse import Chip
 from nocopy.errors import DeviceError, DeviceLostError
-from tests.device.compiled import shared_library
+from tests.device.compiled import FIBERS, NO_FORTIFICATION, shared_library
 
 HERE = Path(__file__).parent / "emulated_cuda"
-FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-Wno-unknown-pragmas"]
+FLAGS = [
+    "-std=c++17",
+    "-O1",
+    NO_FORTIFICATION,
+    "-ffp-contract=off",
+    "-shared",
+    "-fPIC",
+    "-Wno-unknown-pragmas",
+]
 
 
 def build(source: str, name: str) -> Path:
@@ -35,6 +43,7 @@ def build(source: str, name: str) -> Path:
     kernels = sorted(file for file in kernel_sources() if file.endswith(".cu"))
     files = {f"cuda/{file}": text for file, text in kernel_sources().items()}
     files |= {f"cuda/{own.name}": own.read_text() for own in HERE.iterdir()}
+    files["cuda/fibers.hpp"] = FIBERS.read_text()
     files["cuda/kernels.inc"] = "".join(f'#include "{file}"\n' for file in kernels)
     flags = [*FLAGS, f"-Wl,-soname,{name}", "-ldl", "-pthread"]
     return shared_library(name, [compiler], flags, files, f"cuda/{source}")

@@ -9,11 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.device.compiled import shared_library
+from tests.device.compiled import FIBERS, NO_FORTIFICATION, shared_library
 
 HERE = Path(__file__).parent / "emulated_metal"
-FLAGS = ["-std=c++14", "-O1", "-shared", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-fwrapv",
-         "-Wno-unknown-attributes", "-Wno-attributes", "-Wno-missing-braces"]  # fmt: skip
+FLAGS = ["-std=c++14", "-O1", NO_FORTIFICATION, "-shared", "-fPIC", "-ffp-contract=off",
+         "-fno-strict-aliasing", "-fwrapv", "-Wno-unknown-attributes", "-Wno-attributes",
+         "-Wno-missing-braces"]  # fmt: skip
 KERNEL = re.compile(r"\[\[kernel\]\] void (\w+)\(([^{]*)\)\n\{")
 PARAMETER = re.compile(r"(.+?) (\w+) \[\[(.+)\]\]")
 BUILTINS = {"thread_position_in_threadgroup": "uint3", "threadgroup_position_in_grid": "uint3"}
@@ -100,9 +101,11 @@ extern "C" int run(void *block, uint groups, int threads) {{
 """
     found = shutil.which("clang++") or shutil.which("g++")
     compiler = [found] if found else [sys.executable, "-m", "ziglang", "c++"]
-    files = {"kernel.cpp": program, "metal.hpp": (HERE / "metal.hpp").read_text()}
+    headers = {header.name: header.read_text() for header in (HERE / "metal.hpp", FIBERS)}
     try:
-        library = shared_library(f"{name}.so", compiler, FLAGS, files, "kernel.cpp")
+        library = shared_library(
+            f"{name}.so", compiler, FLAGS, headers | {"kernel.cpp": program}, "kernel.cpp"
+        )
     except subprocess.CalledProcessError as e:
         raise MetalSourceError(e.stderr) from e
     return ctypes.CDLL(str(library))

@@ -3,15 +3,14 @@
 // test what kernels compute, that every thread reaches every barrier, and (with the address sanitizer) that
 // no thread leaves its operands. It says nothing about races, memory order or speed.
 #include <math.h>
-#include <setjmp.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <ucontext.h>
 
-#include <memory>
 #include <vector>
+
+#include "fibers.hpp"
 
 #define __CUDA_ARCH__ 900
 #define __device__
@@ -29,25 +28,14 @@ static Dim threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulator {
 
-constexpr size_t STACK = 128 << 10;
-
 struct Barrier {
     uint32_t waiting = 0, generation = 0;
 };
 
-// A stack that plays one CUDA thread after another. It begins with setcontext; from then on it is switched to
-// and from with _longjmp, which unlike swapcontext makes no system call.
-struct Fiber {
-    std::unique_ptr<char[]> stack{new char[STACK]};
-    jmp_buf place;
-    bool begun = false, ended = false;
-};
-
 constexpr uint32_t MOST_TOGETHER = 8;  // blocks
 
-static jmp_buf scheduler;
-static std::vector<Fiber> fibers;  // of a block, one block behind another
-static uint32_t running;           // of them, from the first
+static std::vector<fibers::Fiber> threads;  // of a block, one block behind another
+static uint32_t running;                    // of them, from the first
 static uint32_t current;
 static uint64_t progress;
 static Barrier block_barriers[MOST_TOGETHER], part_barriers[MOST_TOGETHER];
@@ -55,9 +43,7 @@ static Barrier warp_barriers[MOST_TOGETHER * 32];
 static uint64_t slots[MOST_TOGETHER * 1024];
 static int any[2];
 
-static void yield() {
-    if (!_setjmp(fibers[current].place)) _longjmp(scheduler, 1);
-}
+using fibers::yield;
 
 static void meet(Barrier& barrier, uint32_t count) {
     uint32_t mine = barrier.generation;
@@ -204,30 +190,13 @@ static bool call() {
 }
 
 static void body() {
-    for (;;) {
-        if (!call<nocopy_fused>() && !call<nocopy_walk>() && !call<nocopy_launch>()) abort();
-        fibers[current].ended = true;
-        ++progress;
-        yield();
-    }
-}
-
-// Runs a fiber until it yields.
-static void step(Fiber& fiber) {
-    if (_setjmp(scheduler)) return;
-    if (fiber.begun) _longjmp(fiber.place, 1);
-    fiber.begun = true;
-    ucontext_t beginning;
-    getcontext(&beginning);
-    beginning.uc_stack.ss_sp = fiber.stack.get();
-    beginning.uc_stack.ss_size = STACK;
-    makecontext(&beginning, body, 0);
-    setcontext(&beginning);
+    if (!call<nocopy_fused>() && !call<nocopy_walk>() && !call<nocopy_launch>()) abort();
+    ++progress;
 }
 
 // Runs blocks from `first` on to their end; false if threads wait for each other forever.
 static bool run_blocks(uint32_t first) {
-    for (Fiber& fiber : fibers) fiber.ended = false;
+    for (fibers::Fiber& thread : threads) thread.ended = false;
     for (Barrier& barrier : block_barriers) barrier = {};
     for (Barrier& barrier : part_barriers) barrier = {};
     for (Barrier& barrier : warp_barriers) barrier = {};
@@ -235,16 +204,16 @@ static bool run_blocks(uint32_t first) {
         uint64_t before = progress;
         bool all_ended = true;
         for (current = 0; current < running; ++current) {
-            if (fibers[current].ended) continue;
+            if (threads[current].ended) continue;
             all_ended = false;
             uint32_t own = current % block_threads();
             threadIdx = {own % blockDim.x, own / blockDim.x};
             blockIdx = {first + current / block_threads(), 0};
-            step(fibers[current]);
+            fibers::step(threads[current], body);
         }
         if (all_ended) break;
         if (progress == before) {
-            for (Fiber& fiber : fibers) fiber.begun = false;  // they are in the middle of a thread
+            for (fibers::Fiber& thread : threads) thread.begun = false;  // they wait in the kernel
             return false;
         }
     }
@@ -268,7 +237,7 @@ extern "C" int emulate(void (*kernel)(), uint32_t grid, uint32_t x, uint32_t y, 
     uint32_t together = bytes == sizeof(nocopy_walk) ? grid : 1;
     if (together > MOST_TOGETHER) abort();
     running = together * x * y;
-    while (fibers.size() < running) fibers.emplace_back();
+    while (threads.size() < running) threads.emplace_back();
     for (uint32_t b = 0; b < grid; b += together) {
         for (uint32_t i = 0; i < together; ++i) {
             block_memories[i].assign(shared ? shared + 127 : 0, 0xa5);
