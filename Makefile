@@ -10,7 +10,7 @@ demo: install  ## set up, then run the main job
 	$(BIN)/nocopy demo
 
 test: dev check  ## set up, then run every check and test
-	NOCOPY_REQUIRE_DEVICES=$$(tools/setup.sh devices) $(BIN)/python -m pytest -n auto
+	NOCOPY_REQUIRE_DEVICES=$$(tools/setup.sh devices) $(BIN)/python -m pytest -n auto --dist worksteal
 
 check: dev  ## formatting, types, generated files
 	$(BIN)/ruff check .

@@ -28,6 +28,7 @@ import numpy as np
 from nocopy.bench.cuda_read import read_bandwidth
 from nocopy.bench.llama import LLAMA_1B, LLAMA_8B, model_file, read_a_token
 from nocopy.device import cuda
+from nocopy.device.cuda_blas import BlasLaunch
 from nocopy.device.cuda_launch import plan
 from nocopy.device.discovery import open_device
 from nocopy.device.protocol import Device
@@ -98,7 +99,9 @@ def kinds(tape: Tape, multiprocessors: int) -> dict[str, bytes]:
         if launches:
             op = BY_CODE[int(record["opcode"])]
             dims = "x".join(str(d) for d in record["dims"][: len(op.dims)])
-            kernels = "+".join(launch.shape.kernel for launch in launches)
+            kernels = "+".join(
+                "cublasLt" if isinstance(launch, BlasLaunch) else launch.shape.kernel for launch in launches
+            )
             groups[f"{kernels} {dims}"] += record.tobytes()
     return groups
 

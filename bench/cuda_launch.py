@@ -7,6 +7,7 @@ host pages.
 """
 
 # ruff: noqa: E501 (a table of cases)
+# pyright: reportPrivateUsage=false
 
 from __future__ import annotations
 

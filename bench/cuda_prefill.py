@@ -11,6 +11,8 @@ process; with `--no-library` it is our kernels'. `--rows` sets how many rows a p
 the launches of one pass of a kind are played in a graph of their own, without what is between them.
 """
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import argparse

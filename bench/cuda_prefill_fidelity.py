@@ -9,6 +9,9 @@ this CUDA device with the bf16 weights and caches of three types. An error is th
 difference, relative to that of the right logits; the mean over the prompts.
 """
 
+# torch says little about its types.
+# pyright: standard
+
 from __future__ import annotations
 
 import argparse
@@ -45,12 +48,14 @@ def oracle() -> Any:
         num_attention_heads=16, num_key_value_heads=4, max_position_embeddings=CONTEXT,
         pad_token_id=0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=False,
     )  # fmt: skip
-    return transformers.LlamaForCausalLM(config).eval().to(torch.bfloat16)
+    model: Any = transformers.LlamaForCausalLM(config)
+    return model.eval().to(torch.bfloat16)
 
 
 def opened(folder: str, dtype: Any) -> Any:
     """Opened anew: a model that is cast keeps frequencies that were rounded with it."""
-    return transformers.LlamaForCausalLM.from_pretrained(folder, dtype=dtype).eval().to("cuda")
+    model: Any = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=dtype)
+    return model.eval().to("cuda")
 
 
 def last_logits(model: Any, tokens: list[int]) -> Any:

@@ -71,6 +71,7 @@ def measured(contender: Contender, task: Task, *, prefill: bool = True) -> dict[
     first: list[int] = []
     for start in task.starts:
         taken: list[float] = []
+        drawn: list[int] = []
         for _ in range(TURNS + 1):
             contender.read(task.prompt(start))
             began = perf_counter()

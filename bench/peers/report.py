@@ -32,7 +32,7 @@ def table(result: dict[str, Any], kind: str) -> list[str]:
     """The rows of one type: decoding in ms a token, with how many times ours that is; prefill in tokens/s."""
     found = [m for m in result["measured"] if m["type"] == kind]
     cases = list(dict.fromkeys(case for m in found for case in m["cases"]))
-    ours = next((m["cases"] for m in found if m["contender"] == "nocopy"), {})
+    ours = next((m["cases"] for m in found if m["contender"] == "nocopy"), dict[str, Any]())
     rows = [f"| {NAMES[kind]} | {' | '.join(cases)} | how |", f"| --- |{' ---: |' * len(cases)} --- |"]
     for m in found:
         values = " | ".join(cell(m["cases"].get(case), ours.get(case)) for case in cases)
@@ -86,7 +86,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     axes = figure.subplots()
     longest = max(m["cases"][case]["value"] for v in shown.values() for m in v)
     limit = min(longest, 4 * min(m["cases"][case]["value"] for v in shown.values() for m in v))
-    y, ticks = 0.0, []
+    y, ticks = 0.0, list[tuple[float, str]]()
     for kind, found in shown.items():
         top = y - 0.5
         for m in sorted(found, key=lambda m: m["cases"][case]["value"]):

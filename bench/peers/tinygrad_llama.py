@@ -5,6 +5,9 @@ its loader has it. Prompts are read token by token: kernels for prompts would ne
 without one their speed says nothing.
 """
 
+# tinygrad is no part of the development environment.
+# pyright: standard, reportMissingImports=false
+
 from __future__ import annotations
 
 import os

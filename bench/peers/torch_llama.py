@@ -5,6 +5,9 @@ keys and values are one product, gate and up another; the argmax is fed again on
 once, after the last token. On a CPU nothing is captured.
 """
 
+# torch says little about its types.
+# pyright: standard
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -115,7 +118,7 @@ class Runner:
         compiled: compile before capturing.
     """
 
-    version = torch.__version__
+    version = str(torch.__version__)
 
     def __init__(self, llama: Llama, task: Task, *, compiled: bool) -> None:
         self.how = f'torch.compile(mode="{MODE}"), then a CUDA graph' if compiled else "a CUDA graph"

@@ -1,5 +1,8 @@
 """transformers as it comes: `LlamaForCausalLM`, scaled-dot-product attention, a growing cache, no graph."""
 
+# torch says little about its types.
+# pyright: standard
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -38,7 +41,7 @@ def load(model: Model, device: str, dtype: torch.dtype) -> transformers.LlamaFor
             "rope_theta": meta.number(meta.key("rope.freq_base"), 10000.0),
         },
         tie_word_embeddings=tied,
-        attn_implementation="sdpa",
+        attn_implementation="sdpa",  # type: ignore[call-arg]
         dtype=dtype,
     )
     with torch.device("meta"):

@@ -1,5 +1,8 @@
 """A GGUF llama's weights as PyTorch tensors, with heads rotated as PyTorch programs rotate them."""
 
+# torch says little about its types.
+# pyright: standard
+
 from __future__ import annotations
 
 import torch

@@ -23,7 +23,7 @@ def test_ten_thousand_sessions_leave_nothing_behind(
     tmp_path: Path,
     sessions: int,
 ) -> None:
-    found = run({**emulated_driver, "NOCOPY_EMULATION": "dry"}, tiny_gguf, tmp_path, sessions, every=20)
+    found = run({**emulated_driver, "NOCOPY_EMULATION": "dry"}, tiny_gguf, tmp_path, sessions, every=50)
     first, *rows, last = found["rows"]
     assert (first["sessions"], last["sessions"]) == (0, sessions)
     assert first["registrations"] == first["graphs"] == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,6 @@ from nocopy.bench.copying import CopyingHost, HostCarrier
 from nocopy.bench.roundtrip import check, open_copying, open_sharing, prepare, round_trips, trip
 from nocopy.device.reference import ReferenceDevice
 from nocopy.errors import DeviceError
-from tests.cli.run_cli import environment
 
 NBYTES = 4096
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,10 +102,15 @@ def test_the_guests_are_what_their_source_compiles_to() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.slow  # it measures ten sizes for a second each
-def test_the_script_prints_the_same_json_as_the_verb() -> None:
-    command = [sys.executable, str(ROOT / "bench" / "share.py"), "--device", "reference", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment())
-    found = json.loads(done.stdout)
+def test_the_script_prints_the_same_json_as_the_verb(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(share, "SECONDS", 0.01)
+    monkeypatch.setattr(share, "SIZES", (2**20,))
+    script = str(ROOT / "bench" / "share.py")
+    monkeypatch.setattr(sys, "argv", [script, "--device", "reference", "--json"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        runpy.run_path(script, run_name="__main__")
+    found = json.loads(capsys.readouterr().out)
     assert list(found) == ["name", "device", "machine", "rows"]
     assert found["name"] == "share"

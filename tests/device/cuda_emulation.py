@@ -11,7 +11,6 @@ import ctypes
 import mmap
 import re
 import shutil
-import subprocess
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,37 +21,37 @@ from nocopy.device import cuda
 from nocopy.device.cuda_compile import kernel_sources
 from nocopy.device.cuda_fuse import Chip
 from nocopy.errors import DeviceError, DeviceLostError
+from tests.device.compiled import FIBERS, NO_FORTIFICATION, shared_library
 
 HERE = Path(__file__).parent / "emulated_cuda"
-FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-Wno-unknown-pragmas"]
+FLAGS = [
+    "-std=c++17",
+    "-O1",
+    NO_FORTIFICATION,
+    "-ffp-contract=off",
+    "-shared",
+    "-fPIC",
+    "-Wno-unknown-pragmas",
+]
 
 
-def compiler() -> str | None:
-    return shutil.which("g++") or shutil.which("clang++")
-
-
-def build(directory: Path, source: str, name: str) -> Path:
+def build(source: str, name: str) -> Path:
     """`emulated_cuda/<source>` with all kernels, and the stand-in for half.cuh, as a shared library."""
-    built = compiler()
-    if not built:
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if not compiler:
         pytest.skip("there is no C++ compiler for the emulator")
-    cuda_directory = directory / "cuda"
-    cuda_directory.mkdir(exist_ok=True)
-    for file, text in kernel_sources().items():
-        (cuda_directory / file).write_text(text)
-    for own in HERE.iterdir():
-        (cuda_directory / own.name).write_text(own.read_text())
     kernels = sorted(file for file in kernel_sources() if file.endswith(".cu"))
-    (cuda_directory / "kernels.inc").write_text("".join(f'#include "{file}"\n' for file in kernels))
-    library = directory / name
-    command = [built, *FLAGS, f"-Wl,-soname,{name}", str(cuda_directory / source), "-o", str(library)]
-    subprocess.run([*command, "-ldl", "-pthread"], check=True)
-    return library
+    files = {f"cuda/{file}": text for file, text in kernel_sources().items()}
+    files |= {f"cuda/{own.name}": own.read_text() for own in HERE.iterdir()}
+    files["cuda/fibers.hpp"] = FIBERS.read_text()
+    files["cuda/kernels.inc"] = "".join(f'#include "{file}"\n' for file in kernels)
+    flags = [*FLAGS, f"-Wl,-soname,{name}", "-ldl", "-pthread"]
+    return shared_library(name, [compiler], flags, files, f"cuda/{source}")
 
 
 @pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    return ctypes.CDLL(str(build(tmp_path_factory.mktemp("kernels"), "emulator.cpp", "kernels.so")))
+def library() -> ctypes.CDLL:
+    return ctypes.CDLL(str(build("emulator.cpp", "kernels.so")))
 
 
 @pytest.fixture

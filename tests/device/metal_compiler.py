@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
+from tests.device.compiled import FIBERS, NO_FORTIFICATION, shared_library
+
 HERE = Path(__file__).parent / "emulated_metal"
-FLAGS = ["-std=c++14", "-O1", "-shared", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-fwrapv",
-         "-Wno-unknown-attributes", "-Wno-attributes", "-Wno-missing-braces"]  # fmt: skip
+FLAGS = ["-std=c++14", "-O1", NO_FORTIFICATION, "-shared", "-fPIC", "-ffp-contract=off",
+         "-fno-strict-aliasing", "-fwrapv", "-Wno-unknown-attributes", "-Wno-attributes",
+         "-Wno-missing-braces"]  # fmt: skip
 KERNEL = re.compile(r"\[\[kernel\]\] void (\w+)\(([^{]*)\)\n\{")
 PARAMETER = re.compile(r"(.+?) (\w+) \[\[(.+)\]\]")
 BUILTINS = {"thread_position_in_threadgroup": "uint3", "threadgroup_position_in_grid": "uint3"}
@@ -98,23 +99,13 @@ extern "C" int run(void *block, uint groups, int threads) {{
     return 0;
 }}
 """
-    key = hashlib.sha256(program.encode() + (HERE / "metal.hpp").read_bytes()).hexdigest()[:16]
-    library = Path(tempfile.gettempdir()) / f"nocopy-{name}-{key}.so"
-    if not library.exists():
-        _build(program, library)
-    return ctypes.CDLL(str(library))
-
-
-def _build(program: str, library: Path) -> None:
     found = shutil.which("clang++") or shutil.which("g++")
     compiler = [found] if found else [sys.executable, "-m", "ziglang", "c++"]
-    with tempfile.TemporaryDirectory() as folder:
-        source, built = Path(folder) / "kernel.cpp", Path(folder) / "kernel.so"
-        source.write_text(program)
-        command = [*compiler, *FLAGS, f"-I{HERE}", str(source), "-o", str(built)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise MetalSourceError(done.stderr)
-        part = library.with_suffix(f".{hash(folder)}.part")
-        shutil.move(built, part)
-        part.replace(library)
+    headers = {header.name: header.read_text() for header in (HERE / "metal.hpp", FIBERS)}
+    try:
+        library = shared_library(
+            f"{name}.so", compiler, FLAGS, headers | {"kernel.cpp": program}, "kernel.cpp"
+        )
+    except subprocess.CalledProcessError as e:
+        raise MetalSourceError(e.stderr) from e
+    return ctypes.CDLL(str(library))

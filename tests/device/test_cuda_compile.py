@@ -12,6 +12,7 @@ from nocopy.device import cuda_compile
 from nocopy.device.cuda_compile import Compiler, kernel_sources
 from nocopy.device.cuda_walk import FASTER
 from nocopy.errors import DeviceError, DeviceUnavailableError
+from tests.device.emulated_process import kept_kernels
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +35,10 @@ MACROS = {"walk": tuple(f"WALK_WEIGHTS={sum(1 << dtype for dtype in FASTER)} WAL
     [*((source, chip) for source in SOURCES for chip in ((8, 0), (9, 0))), ("fused", (12, 0))],
 )
 def test_every_kernel_compiles_for_every_chip(
-    nvrtc: Any, tmp_path: Path, source: str, capability: tuple[int, int]
+    nvrtc: Any, tmp_path_factory: pytest.TempPathFactory, source: str, capability: tuple[int, int]
 ) -> None:
-    code = Compiler(capability, tmp_path).code(source, MACROS.get(source, ()))
+    kept = kept_kernels(tmp_path_factory) / "nocopy" / "cuda"
+    code = Compiler(capability, kept).code(source, MACROS.get(source, ()))
     assert code.startswith(b"\x7fELF")
 
 

@@ -11,21 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nocopy.device.discovery import MODULES
 from nocopy.device.protocol import Device, Mode
 from nocopy.errors import ExitError
 from nocopy.examples import EXAMPLES, find
 from nocopy.interfaces.attachment import ComputeLimits
 from nocopy.interfaces.host import DeviceGuest
 from nocopy.wasm import Dir, Limits
-from tests.device.conftest import open_or_skip
+from tests.device.conftest import NAMES, open_or_skip
 from tools.build_examples import build
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "examples"
 
 
-@pytest.fixture(scope="module", params=MODULES)
+@pytest.fixture(scope="module", params=NAMES)
 def device(request: pytest.FixtureRequest) -> Device:
     device = open_or_skip(request.param)
     yield device

@@ -83,7 +83,7 @@ def test_the_tool_reports_what_it_did(tmp_path: Path):
     devices = ["reference", *(["cpu"] if probe("cpu").available else [])]
     outcome = tmp_path / "fuzz.json"
     options = [f"--device={name}" for name in devices]
-    done = run_tool(tmp_path, "--seconds=4", f"--json={outcome}", *options)
+    done = run_tool(tmp_path, "--seconds=2", f"--json={outcome}", *options)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads(outcome.read_text())["rows"]
     assert [row["device"] for row in rows] == devices

@@ -5,16 +5,15 @@ from typing import Any
 
 import pytest
 
-from nocopy.device.discovery import MODULES
 from nocopy.device.protocol import Device
 from nocopy.interfaces.host import DeviceGuest
-from tests.device.conftest import open_or_skip
+from tests.device.conftest import NAMES, open_or_skip
 from tests.interfaces import passthrough
 
 Start = Callable[..., DeviceGuest]
 
 
-@pytest.fixture(scope="session", params=MODULES)
+@pytest.fixture(scope="session", params=NAMES)
 def device(request: pytest.FixtureRequest) -> Iterator[Device]:
     """Each device of this machine."""
     device = open_or_skip(request.param)

@@ -266,7 +266,8 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_templates_that_never_end_are_stopped(name):
+def test_templates_that_never_end_are_stopped(name, monkeypatch):
+    monkeypatch.setitem(LIMITS, "seconds", (0.5, LIMITS["seconds"][1]))
     start = time.process_time()
     with pytest.raises(TemplateError) as caught:
         ChatTemplate(BOMBS[name]).render(TALK)

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nocopy.device.discovery import MODULES
 from nocopy.interfaces.host import DeviceGuest
 from nocopy.memory.dtype import DType
 from nocopy.tape import OPS, Space, TapeBuilder, Tensor, reference, validate
-from tests.device.conftest import open_or_skip
+from tests.device.conftest import NAMES, open_or_skip
 from tools.guest_compiler import BARE32, BARE64, compile_guest
 
 EXPORTS = ("arena_at", "bytes_at", "indices_at", "records_at", "build", "count", "what", "play")
@@ -86,7 +85,7 @@ def test_writes_the_records_that_python_writes(module: bytes) -> None:
         assert raw == bytes(same_in_python(guest))
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", NAMES)
 def test_computes_what_the_reference_computes(module: bytes, name: str) -> None:
     device = open_or_skip(name)
     with DeviceGuest(module, device=device) as guest:

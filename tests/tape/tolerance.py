@@ -13,6 +13,7 @@ Infinity as a tolerance means: not specified (an intermediate result leaves the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -103,10 +104,13 @@ def rope_pairs(function: str, f: int) -> tuple[slice, slice]:
     return slice(f), slice(f, 2 * f)
 
 
-def visible(last: float, tokens: int, window: int) -> range:
-    """The tokens that a query of attention sees."""
-    stop = min(int(last) + 1, tokens)
-    return range(max(0, stop - window) if window else 0, max(0, stop))
+def rows_that_see(last: F64, tokens: int, window: int) -> Iterator[tuple[Any, range]]:
+    """Attention's rows by the tokens that they see: a mask, and the tokens. Without those that see none."""
+    for each in np.unique(last):
+        stop = min(int(each) + 1, tokens)
+        seen = range(max(0, stop - window) if window else 0, max(0, stop))
+        if seen:
+            yield last == each, seen
 
 
 def _largest_of_runs(a: F64) -> F64:
@@ -148,22 +152,21 @@ def _attention_tolerance(x: dict[str, Any], y: F64, p: dict[str, Any], amplitude
     """
     error, group = np.full(y.shape, TINY), y.shape[1] // x["k"].shape[1]
     cap, mean = abs(p["softcap"]), amplitude(x | {"v": np.abs(x["v"])}, p, y.shape)
-    for r, h in np.ndindex(*y.shape[:2]):
-        seen = visible(x["last"][r], len(x["k"]), p["window"])
-        if not seen:
-            continue
-        q, k = np.abs(x["q"][r, h]), np.abs(x["k"][seen, h // group])
-        v, n = np.abs(x["v"][seen, h // group]), y.shape[2]
-        products = (k * q).sum(-1)
-        total = abs(p["scale"]) * products
-        off = U * (growth(n) + 2) * total + TINY * n + ROUNDINGS * U * np.minimum(total, cap or np.inf)
-        off = off + TINY * (products + cap)
-        top = 2 * np.max(off) + ROUNDINGS * U * (1 + 2 * np.minimum(np.max(total), 104.0))
-        relative = np.expm1(np.minimum(top, 80.0)) + (growth(len(seen)) + ROUNDINGS) * U
-        error[r, h] = relative * mean[r, h] + len(seen) * TINY * (1 + v.max(0)) + TINY
-        reach = max(np.max(products), np.max(total))
-        wild = not reach < HUGE or 0 < cap < TINY or not np.isfinite(cap)
-        error[r, h] = np.where(np.isfinite(v).all(0) & (v.sum(0) < HUGE) & (not wild), error[r, h], np.inf)
+    for rows, seen in rows_that_see(x["last"], len(x["k"]), p["window"]):
+        for h in range(y.shape[1]):
+            q, k = np.abs(x["q"][rows, None, h]), np.abs(x["k"][seen, h // group])
+            v, n = np.abs(x["v"][seen, h // group]), y.shape[2]
+            products = (k * q).sum(-1)
+            total = abs(p["scale"]) * products
+            off = U * (growth(n) + 2) * total + TINY * n + ROUNDINGS * U * np.minimum(total, cap or np.inf)
+            off = off + TINY * (products + cap)
+            top = 2 * off.max(-1) + ROUNDINGS * U * (1 + 2 * np.minimum(total.max(-1), 104.0))
+            relative = np.expm1(np.minimum(top, 80.0)) + (growth(len(seen)) + ROUNDINGS) * U
+            slack = relative[:, None] * mean[rows, h] + len(seen) * TINY * (1 + v.max(0)) + TINY
+            reach = np.maximum(products.max(-1), total.max(-1))
+            tame = (reach < HUGE) & (not 0 < cap < TINY) & np.isfinite(cap)
+            known = np.isfinite(v).all(0) & (v.sum(0) < HUGE) & tame[:, None]
+            error[rows, h] = np.where(known, slack, np.inf)
     return error
 
 

@@ -21,7 +21,7 @@ from nocopy.tape.blocks import LAYOUTS, decode
 from nocopy.tape.ops import BY_CODE, Op
 from nocopy.tape.record import Space
 from tests.tape import sampled, scattered
-from tests.tape.tolerance import rope_pairs, tolerance, visible
+from tests.tape.tolerance import rope_pairs, rows_that_see, tolerance
 
 F64 = npt.NDArray[np.float64]
 Array = npt.NDArray[Any]
@@ -342,14 +342,13 @@ def _rope(x: dict[str, F64], p: dict[str, Any], _s: Any) -> F64:
 
 def _attention(x: dict[str, F64], p: dict[str, Any], shape: Any) -> F64:
     y, group = np.zeros(shape), shape[1] // x["k"].shape[1]
-    for r, h in product(range(shape[0]), range(shape[1])):
-        seen = visible(x["last"][r], len(x["k"]), p["window"])
-        if not seen:
-            continue
-        z = p["scale"] * (x["k"][seen, h // group] * x["q"][r, h]).sum(-1)
-        z = p["softcap"] * np.tanh(z / p["softcap"]) if p["softcap"] else z
-        e = np.exp(z - z.max())
-        y[r, h] = (e[:, None] * x["v"][seen, h // group]).sum(0) / e.sum()
+    for rows, seen in rows_that_see(x["last"], len(x["k"]), p["window"]):
+        for h in range(shape[1]):
+            k, v = x["k"][seen, h // group], x["v"][seen, h // group]
+            z = p["scale"] * (k * x["q"][rows, None, h]).sum(-1)
+            z = p["softcap"] * np.tanh(z / p["softcap"]) if p["softcap"] else z
+            e = np.exp(z - z.max(-1, keepdims=True))
+            y[rows, h] = (e[..., None] * v).sum(1) / e.sum(-1, keepdims=True)
     return y
 
 

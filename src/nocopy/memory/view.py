@@ -80,7 +80,7 @@ class TensorView:
         UsageError: the tensor is not inside the memory, is not aligned, or has an impossible shape or dtype.
     """
 
-    space: Final = GUEST_SPACE
+    space: int = GUEST_SPACE
     """The space that a tape operand names for it."""
 
     def __init__(

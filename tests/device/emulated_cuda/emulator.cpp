@@ -7,10 +7,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <ucontext.h>
 
-#include <memory>
 #include <vector>
+
+#include "fibers.hpp"
 
 #define __CUDA_ARCH__ 900
 #define __device__
@@ -28,22 +28,14 @@ static Dim threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulator {
 
-constexpr size_t STACK = 128 << 10;
-
 struct Barrier {
     uint32_t waiting = 0, generation = 0;
 };
 
-struct Fiber {
-    ucontext_t context;
-    std::unique_ptr<char[]> stack;
-    bool ended = false;
-};
-
 constexpr uint32_t MOST_TOGETHER = 8;  // blocks
 
-static ucontext_t scheduler;
-static std::vector<Fiber> fibers;  // of a block, one block behind another
+static std::vector<fibers::Fiber> threads;  // of a block, one block behind another
+static uint32_t running;                    // of them, from the first
 static uint32_t current;
 static uint64_t progress;
 static Barrier block_barriers[MOST_TOGETHER], part_barriers[MOST_TOGETHER];
@@ -51,9 +43,7 @@ static Barrier warp_barriers[MOST_TOGETHER * 32];
 static uint64_t slots[MOST_TOGETHER * 1024];
 static int any[2];
 
-static void yield() {
-    swapcontext(&fibers[current].context, &scheduler);
-}
+using fibers::yield;
 
 static void meet(Barrier& barrier, uint32_t count) {
     uint32_t mine = barrier.generation;
@@ -203,39 +193,31 @@ static void body() {
     if (!call<nocopy_fused>() && !call<nocopy_walk>() && !call<nocopy_launch>() &&
         !call<nocopy_fused_rows>() && !call<nocopy_attention_rows>())
         abort();
-    fibers[current].ended = true;
     ++progress;
-    yield();
-}
-
-static void start(Fiber& fiber) {
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = STACK;
-    fiber.context.uc_link = &scheduler;
-    fiber.ended = false;
-    makecontext(&fiber.context, body, 0);
 }
 
 // Runs blocks from `first` on to their end; false if threads wait for each other forever.
 static bool run_blocks(uint32_t first) {
-    for (Fiber& fiber : fibers) start(fiber);
+    for (fibers::Fiber& thread : threads) thread.ended = false;
     for (Barrier& barrier : block_barriers) barrier = {};
     for (Barrier& barrier : part_barriers) barrier = {};
     for (Barrier& barrier : warp_barriers) barrier = {};
     for (;;) {
         uint64_t before = progress;
         bool all_ended = true;
-        for (current = 0; current < fibers.size(); ++current) {
-            if (fibers[current].ended) continue;
+        for (current = 0; current < running; ++current) {
+            if (threads[current].ended) continue;
             all_ended = false;
             uint32_t own = current % block_threads();
             threadIdx = {own % blockDim.x, own / blockDim.x};
             blockIdx = {first + current / block_threads(), 0};
-            swapcontext(&scheduler, &fibers[current].context);
+            fibers::step(threads[current], body);
         }
         if (all_ended) break;
-        if (progress == before) return false;
+        if (progress == before) {
+            for (fibers::Fiber& thread : threads) thread.begun = false;  // they wait in the kernel
+            return false;
+        }
     }
     for (Barrier& barrier : block_barriers)
         if (barrier.waiting) return false;
@@ -258,11 +240,8 @@ extern "C" int emulate(void (*kernel)(), uint32_t grid, uint32_t x, uint32_t y, 
     void (*sharing)(const nocopy_launch) = sample;
     if (kernel == (void (*)())sharing) together = (uint32_t)((const nocopy_launch*)launch)->splits;
     if (together > MOST_TOGETHER) abort();
-    while (fibers.size() < together * x * y) {
-        fibers.emplace_back();
-        fibers.back().stack.reset(new char[STACK]);
-    }
-    fibers.resize(together * x * y);
+    running = together * x * y;
+    while (threads.size() < running) threads.emplace_back();
     for (uint32_t b = 0; b < grid; b += together) {
         for (uint32_t i = 0; i < together; ++i) {
             block_memories[i].assign(shared ? shared + 127 : 0, 0xa5);

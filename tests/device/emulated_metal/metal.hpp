@@ -1,12 +1,13 @@
 // As much of the Metal Shading Language as Slang uses for our kernels, in C++14, and a way to run a kernel.
 //
 // Address spaces vanish; `threadgroup` variables are made static by the caller of the compiler. Each thread
-// of a group is a fibre; a barrier yields to the next one. The order in which they run differs from launch to
+// of a group is a fiber; a barrier yields to the next one. The order in which they run differs from launch to
 // launch and from barrier to barrier, so that a missing barrier shows. Threads that do not all reach the same
 // number of barriers are an error, as they are on a GPU. One group runs after the other.
 #include <stdint.h>
 #include <string.h>
-#include <ucontext.h>
+
+#include "fibers.hpp"
 
 #define device
 #define constant
@@ -135,43 +136,35 @@ uint nocopy_constants[5];
 // -----------------------------------------------------------------------------------------
 
 static const int MOST_THREADS = 256;
-static const size_t STACK = 65536;
-static ucontext_t scheduler, fibres[MOST_THREADS];
-static bool finished[MOST_THREADS];
+static fibers::Fiber group_threads[MOST_THREADS];
 static int current;
-static char stacks[MOST_THREADS][STACK];
 
 void metal::threadgroup_barrier(mem_flags) {
-    swapcontext(&fibres[current], &scheduler);
+    fibers::yield();
 }
 
 static void run_thread(int index);
 
-static void fibre_main(int index) {
-    run_thread(index);
-    finished[index] = true;
+static void run_current() {
+    run_thread(current);
 }
 
 // Runs one group; false if some threads waited at a barrier that others never reached. `order` is 0 for
 // rising, 1 for falling and 2 for alternating order of the threads between barriers.
 static bool run_group(int threads, int order) {
-    for (int i = 0; i < threads; i++) {
-        finished[i] = false;
-        getcontext(&fibres[i]);
-        fibres[i].uc_stack.ss_sp = stacks[i];
-        fibres[i].uc_stack.ss_size = STACK;
-        fibres[i].uc_link = &scheduler;
-        makecontext(&fibres[i], (void (*)())fibre_main, 1, i);
-    }
+    for (fibers::Fiber& fiber : group_threads) fiber.ended = false;
     for (int phase = 0;; phase++) {
         int done = 0;
         for (int i = 0; i < threads; i++) {
             bool falling = order == 1 || (order == 2 && (phase & 1));
             current = falling ? threads - 1 - i : i;
-            if (!finished[current]) swapcontext(&scheduler, &fibres[current]);
-            done += finished[current];
+            if (!group_threads[current].ended) fibers::step(group_threads[current], run_current);
+            done += group_threads[current].ended;
         }
         if (done == threads) return true;
-        if (done != 0) return false;
+        if (done != 0) {
+            for (fibers::Fiber& fiber : group_threads) fiber.begun = false;  // some wait in the kernel
+            return false;
+        }
     }
 }
