@@ -313,7 +313,6 @@ def test_a_large_cache_lies_where_it_can_be_mapped_in_large_pieces(
     assert thawed.memory.read(0, region.nbytes) == session.memory.read(0, region.nbytes)
     assert session.memory.address % LARGE == thawed.memory.address % LARGE == region.home % LARGE == 0
     assert all(run.position % LARGE == 0 and run.offset % LARGE == 0 for run in whole)
-    assert thawed.memory.borrowed[0][0] == region.home  # what each pass writes is the session's own
 
 
 def test_pages_that_are_only_read_stay_those_of_the_file(cpu: LanguageModel, tmp_path: Path) -> None:

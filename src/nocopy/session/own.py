@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from typing import Self
 
+from nocopy import native
 from nocopy.device.protocol import Pages
 from nocopy.errors import DeviceError
 from nocopy.memory.dtype import DType
 from nocopy.memory.ledger import Ledger
 from nocopy.memory.linear import LinearMemory
-from nocopy.memory.pages import LARGE
+from nocopy.memory.pages import LARGE, PAGE, round_up
 from nocopy.memory.quota import Quota
 from nocopy.session.engine import Engine
+from nocopy.session.region import Region
 from nocopy.session.session import Play, Session
 
 
@@ -51,8 +52,8 @@ class OwnSession(Session):
     ) -> None:
         region = engine.own_region(context, kv)
         size = region.nbytes
-        self.attached = ExitStack()
-        """What is closed with the session."""
+        self.on_close: Callable[[], None] | None = None
+        """Called when the session has been closed."""
         memory = LinearMemory(size, reserve=size, guard=0, limit=quota)
         try:
             if fill is None:
@@ -62,6 +63,8 @@ class OwnSession(Session):
                 fill(memory)
                 if engine.device.info.pins:
                     memory.own(0, size)
+                else:
+                    _expect_token(memory, region, len(tokens))
             pages = engine.device.share(memory.address, size, ledger=ledger)
         except BaseException:
             memory.close()
@@ -104,10 +107,22 @@ class OwnSession(Session):
         super().close()
         self.pages.close()
         self.memory.close()
-        self.attached.close()
+        if self.on_close is not None:
+            self.on_close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _expect_token(memory: LinearMemory, region: Region, length: int) -> None:
+    """Have the pages ready that a token after `length` others touches: its row, the cache, the head."""
+    cache, start = region.cache, memory.address
+    row = region.home + length * cache.token_bytes
+    low, high = row // PAGE * PAGE, min(round_up(row + cache.token_bytes), memory.size)
+    head = round_up(region.draw.offset + 1)
+    native.populate(
+        (start + low, high - low, True), (start + region.home, low - region.home, False), (start, head, True)
+    )

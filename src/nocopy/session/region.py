@@ -52,6 +52,16 @@ class Region:
     near: bool = False
     near_at: int = 0
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """Of all fields, a model's numbers among them: a region is a key of each pass."""
+        return hash(
+            (self.config, self.offset, self.context, self.chunk, self.kv, self.boundary, self.near_at)
+        )
+
     def __post_init__(self) -> None:
         if self.offset % PAGE:
             raise UsageError(

@@ -7,7 +7,7 @@ pieces of this size needs one fault for a block, not 32 or 512.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -125,18 +125,6 @@ def page_runs(found: Iterable[Stretch]) -> tuple[Run, ...]:
                 runs.append((stretch.offset + low, at, high - low))
             at += high - low
     return tuple(Run(*run) for run in runs[1:])
-
-
-def cut(runs: Sequence[Run], at: int) -> tuple[list[Run], list[Run]]:
-    """The runs, or pieces of them, that lie before byte `at` of the memory, and those after it."""
-    before = [run for run in runs if run.offset + run.nbytes <= at]
-    after = list(runs[len(before) :])
-    if after and after[0].offset < at:
-        run = after[0]
-        size = at - run.offset
-        before.append(Run(run.offset, run.position, size))
-        after[0] = Run(at, run.position + size, run.nbytes - size)
-    return before, after
 
 
 @cache

@@ -6,7 +6,6 @@ import os
 import sys
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from typing import Any, Final
@@ -16,7 +15,6 @@ import numpy as np
 from nocopy.errors import SnapshotMismatchError, UsageError
 from nocopy.memory.dtype import DType
 from nocopy.memory.linear import LinearMemory
-from nocopy.memory.pages import LARGE
 from nocopy.session.language import LanguageModel
 from nocopy.session.own import OwnSession
 from nocopy.session.sampler import Sampler, Sampling
@@ -128,37 +126,35 @@ def thaw_session(
         SnapshotMismatchError: another model; the message says what differs.
         MemoryLimitError: there is not that much memory.
     """
-    with ExitStack() as stack:
-        snapshot = stack.enter_context(open_snapshot(path, verify=verify, key=key))
-        manifest = snapshot.manifest
+    snapshot = open_snapshot(path, verify=verify, key=key)
+    manifest = snapshot.manifest
+    try:
         if manifest.kind != "session" or len(manifest.sessions) != 1 or manifest.sessions[0].memory != 0:
             raise UsageError(f"a session was to be thawed; '{snapshot.path}' is a {manifest.kind}. Use thaw.")
         (state,) = manifest.sessions
         check_model(manifest.models[state.model].digest, model.model.digest, "that is open")
         check_shape(state, model.engine.chunk)
         session = _open(model, snapshot, state)
-        if verify == "lazy":
-            session.before_use = snapshot.check
-            session.attached = stack.pop_all()
+    except BaseException:
+        snapshot.close()
+        raise
+    if verify == "lazy":
+        session.before_use, session.on_close = snapshot.check, snapshot.close
+    else:
+        snapshot.close()
     messages = [{"role": m.role, "content": m.content} for m in manifest.messages]
     return Thawed(session, None if state.sampler is None else _sampler(state.sampler), messages)
 
 
 def _open(model: LanguageModel, snapshot: Snapshot, state: SessionState) -> OwnSession:
     kv, size = kv_type(state), snapshot.manifest.memories[0].size
-    try:
-        region = model.engine.own_region(state.context, kv)
-    except UsageError as error:
-        raise SnapshotMismatchError(f"the session of the snapshot cannot go on: {error}") from error
-    if state.offset or state.nbytes != region.nbytes or size != region.nbytes:
-        raise mismatch(f"a session in {state.nbytes} of {size} bytes", f"this model's takes {region.nbytes}")
 
     def fill(memory: LinearMemory) -> None:
-        # What each pass writes is read: as pages of the file it would cost a fault for each of them.
-        origin = FileOrigin(snapshot, read=region.home)
-
-        if region.home >= LARGE:
-            memory.pages.prefer_large(end=region.home)
+        if state.offset or state.nbytes != memory.size or size != memory.size:
+            raise mismatch(
+                f"a session in {state.nbytes} of {size} bytes", f"this model's takes {memory.size}"
+            )
+        origin = FileOrigin(snapshot)
         memory.refill(lambda address: origin.place(0, address), fresh=True)
 
     tokens = tokens_of(snapshot.read(state.tokens.memory, state.tokens.offset, 4 * state.tokens.count))
