@@ -26,6 +26,7 @@ from nocopy.session.language import LanguageModel
 from nocopy.session.own import OwnSession
 from nocopy.session.sampler import Sampler, Sampling
 from nocopy.snapshot import open_snapshot
+from nocopy.snapshot.format import PAGE
 from tests.device.cuda_emulation import EmulatedDriver, emulated, library  # noqa: F401
 from tests.models.tiny import VOCABULARY, write_tiny
 
@@ -291,6 +292,19 @@ def test_a_lazily_verified_session_goes_on_until_damage_is_found(cpu: LanguageMo
     with pytest.raises(SnapshotDamagedError):
         nocopy.freeze_session(damaged, tmp_path / "t")
     damaged.close()
+
+
+def test_tokens_that_were_truncated_are_not_in_the_file(cpu: LanguageModel, tmp_path: Path) -> None:
+    session, _ = begun(cpu, 4096)
+    cache = session.region.cache
+    session.truncate(10)
+    session.append([1])
+    nocopy.freeze_session(session, tmp_path / "s")
+    thawed = nocopy.thaw_session(cpu, tmp_path / "s").session
+    kept = -(-(cache.offset + 11 * cache.token_bytes) // PAGE) * PAGE
+    assert thawed.memory.read(0, kept) == session.memory.read(0, kept)
+    assert any(session.memory.read(kept, PAGE))
+    assert not any(thawed.memory.read(kept, thawed.memory.size - kept))
 
 
 def test_a_large_cache_lies_where_it_can_be_mapped_in_large_pieces(

@@ -129,6 +129,10 @@ class Region:
         """Size of the region: a multiple of 64 KiB."""
         return _up(self.home + self.cache.nbytes, PAGE) - self.offset
 
+    def used(self, length: int) -> list[tuple[int, int]]:
+        """The bytes that hold anything of a session of so many tokens: (first, one past the last)."""
+        return [(self.offset, _end(self.draw)), (self.home, self.home + length * self.cache.token_bytes)]
+
     def batch(self, rows: int, first: int = 0) -> Batch:
         """A pass over `rows` of tokens and positions, from `first` on."""
         tokens = Tensor(Space.GUEST, self.tokens.offset + 4 * first, (rows,), DType.I32)

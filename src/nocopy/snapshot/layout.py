@@ -7,7 +7,7 @@ pieces of this size needs one fault for a block, not 32 or 512.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -23,6 +23,10 @@ FULL: Final = (1 << PAGES_PER_CHUNK) - 1
 WORD: Final = (1 << 32) - 1
 WHOLE: Final = CHUNK | FULL << 32
 """Bytes 16 to 24 of the entry of such a chunk that is not compressed."""
+
+
+Chunk = tuple[int, int, int]
+"""Its memory, its offset there, and a bit for each page of it that is stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,22 +81,19 @@ def stretches(table: bytes) -> list[Stretch]:
     ]
 
 
-def positions(entries: Entries, data: int) -> tuple[list[int], int]:
+def positions(chunks: Sequence[Chunk], data: int) -> tuple[list[int], int]:
     """Where each chunk goes in an uncompressed file, and where the last one ends.
 
     Args:
-        entries: without positions.
+        chunks: in order.
         data: where the first one goes, unless it begins a block.
     """
-    offsets, pages = entries["offset"].tolist(), entries["pages"].tolist()
-    memories, stored = entries["memory"].tolist(), entries["stored"].tolist()
     found, end = list[int](), data
-    for i, offset in enumerate(offsets):
-        both = offset % BLOCK == 0 and pages[i : i + 2] == [FULL, FULL]
-        if both and (memories[i + 1], offsets[i + 1]) == (memories[i], offset + CHUNK):
+    for i, (memory, offset, pages) in enumerate(chunks):
+        if offset % BLOCK == 0 and pages == FULL and (memory, offset + CHUNK, FULL) in chunks[i + 1 : i + 2]:
             end = up(end)
         found.append(end)
-        end += stored[i]
+        end += pages.bit_count() * PAGE
     return found, end
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import sys
 from array import array
@@ -74,21 +75,23 @@ def freeze_session(
     region, model = session.region, session.engine.model
     size = session.memory.pages.state.size
     session.flush()
-    state = SessionState(
-        0,
-        region.offset,
-        region.nbytes,
-        0,
-        region.context,
-        region.chunk,
-        region.kv.name.lower(),
-        0,
-        TokenState(1, 0, session.length),
-        fresh=True,
-        sampler=None if sampler is None else _sampler_state(sampler),
-    )
-    with memory_of(token_bytes(session.tokens)) as tokens:
-        manifest = Manifest(
+    tokens = BytesSource(token_bytes(session.tokens))
+
+    def describe() -> Manifest:
+        state = SessionState(
+            0,
+            region.offset,
+            region.nbytes,
+            0,
+            region.context,
+            region.chunk,
+            region.kv.name.lower(),
+            0,
+            TokenState(1, 0, session.length),
+            fresh=True,
+            sampler=None if sampler is None else _sampler_state(sampler),
+        )
+        return Manifest(
             "session",
             (MemoryState(size), MemoryState(tokens.size)),
             created_by=CREATOR,
@@ -97,8 +100,16 @@ def freeze_session(
             sessions=(state,),
             messages=tuple(Message(m["role"], m["content"]) for m in messages),
         )
-        memories = [session.memory, tokens]
-        return write_snapshot(path, manifest, memories, compress=compress, signer=signer, progress=progress)
+
+    return write_snapshot(
+        path,
+        describe,
+        [session.memory, tokens],
+        held=[region.used(session.length), [(0, 4 * session.length)]],
+        compress=compress,
+        signer=signer,
+        progress=progress,
+    )
 
 
 def thaw_session(
@@ -192,17 +203,24 @@ def _sampler(state: SamplerState) -> Sampler:
     return sampler
 
 
-def memory_of(data: bytes) -> LinearMemory:
-    """A memory with these bytes at its start, for the caller to close."""
-    size = max(-(-len(data) // PAGE), 1) * PAGE
-    memory = LinearMemory(size, reserve=size, guard=0)
-    memory.write(0, data)
-    return memory
+class BytesSource:
+    """Bytes as a memory that a snapshot is written from: whole pages, zero after the last byte."""
+
+    def __init__(self, data: bytes) -> None:
+        self.size = max(-(-len(data) // PAGE), 1) * PAGE
+        self._room = np.zeros(self.size + mmap.PAGESIZE, np.uint8)
+        begins: int = self._room.__array_interface__["data"][0]
+        skip = -begins % mmap.PAGESIZE
+        self.address = begins + skip
+        self._room[skip : skip + len(data)] = np.frombuffer(data, np.uint8)
 
 
 def token_bytes(tokens: Sequence[int]) -> bytes:
     """Tokens as a snapshot has them: u32, little endian."""
-    return np.asarray(tokens, "<u4").tobytes()
+    made = array("I", tokens)
+    if sys.byteorder == "big":
+        made.byteswap()
+    return made.tobytes()
 
 
 def mismatch(had: str, found: str) -> SnapshotMismatchError:
