@@ -16,9 +16,9 @@ beyond        thaw, then one token without its          beside the upper end of 
               lock pages in memory
 
 What a token takes varies by more than a thaw does, the more so the longer the conversation. Its arithmetic is
-the same after a thaw; `beyond` measures all that is not: each page that a token reads or writes is touched,
-by one thread where a token has several, and all of the program runs but the kernels. Not in it is what the
-thread that makes pages ready takes from the cores while the layers are computed.
+the same after a thaw; `beyond` measures all that is not: the device touches each page that a token reads or
+writes, and all of the program runs but the kernels. Not in it is what the thread that makes pages ready takes
+from the cores while the layers are computed.
 
 The file is written to the user's cache directory and is in the page cache when it is thawed, without
 verification. Its size is what it takes on the disk. Reading the tokens again is measured up to `READ` tokens.
@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -50,6 +50,7 @@ from nocopy.session.language import LanguageModel
 from nocopy.session.own import OwnSession
 from nocopy.snapshot.publish import sync_folder
 from nocopy.snapshot.session import freeze_session, thaw_session
+from nocopy.tape import Space, Tape, TapeBuilder, Tensor
 
 AXIS = "tokens of the conversation"
 LENGTHS = (24, 256, 4096, 32768)
@@ -193,36 +194,46 @@ def _beyond(
 ) -> list[float]:
     """Seconds of a thaw and a token without its arithmetic, less those of such a token without a thaw."""
     (token,), length, samples = tokens(1), session.length, list[float]()
+    tapes = _touching(session)
     end = perf_counter() + 3 * SECONDS
     while len(samples) < LEAST_SAMPLES or (len(samples) < MOST_SAMPLES and perf_counter() < end):
         next_token()()
         start = perf_counter()
         thawed = thaw_session(model, path, verify="off").session
-        seconds = perf_counter() - start + _touched(thawed, token)
+        seconds = perf_counter() - start + _touched(thawed, token, tapes)
         thawed.close()
         next_token()()
-        samples.append(seconds - _touched(session, token))
+        samples.append(seconds - _touched(session, token, tapes))
         session.truncate(length)
     return samples
 
 
-def _touched(session: OwnSession, token: int) -> float:
+def _touching(session: OwnSession) -> list[Tape]:
+    """What touches the pages that the next token does: before its logits, and those of its logits."""
+    engine, region, tapes = session.engine, session.region, (TapeBuilder(), TapeBuilder())
+    cache = region.cache
+    row = cache.offset + session.length * cache.token_bytes
+    pages, apart = (row - cache.offset) // READ_AROUND, READ_AROUND // cache.dtype.itemsize
+    tapes[0].fill(Tensor(Space.GUEST, row, (cache.token_elements,), cache.dtype), 0.0)
+    if pages:
+        read = Tensor(Space.GUEST, cache.offset, (pages,), cache.dtype, (apart,))
+        tapes[0].copy(Tensor(Space.SCRATCH, 0, (pages,), cache.dtype), read)
+    tapes[1].fill(region.logits, 0.0)
+    return [engine.validated(bytes(tape)) for tape in tapes]
+
+
+def _touched(session: OwnSession, token: int, tapes: Sequence[Tape]) -> float:
     """Append a token without computing anything; returns the seconds without `LAYERS`."""
-    region, memory = session.region, session.memory
-    cache, logits = region.cache, region.logits
-    pages = session.length * cache.token_bytes // READ_AROUND
-    read = memory.view(pages, "u8", cache.offset, strides=(READ_AROUND,)).numpy()
-    row = memory.view(cache.token_bytes, "u8", cache.offset + session.length * cache.token_bytes).numpy()
-    head = memory.view(logits.shape, logits.dtype, logits.offset).numpy()
+    engine = session.engine
 
     def touch(make: Callable[[], Program]) -> None:
         make()
-        row[:] = 1
-        read.max(initial=0)
-        layers = perf_counter() + LAYERS
-        while perf_counter() < layers:
+        layers, head = (engine.compile(tape, session.pages) for tape in tapes)
+        engine.device.play(layers)
+        end = perf_counter() + LAYERS
+        while perf_counter() < end:
             pass
-        head[:] = 0
+        engine.device.play(head)
 
     play = session._play  # pyright: ignore[reportPrivateUsage]
     session._play = touch  # pyright: ignore[reportPrivateUsage]

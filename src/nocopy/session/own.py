@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Self
 
-from nocopy import native
 from nocopy.device.protocol import Pages
 from nocopy.errors import DeviceError
 from nocopy.memory.dtype import DType
 from nocopy.memory.ledger import Ledger
 from nocopy.memory.linear import LinearMemory
-from nocopy.memory.pages import LARGE, PAGE, round_up
+from nocopy.memory.pages import LARGE
 from nocopy.memory.quota import Quota
 from nocopy.session.engine import Engine
-from nocopy.session.region import Region
 from nocopy.session.session import Play, Session
 
 
@@ -26,8 +24,8 @@ class OwnSession(Session):
         context: tokens that fit.
         kv: element type of the cache.
         ledger: counts the bytes of the region as shared.
-        fill: puts the region of a session that was frozen into the memory, before any device has it.
-        tokens: those that this region holds.
+        fill: puts the region of a session that was frozen into the memory, before any device has it; returns
+            the tokens that this region holds.
         quota: what the memory is charged to; None means no limit.
         play: as for `Session`.
         step: likewise.
@@ -44,8 +42,7 @@ class OwnSession(Session):
         context: int,
         kv: DType,
         ledger: Ledger | None = None,
-        fill: Callable[[LinearMemory], None] | None = None,
-        tokens: Sequence[int] = (),
+        fill: Callable[[LinearMemory], Sequence[int]] | None = None,
         quota: Quota | None = None,
         play: Play | None = None,
         step: int | None = None,
@@ -55,16 +52,15 @@ class OwnSession(Session):
         self.on_close: Callable[[], None] | None = None
         """Called when the session has been closed."""
         memory = LinearMemory(size, reserve=size, guard=0, limit=quota)
+        tokens: Sequence[int] = ()
         try:
             if fill is None:
                 if region.boundary >= LARGE:  # attention passes over all of it for each token
                     memory.pages.prefer_large(region.home)
             else:
-                fill(memory)
+                tokens = fill(memory)
                 if engine.device.info.pins:
                     memory.own(0, size)
-                else:
-                    _expect_token(memory, region, len(tokens))
             pages = engine.device.share(memory.address, size, ledger=ledger)
         except BaseException:
             memory.close()
@@ -115,14 +111,3 @@ class OwnSession(Session):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _expect_token(memory: LinearMemory, region: Region, length: int) -> None:
-    """Have the pages ready that a token after `length` others touches: its row, the cache, the head."""
-    cache, start = region.cache, memory.address
-    row = region.home + length * cache.token_bytes
-    low, high = row // PAGE * PAGE, min(round_up(row + cache.token_bytes), memory.size)
-    head = round_up(region.draw.offset + 1)
-    native.populate(
-        (start + low, high - low, True), (start + region.home, low - region.home, False), (start, head, True)
-    )

@@ -13,11 +13,14 @@ from typing import Any, Final
 
 import numpy as np
 
+from nocopy import native
 from nocopy.errors import SnapshotMismatchError, UsageError
 from nocopy.memory.dtype import DType
 from nocopy.memory.linear import LinearMemory
+from nocopy.memory.pages import round_up
 from nocopy.session.language import LanguageModel
 from nocopy.session.own import OwnSession
+from nocopy.session.region import Region
 from nocopy.session.sampler import Sampler, Sampling
 from nocopy.snapshot.format import PAGE
 from nocopy.snapshot.manifest import (
@@ -160,19 +163,32 @@ def thaw_session(
 def _open(model: LanguageModel, snapshot: Snapshot, state: SessionState) -> OwnSession:
     kv, size = kv_type(state), snapshot.manifest.memories[0].size
 
-    def fill(memory: LinearMemory) -> None:
+    def fill(memory: LinearMemory) -> array[int]:
         if state.offset or state.nbytes != memory.size or size != memory.size:
             raise mismatch(
                 f"a session in {state.nbytes} of {size} bytes", f"this model's takes {memory.size}"
             )
         origin = FileOrigin(snapshot)
         memory.refill(lambda address: origin.place(0, address), fresh=True)
+        if not model.device.info.pins:
+            _expect_token(memory, model.engine.own_region(state.context, kv), state.tokens.count)
+        return tokens_of(snapshot.read(state.tokens.memory, state.tokens.offset, 4 * state.tokens.count))
 
-    tokens = tokens_of(snapshot.read(state.tokens.memory, state.tokens.offset, 4 * state.tokens.count))
     try:
-        return model.session(context=state.context, kv=kv, fill=fill, tokens=tokens)
+        return model.session(context=state.context, kv=kv, fill=fill)
     except UsageError as error:
         raise SnapshotMismatchError(f"the session of the snapshot cannot go on: {error}") from error
+
+
+def _expect_token(memory: LinearMemory, region: Region, length: int) -> None:
+    """Have the pages ready that a token after `length` others touches: its row, the cache, the head."""
+    cache, start = region.cache, memory.address
+    row = region.home + length * cache.token_bytes
+    low, high = row // mmap.PAGESIZE * mmap.PAGESIZE, min(round_up(row + cache.token_bytes), memory.size)
+    head = round_up(region.draw.offset + 1)
+    native.populate(
+        (start + low, high - low, True), (start + region.home, low - region.home, False), (start, head, True)
+    )
 
 
 _BIASED: Final = ("logit_bias", "seed")

@@ -116,6 +116,7 @@ def write_snapshot(
             start = data_offset(len(encoded), compressed=compress)
             if start != guess:
                 file.clear()
+                report.done = 0
                 rows, table = write(file, start, chunks, views, report)
         entries = b"".join(
             ROW.pack(offset, position, stored, pages, memory, 0, digest)
