@@ -23,7 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TOOLS = ("memcheck", "racecheck")
-CONFORMANCE = ("elementwise", "rows", "products", "large", "language", "tapes")
+CONFORMANCE = ("elementwise", "rows", "products", "large", "language", "sample", "tapes")
 PYTEST = ("-m", "pytest", "-k", "[cuda", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist")
 PARTS = {name: [*PYTEST, f"tests/device/test_conformance_{name}.py"] for name in CONFORMANCE}
 PARTS |= {

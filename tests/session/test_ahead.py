@@ -6,12 +6,13 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from nocopy.device.discovery import open_device
-from nocopy.device.protocol import Device
+from nocopy.device.protocol import Device, Program
 from nocopy.memory.dtype import DType
 from nocopy.memory.ledger import Ledger
 from nocopy.models.load import open_model
@@ -163,3 +164,31 @@ def test_a_fork_continues_alike(engine: Engine) -> None:
         session.append([session.likeliest(8)])
         with closing(session.fork(room.memory, room.pages)) as other:
             assert one_by_one(other, 5) == one_by_one(session, 5)
+
+
+def test_a_slow_compilation_does_not_end_feeding_ahead(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    compile_pass, play = engine.compile, engine.device.play
+
+    def compiling(*given: Any) -> Program:
+        nonlocal now
+        now += 100
+        return compile_pass(*given)
+
+    def playing(program: Program, *, timeout: float | None = None) -> None:
+        nonlocal now
+        now += 1e-3
+        play(program, timeout=timeout)
+
+    monkeypatch.setattr(module, "PATIENCE", 0.02)
+    monkeypatch.setattr(module, "perf_counter", lambda: now)
+    monkeypatch.setattr(engine, "compile", compiling)
+    monkeypatch.setattr(engine.device, "play", playing)
+    with opened(engine) as session:
+        session.append(PROMPT)
+        began = now
+        for i in range(8):
+            session.append([session.likeliest(20 - i)])
+        assert now - began == pytest.approx(2 * 100 + 2e-3)

@@ -20,11 +20,11 @@ from nocopy.tape.ops import GLU
 from nocopy.tape.record import Space
 from nocopy.tape.validate import Tape
 
-STAGE = struct.Struct(f"<18I8x{FUSED.size}s")
+STAGE = struct.Struct(f"<20I{FUSED.size}s")
 """`nocopy_stage` in kernels/cuda/walk.cu."""
 WALK = struct.Struct("<3Q6I")
 """`nocopy_walk` there."""
-WARPS, THREADS = 8, 512
+WARPS, THREADS = 8, 320
 """Warps of a block that compute, and threads of all."""
 PRODUCT, ATTENTION, GATHER, ARGMAX = range(4)
 """`StageKind` there."""
@@ -34,10 +34,14 @@ IN_FLIGHT = 32 << 10
 """Bytes of weights that are on their way to a multiprocessor: more delay what blocks wait for, fewer leave
 memory idle."""
 SUMS_BYTES = 1024 * 8
+COPY_BYTES = 16
+"""What addresses and sizes of copies to shared memory are multiples of."""
 STAGES_HELD = 16
 """As in walk.cu."""
 FEWEST_PRODUCTS = 4
 """Products of a run that is worth a kernel of its own."""
+HELD_ELEMENTS, MOST_HELD = 1024, 14
+"""Elements of a row that a warp holds in registers, if that can be; words of four elements of a lane at most."""
 MOST_PARTS = 32
 """Parts of the tokens of one attention stage."""
 CACHES = frozenset({DType.F32, DType.F16, DType.BF16})
@@ -103,6 +107,7 @@ class Stage:
     partial_tag: int = 0
     keys: int = 0
     values: int = 0
+    held: int = 0
     pairs: tuple[int, ...] = ()
     group: Group | None = None
     launch: Launch | None = None
@@ -199,7 +204,11 @@ class Walks:
         residual = group.products[0].residual
         if residual and run.owned.get(residual, pairs[0]) != pairs[0]:
             return False
-        stage = Stage(PRODUCT, dtype, pairs=pairs, group=group)
+        chunks = _chunks(group.k, STEP[dtype])
+        if chunks:
+            group = replace(group, chunk=group.k // chunks)
+        held = group.chunk // 128 if chunks else 0
+        stage = Stage(PRODUCT, dtype, held=held, pairs=pairs, group=group)
         if found is not None:
             stage.source, stage.source_tag = self._read(found[0], index)
         run.heads = run.best = None
@@ -241,6 +250,8 @@ class Walks:
             or not whole
             or n % 8
             or dtypes != {fields.dtype(2)}
+            or any(address % COPY_BYTES for address in (k, v))
+            or any(fields.strides[slot][0] * fields.dtype(2).itemsize % COPY_BYTES for slot in (2, 3))
             or fields.dtype(0) is not DType.F32
         ):
             return False
@@ -339,9 +350,9 @@ class Walks:
     def _launch(self, run: Run, records: range) -> WalkLaunch | None:
         shares = [max(stage.pairs) for stage in run.stages if stage.pairs]
         grid = min(self._chip.multiprocessors, *shares)
-        slot_bytes = max(_slot_bytes(stage) for stage in run.stages if stage.group)
+        slot_bytes = max(_slot_bytes(stage) for stage in run.stages)
         row_words = max(_row_words(stage, grid) for stage in run.stages)
-        fixed = row_words * 4 + SUMS_BYTES + STAGES_HELD * STAGE.size + 256 + 8 * 64 * WARPS
+        fixed = row_words * 4 + SUMS_BYTES + STAGES_HELD * STAGE.size + 256 + 2 * 8 * 64 * WARPS
         slots = min((self._chip.block_shared_bytes - fixed) // (WARPS * slot_bytes), 64)
         if slots < 2 or any(s.launch and s.kind == ATTENTION and _jobs(s) > grid for s in run.stages):
             return None
@@ -355,14 +366,21 @@ class Walks:
         shared = fixed + slots * WARPS * slot_bytes
         weights = sum(1 << dtype for dtype in {s.dtype for s in run.stages if s.kind == PRODUCT})
         caches = sum(1 << dtype for dtype in {s.dtype for s in run.stages if s.kind == ATTENTION})
+        widths = [
+            Fields.unpack(s.launch.record).named["n"] for s in run.stages if s.launch and s.kind == ATTENTION
+        ]
         sides = {_heads_at_once(s.launch) for s in run.stages if s.launch and s.kind == ATTENTION}
         defines = (
             f"WALK_WEIGHTS={weights}",
             f"WALK_CACHES={caches}",
+            f"WALK_HELD={sum(1 << held for held in {s.held for s in run.stages if s.kind == PRODUCT})}",
+            f"WALK_HEAD_GROUPS={-(-max(widths, default=0) // 64)}",
             f"WALK_HEADS={sides.pop() if len(sides) == 1 else 0}",
         )
         if {s.group.gate for s in run.stages if s.group} <= {0, 1 + GLU.index("silu")}:
             defines = (*defines, "ONLY_SILU")
+        if not any(_softcap(s.launch) for s in run.stages if s.launch and s.kind == ATTENTION):
+            defines = (*defines, "NO_SOFTCAP")
         shape = Shape("walk", "walk", grid, (THREADS, 1), defines=defines)
         return WalkLaunch(shape, stages, self._words, shared, tail, self._stop)
 
@@ -405,8 +423,22 @@ def _within(span: tuple[int, int], spans: Sequence[tuple[int, int]]) -> bool:
     return any(start <= span[0] and span[1] <= stop for start, stop in spans)
 
 
+def _chunks(k: int, step: int) -> int:
+    """Chunks of a row of which each warp takes the same one of all its rows, and holds it in registers; 0 if
+    it cannot be cut so."""
+    for most in (HELD_ELEMENTS, MOST_HELD * 128):
+        for chunks in (1, 2, 4, 8):
+            if k % (chunks * step) == 0 and k // chunks <= most:
+                return chunks
+    return 0
+
+
 def _slot_bytes(stage: Stage) -> int:
-    assert stage.group
+    """Bytes that a warp's slot must hold: pieces of two rows, or a token's key and value, each padded."""
+    if stage.launch and stage.kind == ATTENTION:
+        return 2 * (Fields.unpack(stage.launch.record).named["n"] * stage.dtype.itemsize + 16)
+    if not stage.group:
+        return 0
     return 2 * stage.group.chunk // stage.dtype.block * stage.dtype.itemsize
 
 
@@ -428,6 +460,11 @@ def _heads_at_once(launch: Launch) -> int:
     return 4 if d["h"] > d["g"] else 1
 
 
+def _softcap(launch: Launch) -> int:
+    """The bits of the cap on an attention's scores; 0 for none."""
+    return Fields.unpack(launch.record).params[1]
+
+
 def _jobs(stage: Stage) -> int:
     """Blocks that an attention stage needs."""
     assert stage.launch
@@ -441,7 +478,7 @@ def _pack(stage: Stage, grid: int, kept: _Kept) -> bytes:
     return STAGE.pack(
         stage.kind, stage.dtype, stage.source, stage.source_tag, stage.target, stage.target_tag, stage.best,
         stage.best_tag, stage.partial, stage.partial_tag,
-        *(p // grid for p in pairs), *(p % grid for p in pairs), stage.keys, stage.values,
+        *(p // grid for p in pairs), *(p % grid for p in pairs), stage.keys, stage.values, stage.held, -(-stage.group.k // stage.group.chunk) if stage.group else 0,
         _argument(stage, kept),
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from time import perf_counter
 from typing import Any
 
@@ -188,7 +188,7 @@ class Session:
             self._tokens[:rows] = part
             self._positions[:rows] = np.arange(at, at + rows)
             wanted = logits and start + rows == len(tokens)
-            self._play(partial(self._program, Rows(rows, wanted)))
+            self._run(Rows(rows, wanted), steps=int(rows == 1))
             self.tokens.extend(part)
 
     def likeliest(self, more: int = 0) -> int:
@@ -279,10 +279,7 @@ class Session:
             choice[...], penalties[...], draw[...] = sampler.choice, sampler.penalties, sampler.state
         self._positions[first : first + steps] = np.arange(at, at + steps)
         self._stale = True
-        start = perf_counter()
-        self._play(partial(self._program, ahead))
-        # The first play of a shape compiles it; that is no measure.
-        self._seconds = min((perf_counter() - start) / steps, self._seconds or np.inf)
+        self._run(ahead, steps)
         self._ahead = self._tokens[first : first + steps + 1].tolist()
 
     def _forget_ahead(self) -> None:
@@ -509,6 +506,20 @@ class Session:
                 f"{asked} that has {len(self._unread)} tokens to read again, which were lost with its device;"
                 " move it to a device that works"
             )
+
+    def _run(self, wanted: Pass, steps: int) -> None:
+        """Play a pass, or several in a row; what a step of one token took without compiling is kept."""
+        start = 0.0
+
+        def ready() -> Program:
+            nonlocal start
+            program = self._program(wanted)
+            start = perf_counter()
+            return program
+
+        self._play(ready)
+        if steps:
+            self._seconds = min((perf_counter() - start) / steps, self._seconds or np.inf)
 
     def _program(self, wanted: Pass) -> Program:
         """A pass, or several in a row, ready to play."""

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <map>
+#include <vector>
 
 #include "stream.cuh"
 
@@ -13,11 +14,16 @@ struct EmulatedBarrier {
 
 struct EmulatedCopy {
     uint8_t* to;
-    const uint8_t *a, *b;
+    const uint8_t* from;
     uint32_t bytes;
 };
 
-inline std::map<uint64_t*, EmulatedCopy> emulated_copies;
+struct EmulatedCopies {
+    uint32_t missing;  // bytes that were announced and not started
+    std::vector<EmulatedCopy> started;
+};
+
+inline std::map<uint64_t*, EmulatedCopies> emulated_copies;
 
 inline void begin_barrier(uint64_t* barrier, uint32_t arrivals) {
     *(EmulatedBarrier*)barrier = {0, (uint16_t)arrivals, 0};
@@ -31,23 +37,36 @@ inline void arrive(uint64_t* barrier) {
     ++emulator::progress;
 }
 
-inline void copy_pair(uint64_t* barrier, uint8_t* to, const uint8_t* a, const uint8_t* b, uint32_t bytes) {
-    if ((uintptr_t)a % 16 || (uintptr_t)b % 16 || (uintptr_t)to % 16 || bytes % 16) abort();
-    if (!emulated_copies.emplace(barrier, EmulatedCopy{to, a, b, bytes}).second) abort();
+inline void announce(uint64_t* barrier, uint32_t bytes) {
+    if (!emulated_copies.emplace(barrier, EmulatedCopies{bytes, {}}).second) abort();
     ++emulator::progress;
 }
+
+inline void copy_announced(uint64_t* barrier, uint8_t* to, const uint8_t* from, uint32_t bytes) {
+    if ((uintptr_t)from % 16 || (uintptr_t)to % 16 || bytes % 16) abort();
+    EmulatedCopies& copies = emulated_copies.at(barrier);
+    if (bytes > copies.missing) abort();
+    copies.missing -= bytes;
+    copies.started.push_back({to, from, bytes});
+}
+
+inline void copy_pair(uint64_t* barrier, uint8_t* to, const uint8_t* a, const uint8_t* b, uint32_t bytes) {
+    announce(barrier, 2 * bytes);
+    copy_announced(barrier, to, a, bytes);
+    copy_announced(barrier, to + bytes, b, bytes);
+}
+
+inline void show_global() {}
 
 inline bool passed(uint64_t* barrier, uint32_t parity) {
     EmulatedBarrier& b = *(EmulatedBarrier*)barrier;
     if (b.phases % 2 != parity) return true;
     auto found = emulated_copies.find(barrier);
-    if (found == emulated_copies.end()) {
+    if (found == emulated_copies.end() || found->second.missing) {
         emulator::yield();
         return false;
     }
-    EmulatedCopy copy = found->second;
-    memcpy(copy.to, copy.a, copy.bytes);
-    memcpy(copy.to + copy.bytes, copy.b, copy.bytes);
+    for (const EmulatedCopy& copy : found->second.started) memcpy(copy.to, copy.from, copy.bytes);
     emulated_copies.erase(found);
     arrive(barrier);
     return true;

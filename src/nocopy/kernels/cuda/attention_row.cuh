@@ -17,7 +17,8 @@ struct RawEight {
 
     __device__ RawEight() : words() {}
     __device__ RawEight(const Tensor& t, uint64_t head, uint64_t first)
-        : words(read_as<Words4>(t.as<uint8_t>() + 2 * (head + first))) {}
+        : RawEight(t.as<uint8_t>() + 2 * (head + first)) {}
+    __device__ RawEight(const uint8_t* at) : words(read_as<Words4>(at)) {}
     __device__ Eight decoded() const {
         Eight y;
         HalfWords<READING == READ_BF16>::decode(words, y.v);
@@ -30,10 +31,9 @@ struct RawEight<READ_F32> {
     Words4 low, high;
 
     __device__ RawEight() : low(), high() {}
-    __device__ RawEight(const Tensor& t, uint64_t head, uint64_t first) {
-        const uint8_t* at = t.as<uint8_t>() + 4 * (head + first);
-        low = read_as<Words4>(at), high = read_as<Words4>(at + 16);
-    }
+    __device__ RawEight(const Tensor& t, uint64_t head, uint64_t first)
+        : RawEight(t.as<uint8_t>() + 4 * (head + first)) {}
+    __device__ RawEight(const uint8_t* at) : low(read_as<Words4>(at)), high(read_as<Words4>(at + 16)) {}
     __device__ Eight decoded() const {
         Eight y;
 #pragma unroll

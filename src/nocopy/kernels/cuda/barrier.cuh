@@ -47,13 +47,28 @@ __device__ inline void await(uint64_t* barrier, uint32_t parity) {
     } while (!done);
 }
 
+// Arrives; the phase ends with `bytes` of copies that are started behind this.
+__device__ inline void announce(uint64_t* barrier, uint32_t bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+                 "r"(bytes)
+                 : "memory");
+}
+
+__device__ inline void copy_announced(uint64_t* barrier, uint8_t* to, const uint8_t* from, uint32_t bytes) {
+    Ring::copy(shared_address(to), from, bytes, shared_address(barrier));
+}
+
 // Starts the copy of two pieces of `bytes` to shared memory, one behind the other, and arrives.
 __device__ inline void copy_pair(uint64_t* barrier, uint8_t* to, const uint8_t* a, const uint8_t* b,
                                  uint32_t bytes) {
-    const uint32_t place = shared_address(barrier), at = shared_address(to);
-    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(place), "r"(2 * bytes) : "memory");
-    Ring::copy(at, a, bytes, place);
-    Ring::copy(at + bytes, b, bytes, place);
+    announce(barrier, 2 * bytes);
+    copy_announced(barrier, to, a, bytes);
+    copy_announced(barrier, to + bytes, b, bytes);
+}
+
+// What this thread knows to be in memory is there for bulk copies too.
+__device__ inline void show_global() {
+    asm volatile("fence.proxy.async.global;" ::: "memory");
 }
 
 // Has the second cache hold what lies there.

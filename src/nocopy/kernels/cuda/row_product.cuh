@@ -92,7 +92,8 @@ struct Sums {
 
 // What a pair's results need beside its sums, read while the weights are still on their way.
 struct Beside {
-    float a_bias = 0.0f, b_bias = 0.0f, a_residual = 0.0f, b_residual = 0.0f, frequency = 0.0f;
+    float a_bias = 0.0f, b_bias = 0.0f, a_residual = 0.0f, b_residual = 0.0f;
+    float cosine = 1.0f, sine = 0.0f;  // of the rotation, times its scale
     int32_t position = -1;
 
     __device__ Beside() {}
@@ -107,7 +108,8 @@ struct Beside {
         }
         if (p.turn == TURN_NONE) return;
         uint32_t place = p.turn == TURN_HALF ? pair.a_row % p.head : pair.a_row % p.head / 2;
-        frequency = ((const float*)p.frequencies)[place];
+        sincosf((float)position * ((const float*)p.frequencies)[place], &sine, &cosine);
+        cosine *= p.turn_scale, sine *= p.turn_scale;
     }
 };
 
@@ -161,10 +163,7 @@ __device__ inline Sums finish_pair(const nocopy_fused& f, const RowPair& pair, c
     if (p.bias) a = a + beside.a_bias;
     if (other.bias) b = b + beside.b_bias;
     if (p.turn != TURN_NONE) {
-        float angle = (float)beside.position * beside.frequency;
-        float c, s;
-        sincosf(angle, &s, &c);
-        c *= p.turn_scale, s *= p.turn_scale;
+        const float c = beside.cosine, s = beside.sine;
         float turned = a * c - b * s;
         b = a * s + b * c;
         a = turned;

@@ -1,0 +1,192 @@
+// What the kernel of walk.cu plays: its stages, how blocks share their work out, the parts of a block's
+// shared memory, and how rows are read that other blocks hand on.
+#pragma once
+
+#include "attention_row.cuh"
+#include "barrier.cuh"
+#include "row_product.cuh"
+
+constexpr uint32_t WALK_WARPS = 8, STREAMERS = 1, KEEPERS = 1;
+constexpr uint32_t WALK_THREADS = 32 * (WALK_WARPS + STREAMERS + KEEPERS), WALKERS = 32 * WALK_WARPS;
+constexpr uint32_t NO_TAG = 2;          // the row lies in memory since before the kernel began
+constexpr uint32_t NOWHERE = ~0u;       // nobody needs it
+constexpr uint32_t FEWEST_TOKENS = 64;  // of a part of attention
+constexpr uint32_t STAGES_HELD = 16, STAGES_AHEAD = 8;  // in shared memory; of them behind the one at hand
+constexpr uint32_t CANDIDATE_WORDS = 4;
+constexpr uint32_t MOST_TOKENS = 8;  // whose rows of the cache lie in a warp's slot
+constexpr int MOST_HELD = 14;
+
+// What the kernel is compiled for: sets of dtypes, 1 << dtype each, of weights and caches.
+#ifndef WALK_WEIGHTS
+#define WALK_WEIGHTS ~0u
+#define WALK_CACHES ~0u
+#endif
+
+// And a set of what a lane holds of a row in registers while its warp multiplies, 1 << words of four
+// elements.
+#ifndef WALK_HELD
+#define WALK_HELD 0x517u
+#endif
+
+// And heads that share keys and values, or heads that do not; 0 for either.
+#ifndef WALK_HEADS
+#define WALK_HEADS 0
+#endif
+
+// And for heads of at most so many times 64 elements.
+#ifndef WALK_HEAD_GROUPS
+#define WALK_HEAD_GROUPS 4
+#endif
+
+enum StageKind : uint32_t { STAGE_PRODUCT, STAGE_ATTENTION, STAGE_GATHER, STAGE_ARGMAX };
+
+struct nocopy_stage {
+    uint32_t kind, dtype;           // of the weight
+    uint32_t source, source_tag;    // word of the exchange where its row lies
+    uint32_t target, target_tag;    // and where its results go
+    uint32_t best, best_tag;        // where each block's likeliest result goes
+    uint32_t partial, partial_tag;  // where parts of attention go
+    uint32_t each[3], more[3];      // pairs of a product that each block has; how many blocks have one more
+    uint32_t keys, values;          // words from the queries to the keys and to the values
+    uint32_t held;                  // words of four elements of the row that a lane keeps in registers
+    uint32_t chunks;                // of a row
+    union {
+        nocopy_fused product;
+        nocopy_launch launch;  // of the op
+    };
+};
+
+struct nocopy_walk {
+    uint64_t stages, exchange;
+    const volatile int32_t* stop;
+    uint32_t count;              // stages
+    uint32_t slots, slot_bytes;  // of a warp's ring
+    uint32_t ahead, one_more;    // copies of a warp that are on their way; how many warps have one more
+    uint32_t row_words;          // of shared memory
+};
+
+static_assert(sizeof(nocopy_stage) == 416, "device/cuda_walk.py packs this struct");
+static_assert(sizeof(nocopy_walk) == 48, "device/cuda_walk.py packs this struct");
+
+#if __CUDA_ARCH__ >= 900
+
+// Calls take with an object of the struct that reads a weight's type (blocks.cuh).
+template <uint32_t DTYPE, typename B, typename Take>
+__device__ __forceinline__ void with_type_if(uint32_t dtype, Take take) {
+    if constexpr (WALK_WEIGHTS >> DTYPE & 1)
+        if (dtype == DTYPE) take(B());
+}
+template <typename Take>
+__device__ __forceinline__ void with_type(uint32_t dtype, Take take) {
+    with_type_if<NOCOPY_F32, F32Words>(dtype, take);
+    with_type_if<NOCOPY_F16, F16Words>(dtype, take);
+    with_type_if<NOCOPY_BF16, Bf16Words>(dtype, take);
+    with_type_if<NOCOPY_Q8_0, Q8_0>(dtype, take);
+    with_type_if<NOCOPY_Q4_0, Q4_0>(dtype, take);
+    with_type_if<NOCOPY_Q4_K, Q4_K>(dtype, take);
+    with_type_if<NOCOPY_Q5_K, Q5_K>(dtype, take);
+    with_type_if<NOCOPY_Q6_K, Q6_K>(dtype, take);
+}
+
+// Pairs of product p that this block has.
+__device__ __forceinline__ uint32_t own_pairs(const nocopy_stage& s, uint32_t p) {
+    return s.each[p] + (blockIdx.x < s.more[p]);
+}
+__device__ __forceinline__ uint32_t first_pair(const nocopy_stage& s, uint32_t p) {
+    return blockIdx.x * s.each[p] + min(blockIdx.x, s.more[p]);
+}
+__device__ __forceinline__ uint32_t all_own_pairs(const nocopy_stage& s) {
+    return own_pairs(s, 0) + own_pairs(s, 1) + own_pairs(s, 2);
+}
+
+// The block's pair of this index.
+__device__ __forceinline__ RowPair own_pair(const nocopy_stage& s, uint32_t index) {
+    uint32_t p = 0;
+    for (; p < 2 && index >= own_pairs(s, p); ++p) index -= own_pairs(s, p);
+    return RowPair(s.product, p, first_pair(s, p) + index);
+}
+
+// The parts of a block's shared memory.
+struct WalkMemory {
+    uint8_t* rings;
+    float* row;  // and the states of attention behind it
+    Sums* sums;
+    nocopy_stage* stages;
+    uint64_t *filled, *emptied;  // of each slot of each warp
+    uint64_t* best;
+    float* squares;
+    volatile uint32_t *stage, *kept;  // that the block is at; stages that the keeper has seen begin
+
+    __device__ __forceinline__ WalkMemory(const nocopy_walk& w) {
+        rings = dynamic_shared();
+        row = (float*)(rings + WALK_WARPS * w.slots * w.slot_bytes);
+        sums = (Sums*)(row + w.row_words);
+        stages = (nocopy_stage*)(sums + MAX_PIECES);
+        filled = (uint64_t*)(stages + STAGES_HELD);
+        emptied = filled + WALK_WARPS * w.slots;
+        best = emptied + WALK_WARPS * w.slots;
+        squares = (float*)(best + WALK_WARPS);
+        stage = (uint32_t*)(squares + WALK_WARPS);
+        kept = stage + 1;
+    }
+};
+
+// For who waits for tags: now and then, whether to wait no longer.
+struct Patience {
+    const volatile int32_t* stop;
+    uint32_t looks = 0;
+
+    __device__ __forceinline__ bool over() { return ++looks % 4096 == 0 && stop && *stop; }
+};
+
+__device__ __forceinline__ bool all_tagged(const Words4& words, uint32_t tag) {
+    return tag == NO_TAG ||
+           (((words.v[0] ^ tag) | (words.v[1] ^ tag) | (words.v[2] ^ tag) | (words.v[3] ^ tag)) & 1) == 0;
+}
+
+struct Nothing {
+    __device__ __forceinline__ Words4 operator()(uint32_t) const { return Words4(); }
+};
+
+// Calls take(i, words, beside(i)) for four words at from(i), for i = thread, thread + threads ... below
+// count; where from(i) is null, for none. Loads of AT_ONCE are on their way together, again and again until
+// they are there; what goes beside them is read before.
+template <uint32_t AT_ONCE, typename From, typename Aside, typename Take>
+__device__ __forceinline__ void bring_words(uint32_t thread, uint32_t threads, uint32_t count, uint32_t tag,
+                                            const volatile int32_t* stop, From from, Aside beside,
+                                            Take take) {
+#pragma unroll 1
+    for (uint32_t first = thread; first < count; first += AT_ONCE * threads) {
+        const uint32_t* at[AT_ONCE];
+        Words4 aside[AT_ONCE];
+#pragma unroll
+        for (uint32_t j = 0; j < AT_ONCE; ++j) {
+            uint32_t i = first + j * threads;
+            at[j] = i < count ? from(i) : nullptr;
+            if (at[j]) aside[j] = beside(i);
+        }
+        bool missing;
+        Patience patience{stop};
+        do {
+            Words4 words[AT_ONCE];
+#pragma unroll
+            for (uint32_t j = 0; j < AT_ONCE; ++j)
+                if (at[j]) words[j] = load_tagged(at[j]);
+            missing = false;
+            const bool any = patience.over();
+#pragma unroll
+            for (uint32_t j = 0; j < AT_ONCE; ++j) {
+                if (!at[j]) continue;
+                if (any || all_tagged(words[j], tag)) {
+                    take(first + j * threads, words[j], aside[j]);
+                    at[j] = nullptr;
+                } else {
+                    missing = true;
+                }
+            }
+            if (missing) relax();
+        } while (missing);
+    }
+}
+
+#endif
