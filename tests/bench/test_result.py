@@ -7,13 +7,16 @@ from importlib import import_module
 from pathlib import Path
 from time import sleep
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nocopy.bench import BENCHMARKS, Result, run
 from nocopy.bench.chart import draw, parse_size
 from nocopy.bench.machine import describe
 from nocopy.bench.result import row
-from nocopy.bench.timing import LEAST_SAMPLES, interleaved
+from nocopy.bench.timing import LEAST_SAMPLES, interleaved, interval, turns
 from nocopy.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,3 +78,26 @@ def test_every_benchmark_is_a_module_with_a_script() -> None:
 
 def test_what_a_picture_would_show_nothing_of_has_no_chart() -> None:
     assert [n for n, b in BENCHMARKS.items() if b.chart] == ["roundtrip", "share", "snapshot"]
+
+
+@given(st.integers(6, 300), st.integers(0, 2**32 - 1))
+def test_an_interval_holds_the_middle_of_its_samples(count, seed):
+    samples = np.random.default_rng(seed).standard_normal(count)
+    low, high = interval(samples.tolist())
+    assert samples.min() <= low <= np.median(samples) <= high <= samples.max()
+    assert low in samples
+    assert high in samples
+
+
+def test_an_interval_holds_the_true_median_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    found = [interval((rng.exponential(size=100) ** 3).tolist()) for _ in range(2000)]
+    held = np.mean([low <= np.log(2) ** 3 <= high for low, high in found])
+    assert 0.94 < held < 0.98
+
+
+def test_turns_end_when_there_were_as_many_as_were_wanted():
+    assert {name: len(taken) for name, taken in turns({"a": int, "b": int}, seconds=60, most=7).items()} == {
+        "a": 7,
+        "b": 7,
+    }

@@ -34,10 +34,14 @@ def result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Result:
 
 def test_each_length_is_frozen_thawed_and_gone_on_with(result: Result) -> None:
     cases = [r["case"].split(", ")[0] for r in result.rows]
-    measured = ("freeze", "publish", "thaw", "thaw of new", "first token")
+    measured = ("freeze", "publish", "thaw", "thaw of new", "first token", "at most", "beyond")
     assert cases == [f"{what} {n} tokens" for n in (5, 20, 100) for what in measured]
     assert {r["unit"] for r in result.rows} == {"ms"}
-    assert all(r["value"] > 0 and r["peer_value"] > 0 for r in result.rows)
+    for low, high in zip(result.rows[4::7], result.rows[5::7], strict=True):
+        assert (low["peer"], low["peer_value"]) == (high["peer"], high["peer_value"])
+        assert low["value"] <= high["value"]
+    assert all(r["value"] <= r["peer_value"] for r in result.rows[6::7])
+    assert all(r["value"] > 0 and r["peer_value"] > 0 for r in result.rows if r not in result.rows[6::7])
 
 
 def test_what_was_not_read_again_says_so(result: Result) -> None:

@@ -282,6 +282,23 @@ def test_a_frame_that_claims_too_much_is_not_unpacked(tmp_path):
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("part", ["manifest", "table", "trailer"])
+def test_a_file_that_was_sound_when_it_was_opened_before_is_looked_at_again(tmp_path, part):
+    memory = memory_with(40, range(40))
+    path = tmp_path / "a"
+    write_snapshot(path, manifest_of(memory, label="first"), [memory])
+    with open_snapshot(path, verify="off") as snapshot:
+        assert snapshot.manifest.label == "first"
+    data, places = bytearray(path.read_bytes()), stored_file(path) | {"manifest": 200}
+    data[places[part]] ^= 1
+    overwrite(path, data)
+    with pytest.raises(SnapshotDamagedError):
+        open_snapshot(path, verify="off")
+    write_snapshot(path, manifest_of(memory, label="other"), [memory])
+    with open_snapshot(path, verify="off") as snapshot:
+        assert snapshot.manifest.label == "other"
+
+
 # When pages are looked at
 
 

@@ -62,6 +62,38 @@ def test_memories_come_back_as_they_were(tmp_path, shapes, compress, signed):
             assert snapshot.verified
 
 
+@given(st.integers(0, 3), st.sampled_from([(), (3,), (3, *range(32, 70)), tuple(range(32 * 10))]))
+def test_a_manifest_of_any_length_is_followed_by_its_pages(tmp_path, letters, filled):
+    """Pages are written before the length of the manifest is known, and again if that leads elsewhere."""
+    memory, path = memory_with(320, filled), tmp_path / "a.snapshot"
+    low = len(write_manifest(tmp_path, memory, 0))
+    for length in (0, PAGE - 128 - low + letters - 1, PAGE):
+        manifest = manifest_of(memory, label="x" * length)
+        written = write_snapshot(path, manifest, [memory])
+        assert stored_file(path)["data"] == -(-(128 + low + length) // PAGE) * PAGE
+        assert independent_reader.read(path).memories == [contents(memory)]
+        assert written.stored == PAGE * len(filled)
+        with open_snapshot(path) as snapshot:
+            assert snapshot.manifest == manifest
+
+
+def write_manifest(folder: Path, memory: LinearMemory, letters: int) -> bytes:
+    write_snapshot(folder / "m", manifest_of(memory, label="x" * letters), [memory])
+    return (folder / "m").read_bytes()[128 : 128 + stored_file(folder / "m")["manifest"]]
+
+
+@given(st.lists(st.integers(0, 40 * PAGE), max_size=8))
+def test_nothing_outside_of_the_ranges_that_hold_anything_is_kept(tmp_path, ends):
+    memory, path = memory_with(40, range(40)), tmp_path / "a.snapshot"
+    ends = sorted(ends)[: len(ends) // 2 * 2]
+    ranges = list(zip(ends[::2], ends[1::2], strict=True))
+    write_snapshot(path, manifest_of(memory), [memory], held=[ranges])
+    kept = {page for start, end in ranges for page in range(start // PAGE, -(-end // PAGE)) if start < end}
+    (found,) = independent_reader.read(path).memories
+    assert found == {page: memory.read(page * PAGE, PAGE) for page in kept}
+    open_snapshot(path).close()
+
+
 stretches = st.lists(
     st.tuples(st.integers(0, 150), st.integers(1, 90)).map(lambda s: range(s[0], s[0] + s[1])), max_size=5
 ).map(lambda found: {page for pages in found for page in pages})

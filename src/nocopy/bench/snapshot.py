@@ -8,6 +8,17 @@ thaw of new   the same, of a file that this process     beside thawing one that 
               has not opened before
 first token   thaw, then one token: a token, and the    beside one token of the session that was frozen
               median of how much more the two took
+at most       the same with the upper end of the 95 %   beside the same
+              interval of that median
+beyond        thaw, then one token without its          beside the upper end of its 95 % interval
+              arithmetic, less that of the session
+              that was frozen; not on devices that
+              lock pages in memory
+
+What a token takes varies by more than a thaw does, the more so the longer the conversation. Its arithmetic is
+the same after a thaw; `beyond` measures all that is not: the device touches each page that a token reads or
+writes, and all of the program runs but the kernels. Not in it is what the thread that makes pages ready takes
+from the cores while the layers are computed.
 
 The file is written to the user's cache directory and is in the page cache when it is thawed, without
 verification. Its size is what it takes on the disk. Reading the tokens again is measured up to `READ` tokens.
@@ -20,7 +31,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -31,14 +42,15 @@ import numpy as np
 from nocopy.bench.llama import model_file, tokens
 from nocopy.bench.result import Result, Row, row
 from nocopy.bench.runner import Progress, silent
-from nocopy.bench.timing import MOST_SAMPLES, interleaved, turns
-from nocopy.device.protocol import Device
+from nocopy.bench.timing import LEAST_SAMPLES, MOST_SAMPLES, interleaved, interval, turns
+from nocopy.device.protocol import Device, Program
 from nocopy.memory.linear import LinearMemory
 from nocopy.models.ggml import GGMLType
 from nocopy.session.language import LanguageModel
 from nocopy.session.own import OwnSession
 from nocopy.snapshot.publish import sync_folder
 from nocopy.snapshot.session import freeze_session, thaw_session
+from nocopy.tape import Space, Tape, TapeBuilder, Tensor
 
 AXIS = "tokens of the conversation"
 LENGTHS = (24, 256, 4096, 32768)
@@ -46,7 +58,13 @@ READ = 4096
 """Tokens up to which re-prefill is measured: a minute on two cores."""
 KIND = GGMLType.Q4_0
 SECONDS = 6.0
-"""For writing files of one size; the other measurements of a length take four times as long."""
+"""For writing files of one size; the other measurements of a length take nine times as long."""
+MOST_PAIRS = 1000
+"""Tokens that are compared with first tokens."""
+LAYERS = 0.003
+"""Seconds that a token spends with its layers at least, before it writes logits."""
+READ_AROUND = 65536
+"""Bytes that the system maps around a page of a file that is read, at least."""
 SLOW_DISK = 64 << 20
 """Bytes a second."""
 STEP = 16 << 20
@@ -152,18 +170,78 @@ def _of(model: LanguageModel, session: OwnSession, path: Path, peer: str, read: 
         return lambda: session.truncate(length)
 
     # Whatever is thawed comes after a token: a model that has just passed through the caches.
-    calls = {"next": next_token, "first": first_token, "thaw": thaw, "again": next_token, "new": thaw_new}
-    times = turns(calls, seconds=4 * SECONDS)
-    for name in (path, *names):
-        name.unlink()
-    milliseconds = {name: 1e3 * median(taken) for name, taken in times.items()}
+    calls = {"next": next_token, "thaw": thaw, "again": next_token, "new": thaw_new}
+    times = turns(calls, seconds=SECONDS)
+    thawing, new = 1e3 * median(times["thaw"]), 1e3 * median(times["new"])
+    found.append(row(f"thaw {case}", thawing, "ms", peer, 1e3 * read))
+    found.append(row(f"thaw of new {case}", new, "ms", "thaw", thawing))
+    times = turns({"next": next_token, "first": first_token}, seconds=5 * SECONDS, most=MOST_PAIRS)
     # From one turn to the next a machine's speed changes by more than a thaw takes, within a turn less.
     more = [first - plain for first, plain in zip(times["first"], times["next"], strict=True)]
-    first = milliseconds["next"] + 1e3 * median(more)
-    found.append(row(f"thaw {case}", milliseconds["thaw"], "ms", peer, 1e3 * read))
-    found.append(row(f"thaw of new {case}", milliseconds["new"], "ms", "thaw", milliseconds["thaw"]))
-    found.append(row(f"first token {case}", first, "ms", "next token", milliseconds["next"]))
+    plain = median(times["next"])
+    for name, much in (("first token", median(more)), ("at most", interval(more)[1])):
+        found.append(row(f"{name} {case}", 1e3 * (plain + much), "ms", "next token", 1e3 * plain))
+    if not session.engine.device.info.pins:
+        beyond = [1e3 * seconds for seconds in _beyond(model, session, path, next_token)]
+        found.append(row(f"beyond {case}", median(beyond), "ms", "at most, 95 %", interval(beyond)[1]))
+    for name in (path, *names):
+        name.unlink()
     return found
+
+
+def _beyond(
+    model: LanguageModel, session: OwnSession, path: Path, next_token: Callable[[], Callable[[], None]]
+) -> list[float]:
+    """Seconds of a thaw and a token without its arithmetic, less those of such a token without a thaw."""
+    (token,), length, samples = tokens(1), session.length, list[float]()
+    tapes = _touching(session)
+    end = perf_counter() + 3 * SECONDS
+    while len(samples) < LEAST_SAMPLES or (len(samples) < MOST_SAMPLES and perf_counter() < end):
+        next_token()()
+        start = perf_counter()
+        thawed = thaw_session(model, path, verify="off").session
+        seconds = perf_counter() - start + _touched(thawed, token, tapes)
+        thawed.close()
+        next_token()()
+        samples.append(seconds - _touched(session, token, tapes))
+        session.truncate(length)
+    return samples
+
+
+def _touching(session: OwnSession) -> list[Tape]:
+    """What touches the pages that the next token does: before its logits, and those of its logits."""
+    engine, region, tapes = session.engine, session.region, (TapeBuilder(), TapeBuilder())
+    cache = region.cache
+    row = cache.offset + session.length * cache.token_bytes
+    pages, apart = (row - cache.offset) // READ_AROUND, READ_AROUND // cache.dtype.itemsize
+    tapes[0].fill(Tensor(Space.GUEST, row, (cache.token_elements,), cache.dtype), 0.0)
+    if pages:
+        read = Tensor(Space.GUEST, cache.offset, (pages,), cache.dtype, (apart,))
+        tapes[0].copy(Tensor(Space.SCRATCH, 0, (pages,), cache.dtype), read)
+    tapes[1].fill(region.logits, 0.0)
+    return [engine.validated(bytes(tape)) for tape in tapes]
+
+
+def _touched(session: OwnSession, token: int, tapes: Sequence[Tape]) -> float:
+    """Append a token without computing anything; returns the seconds without `LAYERS`."""
+    engine = session.engine
+
+    def touch(make: Callable[[], Program]) -> None:
+        make()
+        layers, head = (engine.compile(tape, session.pages) for tape in tapes)
+        engine.device.play(layers)
+        end = perf_counter() + LAYERS
+        while perf_counter() < end:
+            pass
+        engine.device.play(head)
+
+    play = session._play  # pyright: ignore[reportPrivateUsage]
+    session._play = touch  # pyright: ignore[reportPrivateUsage]
+    start = perf_counter()
+    session.append([token])
+    seconds = perf_counter() - start - LAYERS
+    session._play = play  # pyright: ignore[reportPrivateUsage]
+    return seconds
 
 
 def _write(path: Path, memory: LinearMemory, nbytes: int) -> Callable[[], None]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from math import sqrt
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -19,7 +20,11 @@ def interleaved(
 
 
 def turns(
-    contenders: Mapping[str, Callable[[], Any]], *, seconds: float, settle: float = 0.0
+    contenders: Mapping[str, Callable[[], Any]],
+    *,
+    seconds: float,
+    settle: float = 0.0,
+    most: int = MOST_SAMPLES,
 ) -> dict[str, list[float]]:
     """Time each contender, in turns, and return what it took in each, in seconds.
 
@@ -30,6 +35,7 @@ def turns(
             after one untimed round, or two if they fit that time.
         settle: seconds for which each is called, untimed, before it is timed in a turn: threads of the one
             before may still wait for more work, busily, on the cores that this one needs.
+        most: turns at most.
     """
     start = perf_counter()
     for _ in range(2):
@@ -39,7 +45,7 @@ def turns(
             break
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     end = perf_counter() + seconds
-    for turn in range(MOST_SAMPLES):
+    for turn in range(most):
         if turn >= LEAST_SAMPLES and perf_counter() > end:
             break
         for name, call in contenders.items():
@@ -48,6 +54,15 @@ def turns(
                 _timed(call)
             samples[name].append(_timed(call))
     return samples
+
+
+def interval(samples: Sequence[float]) -> tuple[float, float]:
+    """Two of the samples, between which the median of all that could be drawn lies: the 95 % interval.
+
+    Nothing is assumed of how they spread. Of fewer than six samples, the least and the greatest: less sure.
+    """
+    found, skip = sorted(samples), max(int((len(samples) - 1.96 * sqrt(len(samples))) / 2) - 1, 0)
+    return found[skip], found[-1 - skip]
 
 
 def _timed(call: Callable[[], Any]) -> float:

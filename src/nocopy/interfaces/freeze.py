@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from nocopy.errors import UsageError
 from nocopy.interfaces.compute import Compute
-from nocopy.memory.linear import LinearMemory
 from nocopy.snapshot.format import LIMITS, PAGE
 from nocopy.snapshot.manifest import (
     ConstraintState,
@@ -25,7 +24,8 @@ from nocopy.snapshot.manifest import (
     TokenState,
     WasiState,
 )
-from nocopy.snapshot.session import CREATOR, memory_of, token_bytes
+from nocopy.snapshot.session import CREATOR, BytesSource, token_bytes
+from nocopy.snapshot.write import Source
 from nocopy.wasm import Dir, Guest, Wasi
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 def describe(
     guest: Guest, wasi: Wasi, compute: Compute, stack: ExitStack, *, with_module: bool
-) -> tuple[Manifest, list[LinearMemory]]:
+) -> tuple[Manifest, list[Source]]:
     """What a snapshot of a guest holds.
 
     Args:
@@ -53,19 +53,19 @@ def describe(
     if sessions is not None:
         sessions.flush()
     state = guest.read_state()
-    memories, states = list(guest.memories), _memories(guest)
+    memories: list[Source] = list(guest.memories)
+    states = _memories(guest)
     main = next(i for i, memory in enumerate(memories) if memory is guest.memory)
 
-    def add(memory: LinearMemory) -> int:
-        stack.callback(memory.close)
+    def add(memory: Source) -> int:
         memories.append(memory)
         states.append(MemoryState(memory.size))
         return len(memories) - 1
 
     scratch = compute.attachment.grip.read_scratch(compute.ledger)
-    held_scratch = None if scratch is None else add(scratch)
+    held_scratch = None if scratch is None else add(stack.enter_context(scratch))
     binary = guest.module.binary
-    held = add(memory_of(binary)) if with_module else None
+    held = add(BytesSource(binary)) if with_module else None
     open_sessions = () if sessions is None else _sessions(sessions, main, add)
     models = [] if sessions is None else _models(sessions)
     manifest = Manifest(
@@ -118,11 +118,11 @@ def _models(sessions: Sessions) -> list[ModelState]:
     ]
 
 
-def _sessions(sessions: Sessions, main: int, add: Callable[[LinearMemory], int]) -> tuple[SessionState, ...]:
+def _sessions(sessions: Sessions, main: int, add: Callable[[Source], int]) -> tuple[SessionState, ...]:
     """The open sessions, whose regions lie in memory `main`; their tokens become a memory that is added."""
     leases = [lease for _, lease in sessions.leases]
     tokens = [token_bytes(found.session.tokens) for _, found in sessions.open_ones]
-    memory, at = (add(memory_of(b"".join(tokens))), 0) if tokens else (0, 0)
+    memory, at = (add(BytesSource(b"".join(tokens))), 0) if tokens else (0, 0)
     made: list[SessionState] = []
     for (handle, found), raw in zip(sessions.open_ones, tokens, strict=True):
         region = found.session.region

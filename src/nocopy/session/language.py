@@ -168,8 +168,7 @@ class LanguageModel:
         *,
         context: int | None = None,
         kv: str | DType | None = None,
-        fill: Callable[[LinearMemory], None] | None = None,
-        tokens: Sequence[int] = (),
+        fill: Callable[[LinearMemory], Sequence[int]] | None = None,
     ) -> OwnSession:
         """Open a session with a memory of its own; closed with the model at the latest.
 
@@ -177,7 +176,6 @@ class LanguageModel:
             context: as for the model; None for the model's.
             kv: likewise.
             fill: see `OwnSession`.
-            tokens: likewise.
 
         Raises:
             UsageError: the model has no such context, or is an embedding model.
@@ -190,7 +188,6 @@ class LanguageModel:
             kv=KV_TYPES[kv] if isinstance(kv, str) else kv or self.kv,
             ledger=self.ledger,
             fill=fill,
-            tokens=tokens,
         )
         self._sessions.add(made)
         return made

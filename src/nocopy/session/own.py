@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from typing import Self
 
 from nocopy.device.protocol import Pages
@@ -25,8 +24,8 @@ class OwnSession(Session):
         context: tokens that fit.
         kv: element type of the cache.
         ledger: counts the bytes of the region as shared.
-        fill: puts the region of a session that was frozen into the memory, before any device has it.
-        tokens: those that this region holds.
+        fill: puts the region of a session that was frozen into the memory, before any device has it; returns
+            the tokens that this region holds.
         quota: what the memory is charged to; None means no limit.
         play: as for `Session`.
         step: likewise.
@@ -43,23 +42,23 @@ class OwnSession(Session):
         context: int,
         kv: DType,
         ledger: Ledger | None = None,
-        fill: Callable[[LinearMemory], None] | None = None,
-        tokens: Sequence[int] = (),
+        fill: Callable[[LinearMemory], Sequence[int]] | None = None,
         quota: Quota | None = None,
         play: Play | None = None,
         step: int | None = None,
     ) -> None:
         region = engine.own_region(context, kv)
         size = region.nbytes
-        self.attached = ExitStack()
-        """What is closed with the session."""
+        self.on_close: Callable[[], None] | None = None
+        """Called when the session has been closed."""
         memory = LinearMemory(size, reserve=size, guard=0, limit=quota)
+        tokens: Sequence[int] = ()
         try:
             if fill is None:
                 if region.boundary >= LARGE:  # attention passes over all of it for each token
                     memory.pages.prefer_large(region.home)
             else:
-                fill(memory)
+                tokens = fill(memory)
                 if engine.device.info.pins:
                     memory.own(0, size)
             pages = engine.device.share(memory.address, size, ledger=ledger)
@@ -104,7 +103,8 @@ class OwnSession(Session):
         super().close()
         self.pages.close()
         self.memory.close()
-        self.attached.close()
+        if self.on_close is not None:
+            self.on_close()
 
     def __enter__(self) -> Self:
         return self

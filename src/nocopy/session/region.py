@@ -52,6 +52,16 @@ class Region:
     near: bool = False
     near_at: int = 0
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """Of all fields, a model's numbers among them: a region is a key of each pass."""
+        return hash(
+            (self.config, self.offset, self.context, self.chunk, self.kv, self.boundary, self.near_at)
+        )
+
     def __post_init__(self) -> None:
         if self.offset % PAGE:
             raise UsageError(
@@ -118,6 +128,10 @@ class Region:
     def nbytes(self) -> int:
         """Size of the region: a multiple of 64 KiB."""
         return _up(self.home + self.cache.nbytes, PAGE) - self.offset
+
+    def used(self, length: int) -> list[tuple[int, int]]:
+        """The bytes that hold anything of a session of so many tokens: (first, one past the last)."""
+        return [(self.offset, _end(self.draw)), (self.home, self.home + length * self.cache.token_bytes)]
 
     def batch(self, rows: int, first: int = 0) -> Batch:
         """A pass over `rows` of tokens and positions, from `first` on."""

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import cached_property
 from time import perf_counter
 from typing import Any
 
@@ -91,10 +92,11 @@ class Session:
         self._unread: list[int] = []
         if len(tokens):
             self._check(tokens, have=0)
-            self.tokens.extend(tokens)
+            self.tokens = array("i", tokens)
         self._owns_near, near_at = near is None, 0 if near is None else region.home
         self._near = self._make_near() if near is None else near
-        self.region = replace(region, near=self._near is not None, near_at=near_at)
+        if self._near is not None:  # a region that is the engine's own knows its layout already
+            self.region = replace(region, near=True, near_at=near_at)
         self.step = engine.step if step is None else step
         self._play = play or _at_once(engine.device)
         self._programs: OrderedDict[Pass, Program] = OrderedDict()
@@ -107,16 +109,13 @@ class Session:
         self._stale = False
         self._seconds = 0.0
         # Made once: a view costs more than a small model's pass. The memory never moves.
-        head = byte_array(memory, offset, region.home - offset)
+        head = self._head = byte_array(memory, offset, region.home - offset)
         for rope, place in region.frequencies.items():
             found, wanted = _part(head, region, place), engine.frequencies[rope]
             if found.tobytes() != wanted:  # a page that is not written stays shared
                 found[...] = np.frombuffer(wanted, np.float32)
         self._tokens, self._positions = (_part(head, region, t) for t in (region.tokens, region.positions))
         self._logits: npt.NDArray[np.float32] | None = _part(head, region, region.logits)
-        self._choice, self._penalties, self._draw = (
-            _part(head, region, place)[0] for place in (region.choice, region.penalties, region.draw)
-        )
         self.before_use: Callable[[], None] | None = None
         """Called before anything that the session knows is used: raises if its pages proved to be damaged."""
         self.reload()
@@ -262,6 +261,12 @@ class Session:
         """As many steps as `PATIENCE` allows, by how long the last ones took; one while nothing is known."""
         return min(AHEAD, int(PATIENCE / self._seconds)) if self._seconds else 1
 
+    @cached_property
+    def _drawing(self) -> tuple[npt.NDArray[Any], ...]:
+        """Where the region says how a token is drawn on the device: `choice`, `penalties` and `draw`."""
+        places = self.region.choice, self.region.penalties, self.region.draw
+        return tuple(_part(self._head, self.region, place)[0] for place in places)
+
     def _feed_ahead(self, token: int, steps: int, sampler: Sampler | None) -> None:
         """Feed a token and those chosen after it, `steps` in all; they are not part of the session yet."""
         ahead, at = Ahead(steps, sampler.window if sampler else None), len(self.tokens)
@@ -270,8 +275,8 @@ class Session:
         if sampler is not None:
             recent = sampler.position([token]).recent
             self._tokens[: len(recent)] = recent
-            self._choice[...], self._penalties[...] = sampler.choice, sampler.penalties
-            self._draw[...] = sampler.state
+            choice, penalties, draw = self._drawing
+            choice[...], penalties[...], draw[...] = sampler.choice, sampler.penalties, sampler.state
         self._positions[first : first + steps] = np.arange(at, at + steps)
         self._stale = True
         self._run(ahead, steps)
@@ -467,8 +472,9 @@ class Session:
         if self._near is not None and self._owns_near:
             self._near.close()
         self._logits = None
-        nothing = np.empty(0, np.int32)  # arrays keep the memory mapped
-        self._tokens = self._positions = self._choice = self._penalties = self._draw = nothing
+        nothing = np.empty(0, np.uint8)  # arrays keep the memory mapped
+        self._head = self._tokens = self._positions = nothing
+        self.__dict__.pop("_drawing", None)
 
     def _forget(self) -> None:
         while self._programs:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final, NoReturn, Protocol
 
 import numpy as np
@@ -33,7 +33,7 @@ from nocopy.snapshot.format import (
     Signature,
     data_offset,
 )
-from nocopy.snapshot.layout import Stretch, stretches
+from nocopy.snapshot.layout import Run, Stretch, page_runs, stretches
 from nocopy.snapshot.manifest import Manifest
 from nocopy.snapshot.sign import Verifier, check_signature
 from nocopy.snapshot.table import check_table
@@ -60,6 +60,13 @@ class Checked:
     table: bytes
     stretches: list[Stretch]
     content: bytes
+    _runs: dict[int, tuple[Run, ...]] = field(default_factory=dict[int, tuple[Run, ...]], init=False)
+
+    def runs(self, index: int) -> tuple[Run, ...]:
+        """Where the pages of a memory lie, if the file is not compressed."""
+        if index not in self._runs:
+            self._runs[index] = page_runs(s for s in self.stretches if s.memory == index)
+        return self._runs[index]
 
     @cached_property
     def entries(self) -> Entries:
@@ -118,7 +125,20 @@ def check_file(source: Source, key: Verifier | None) -> Checked:
     return _Reader(source).check(key)
 
 
-@lru_cache(KNOWN)
+@dataclass(frozen=True)
+class _Known:
+    """A file that was found sound: its bytes without chunks and padding, and what they say."""
+
+    head: bytes
+    tail: bytes
+    signature: bytes
+    checked: Checked
+
+
+_known: dict[str, _Known] = {}
+"""By path."""
+
+
 def _header(path: str, raw: bytes, size: int) -> Header:
     """What the first bytes of a file of `size` bytes say."""
 
@@ -158,9 +178,8 @@ def _header(path: str, raw: bytes, size: int) -> Header:
     return Header(compressed, nbytes, manifest, data, table, entries, trailer, kind)
 
 
-@lru_cache(KNOWN)
 def _checked(path: str, header: Header, manifest: bytes, table: bytes, content: bytes) -> Checked:
-    """What these bytes say. Files that are thawed again and again say the same."""
+    """What these bytes say."""
     try:
         said = load(Manifest, manifest)
     except Defect as error:
@@ -184,7 +203,22 @@ class _Reader:
             self.fail("truncated", f"{what} needs bytes {at} to {at + nbytes}; the file has {self.nbytes}")
         return data
 
+    def known(self) -> _Known | None:
+        """What was kept of the file, if it still has the same bytes: they need no second check."""
+        known = _known.get(self.path)
+        if known is None or known.checked.header.nbytes != self.nbytes:
+            return None
+        head, tail = known.head, known.tail
+        table = known.checked.header.table
+        same = self.source.read(0, len(head)) == head and self.source.read(table, len(tail)) == tail
+        return known if same else None
+
     def check(self, key: Verifier | None) -> Checked:
+        known = self.known()
+        if known is not None:
+            checked = known.checked
+            check_signature(self.path, checked.header.signature, checked.content, known.signature, key)
+            return checked
         first = self.source.read(0, FIRST)
         if len(first) < HEADER.size:
             self.read(0, HEADER.size, "the header")
@@ -201,5 +235,10 @@ class _Reader:
         if root.update(signature).digest() != digest:
             raise SnapshotDamagedError(self.path, "header, manifest, table and signature")
         check_signature(self.path, header.signature, content, signature, key)
-        small = len(manifest) + len(table) <= KNOWN_BYTES
-        return (_checked if small else _checked.__wrapped__)(self.path, header, manifest, table, content)
+        checked = _checked(self.path, header, manifest, table, content)
+        if len(manifest) + len(table) <= KNOWN_BYTES:
+            _known.pop(self.path, None)
+            if len(_known) >= KNOWN:
+                _known.pop(next(iter(_known)), None)
+            _known[self.path] = _Known(raw + manifest, tail, signature, checked)
+        return checked

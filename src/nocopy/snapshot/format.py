@@ -45,11 +45,13 @@ ENTRY: Final = np.dtype(
 )
 """A chunk: its offset in its memory, its position and bytes in the file, a bit for each page of it that is
 stored, the memory's index, zero, and the digest of the stored bytes."""
+ROW: Final = Struct("<QQIIII32s")
+"""The same, for an entry by itself."""
 Entries = npt.NDArray[np.void]
 """A table: `ENTRY` [chunks]."""
 
 assert HEADER.size == 128
-assert ENTRY.itemsize == 64
+assert ENTRY.itemsize == ROW.size == 64
 
 
 class Signature(IntEnum):

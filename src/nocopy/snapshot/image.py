@@ -6,17 +6,16 @@ with the last of them.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import tempfile
 from collections.abc import Sequence
 from typing import Final, Self
 
 from nocopy.errors import MemoryLimitError
-from nocopy.memory.linear import LinearMemory
 from nocopy.memory.pages import map_file
 from nocopy.snapshot.format import PAGE
-from nocopy.snapshot.scan import nonzero_pages, runs
+from nocopy.snapshot.scan import bytes_at, nonzero_pages, runs
+from nocopy.snapshot.write import Source
 
 Ranges = list[tuple[int, int]]
 MOST: Final = 16
@@ -33,7 +32,7 @@ class Image:
         MemoryLimitError: there is no room for their pages.
     """
 
-    def __init__(self, memories: Sequence[LinearMemory]) -> None:
+    def __init__(self, memories: Sequence[Source]) -> None:
         self._files: list[int] = []
         self._ranges: list[Ranges] = []
         try:
@@ -43,16 +42,17 @@ class Image:
             self.close()
             raise
 
-    def _add(self, memory: LinearMemory) -> None:
+    def _add(self, memory: Source) -> None:
         ranges = [(a * PAGE, b * PAGE) for a, b in runs(nonzero_pages(memory.address, memory.size))]
         file = _nameless_file()
         self._files.append(file)
         try:
             os.ftruncate(file, memory.size)
+            data = bytes_at(memory.address, memory.size).data
             for start, end in ranges:
-                at, data = start, (ctypes.c_ubyte * (end - start)).from_address(memory.address + start)
+                at = start
                 while at < end:
-                    at += os.pwrite(file, memoryview(data)[at - start :], at)
+                    at += os.pwrite(file, data[at:end], at)
         except OSError as error:
             raise MemoryLimitError(
                 f"{memory.size} bytes of a memory were to be shared; the system says: {error.strerror}"

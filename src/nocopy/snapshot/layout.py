@@ -25,6 +25,10 @@ WHOLE: Final = CHUNK | FULL << 32
 """Bytes 16 to 24 of the entry of such a chunk that is not compressed."""
 
 
+Chunk = tuple[int, int, int]
+"""Its memory, its offset there, and a bit for each page of it that is stored."""
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """Neighbouring pages: where they begin in the memory and in the file, and their bytes."""
@@ -77,22 +81,19 @@ def stretches(table: bytes) -> list[Stretch]:
     ]
 
 
-def positions(entries: Entries, data: int) -> tuple[list[int], int]:
+def positions(chunks: Sequence[Chunk], data: int) -> tuple[list[int], int]:
     """Where each chunk goes in an uncompressed file, and where the last one ends.
 
     Args:
-        entries: without positions.
+        chunks: in order.
         data: where the first one goes, unless it begins a block.
     """
-    offsets, pages = entries["offset"].tolist(), entries["pages"].tolist()
-    memories, stored = entries["memory"].tolist(), entries["stored"].tolist()
     found, end = list[int](), data
-    for i, offset in enumerate(offsets):
-        both = offset % BLOCK == 0 and pages[i : i + 2] == [FULL, FULL]
-        if both and (memories[i + 1], offsets[i + 1]) == (memories[i], offset + CHUNK):
+    for i, (memory, offset, pages) in enumerate(chunks):
+        if offset % BLOCK == 0 and pages == FULL and (memory, offset + CHUNK, FULL) in chunks[i + 1 : i + 2]:
             end = up(end)
         found.append(end)
-        end += stored[i]
+        end += pages.bit_count() * PAGE
     return found, end
 
 
@@ -125,18 +126,6 @@ def page_runs(found: Iterable[Stretch]) -> tuple[Run, ...]:
                 runs.append((stretch.offset + low, at, high - low))
             at += high - low
     return tuple(Run(*run) for run in runs[1:])
-
-
-def cut(runs: Sequence[Run], at: int) -> tuple[list[Run], list[Run]]:
-    """The runs, or pieces of them, that lie before byte `at` of the memory, and those after it."""
-    before = [run for run in runs if run.offset + run.nbytes <= at]
-    after = list(runs[len(before) :])
-    if after and after[0].offset < at:
-        run = after[0]
-        size = at - run.offset
-        before.append(Run(run.offset, run.position, size))
-        after[0] = Run(at, run.position + size, run.nbytes - size)
-    return before, after
 
 
 @cache

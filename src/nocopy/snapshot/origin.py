@@ -22,17 +22,12 @@ class Origin(Protocol):
 
 
 class FileOrigin:
-    """The memories of a snapshot file.
+    """The memories of a snapshot file."""
 
-    Args:
-        snapshot: the file.
-        read: bytes from the start of each memory that are read, not mapped: they are about to be written.
-    """
-
-    def __init__(self, snapshot: Snapshot, *, read: int = 0) -> None:
-        self._snapshot, self._read = snapshot, read
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
 
     def place(self, index: int, address: int) -> Ranges:
         """See `Origin`."""
-        placed = self._snapshot.map_into(index, address, read=self._read)
+        placed = self._snapshot.map_into(index, address)
         return [(run.offset, run.offset + run.nbytes) for run in placed.mapped]

@@ -17,7 +17,7 @@ from nocopy.errors import SnapshotFileError
 from nocopy.memory.pages import map_file
 from nocopy.snapshot.fill import fill
 from nocopy.snapshot.format import CHUNK, LIMITS, Entries
-from nocopy.snapshot.layout import Run, cut, segments
+from nocopy.snapshot.layout import Run, segments
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,8 @@ class Placed:
     read: int
 
 
-def place_plain(path: str, file: int, runs: Sequence[Run], address: int, *, read: int = 0) -> Placed:
-    """Map the runs over a fresh range at `address`, but read what lies in its first `read` bytes.
+def place_plain(path: str, file: int, runs: Sequence[Run], address: int) -> Placed:
+    """Map the runs over a fresh range at `address`.
 
     A process has some 65,000 mappings for all of its guests. Where a memory has more than a thousand runs,
     the smallest are read instead.
@@ -38,11 +38,10 @@ def place_plain(path: str, file: int, runs: Sequence[Run], address: int, *, read
         SnapshotFileError: the file has become shorter.
         MemoryLimitError: the system refuses.
     """
-    small, large = cut(runs, read)
-    most = LIMITS["runs"][0]
-    if len(large) > most:
-        large = sorted(large, key=lambda run: run.nbytes, reverse=True)
-        small, large = [*small, *large[most:]], large[:most]
+    small, large, most = (), runs, LIMITS["runs"][0]
+    if len(runs) > most:
+        ordered = sorted(runs, key=lambda run: run.nbytes, reverse=True)
+        small, large = ordered[most:], ordered[:most]
     for run in large:
         map_file(file, run.position, address + run.offset, run.nbytes)
     for run in small:

@@ -12,7 +12,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import secrets
 import sys
 from functools import partial
 from pathlib import Path
@@ -54,8 +53,6 @@ class Publication:
         try:
             if "\0" in os.fspath(path):
                 raise ValueError("embedded null byte")
-            if self.path.is_dir():
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             self._create()
         except (OSError, ValueError) as error:
             failure = self._failure(error)
@@ -64,7 +61,7 @@ class Publication:
 
     def _create(self) -> None:
         while True:
-            self.temporary = self.path.parent / f"{PREFIX}{secrets.token_hex(8)}{SUFFIX}"
+            self.temporary = self.path.parent / f"{PREFIX}{os.urandom(8).hex()}{SUFFIX}"
             self._file = os.open(self.temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._file, fcntl.LOCK_EX)
             if os.fstat(self._file).st_nlink:
@@ -89,6 +86,14 @@ class Publication:
         except OSError as error:
             raise self._failure(error) from error
         self.nbytes = max(self.nbytes, at)
+
+    def clear(self) -> None:
+        """Begin anew with an empty file."""
+        try:
+            os.ftruncate(self._file, 0)
+        except OSError as error:
+            raise self._failure(error) from error
+        self.nbytes = 0
 
     def commit(self) -> None:
         """Publish what was written."""

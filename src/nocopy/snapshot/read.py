@@ -26,7 +26,7 @@ from nocopy.snapshot.check import Checked, OpenFile, check_file
 from nocopy.snapshot.digests import check_digests
 from nocopy.snapshot.fill import fill
 from nocopy.snapshot.format import HEADER, Entries, Signature
-from nocopy.snapshot.layout import Run, page_runs
+from nocopy.snapshot.layout import Run
 from nocopy.snapshot.manifest import Manifest
 from nocopy.snapshot.place import Placed, place_compressed, place_plain
 from nocopy.snapshot.sign import Verifier
@@ -90,7 +90,6 @@ class Snapshot:
         self.checked = checked
         """What was read of the file: header, manifest, table."""
         self._file = file
-        self._runs: dict[int, tuple[Run, ...]] = {}
         self._stop: threading.Event | None = None
         self._thread: threading.Thread | None = None
         self._damage: SnapshotError | None = None
@@ -134,19 +133,16 @@ class Snapshot:
             raise UsageError(
                 f"the pages of '{self.path}' were asked for; the file is compressed. Map it into memory"
             )
-        if index not in self._runs:
-            self._check_index(index)
-            self._runs[index] = page_runs(s for s in self.checked.stretches if s.memory == index)
-        return self._runs[index]
+        self._check_index(index)
+        return self.checked.runs(index)
 
-    def map_into(self, index: int, address: int, *, read: int = 0) -> Placed:
+    def map_into(self, index: int, address: int) -> Placed:
         """Make a fresh range hold a memory: mapped copy-on-write, or read if the file is compressed.
 
         Args:
             index: which memory.
             address: a multiple of the host's page size; `manifest.memories[index].size` committed bytes from
                 here are zero, and no device holds them.
-            read: bytes from the start that are read in each case.
 
         Raises:
             ClosedError: the snapshot was closed.
@@ -155,7 +151,7 @@ class Snapshot:
         """
         if self.compressed:
             return place_compressed(self.path, self._open_file(), self.chunks(index), address)
-        return place_plain(self.path, self._open_file(), self.memory(index), address, read=read)
+        return place_plain(self.path, self._open_file(), self.memory(index), address)
 
     def read(self, index: int, offset: int, nbytes: int) -> bytes:
         """Bytes of a memory, all inside it; they are verified if the pages are.
@@ -170,8 +166,13 @@ class Snapshot:
             with LinearMemory(size, reserve=size, guard=0) as memory:
                 self.map_into(index, memory.address)
                 return memory.read(offset, nbytes)
-        data, end = memoryview(bytearray(nbytes)), offset + nbytes
-        for run in self.memory(index):
+        runs, end = self.memory(index), offset + nbytes
+        for run in runs:
+            if run.offset <= offset and end <= run.offset + run.nbytes:
+                source = OpenFile(self.path, self._open_file())
+                return source.read(run.position + offset - run.offset, nbytes)
+        data = memoryview(bytearray(nbytes))
+        for run in runs:
             low, high = max(run.offset, offset), min(run.offset + run.nbytes, end)
             if low < high:
                 position = run.position + low - run.offset

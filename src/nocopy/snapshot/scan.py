@@ -7,11 +7,11 @@ read: a page whose sampled words are all zero is read whole.
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import sys
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,19 @@ IN_USE: Final = np.uint64(0b11 << 62)
 """Bits of a pagemap entry: the page is in memory (63) or swapped out (62)."""
 
 
+@dataclass(frozen=True)
+class _Exporter:
+    """What NumPy makes an array of."""
+
+    __array_interface__: dict[str, Any]
+
+
+def bytes_at(address: int, size: int) -> npt.NDArray[np.uint8]:
+    """Bytes of this process, u8 [size]; whoever asks keeps them mapped."""
+    found = {"version": 3, "shape": (size,), "typestr": "|u1", "data": (address, False)}
+    return np.asarray(_Exporter(found))
+
+
 def nonzero_pages(address: int, size: int) -> Mask:
     """Find the pages that must be stored.
 
@@ -43,8 +56,7 @@ def nonzero_pages(address: int, size: int) -> Mask:
         bool [size / 64 KiB]
     """
     count = size // PAGE
-    words = np.ctypeslib.as_array((ctypes.c_uint64 * (count * WORDS)).from_address(address))
-    pages = words.reshape(count, WORDS)
+    pages = bytes_at(address, size).view(np.uint64).reshape(count, WORDS)
     found = np.zeros(count, np.bool_)
     if size <= SMALL:
         return _nonzero(pages)

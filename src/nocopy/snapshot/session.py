@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import sys
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from typing import Any, Final
 
 import numpy as np
 
+from nocopy import native
 from nocopy.errors import SnapshotMismatchError, UsageError
 from nocopy.memory.dtype import DType
 from nocopy.memory.linear import LinearMemory
-from nocopy.memory.pages import LARGE
+from nocopy.memory.pages import round_up
 from nocopy.session.language import LanguageModel
 from nocopy.session.own import OwnSession
+from nocopy.session.region import Region
 from nocopy.session.sampler import Sampler, Sampling
 from nocopy.snapshot.format import PAGE
 from nocopy.snapshot.manifest import (
@@ -76,21 +78,23 @@ def freeze_session(
     region, model = session.region, session.engine.model
     size = session.memory.pages.state.size
     session.flush()
-    state = SessionState(
-        0,
-        region.offset,
-        region.nbytes,
-        0,
-        region.context,
-        region.chunk,
-        region.kv.name.lower(),
-        0,
-        TokenState(1, 0, session.length),
-        fresh=True,
-        sampler=None if sampler is None else _sampler_state(sampler),
-    )
-    with memory_of(token_bytes(session.tokens)) as tokens:
-        manifest = Manifest(
+    tokens = BytesSource(token_bytes(session.tokens))
+
+    def describe() -> Manifest:
+        state = SessionState(
+            0,
+            region.offset,
+            region.nbytes,
+            0,
+            region.context,
+            region.chunk,
+            region.kv.name.lower(),
+            0,
+            TokenState(1, 0, session.length),
+            fresh=True,
+            sampler=None if sampler is None else _sampler_state(sampler),
+        )
+        return Manifest(
             "session",
             (MemoryState(size), MemoryState(tokens.size)),
             created_by=CREATOR,
@@ -99,8 +103,16 @@ def freeze_session(
             sessions=(state,),
             messages=tuple(Message(m["role"], m["content"]) for m in messages),
         )
-        memories = [session.memory, tokens]
-        return write_snapshot(path, manifest, memories, compress=compress, signer=signer, progress=progress)
+
+    return write_snapshot(
+        path,
+        describe,
+        [session.memory, tokens],
+        held=[region.used(session.length), [(0, 4 * session.length)]],
+        compress=compress,
+        signer=signer,
+        progress=progress,
+    )
 
 
 def thaw_session(
@@ -128,44 +140,55 @@ def thaw_session(
         SnapshotMismatchError: another model; the message says what differs.
         MemoryLimitError: there is not that much memory.
     """
-    with ExitStack() as stack:
-        snapshot = stack.enter_context(open_snapshot(path, verify=verify, key=key))
-        manifest = snapshot.manifest
+    snapshot = open_snapshot(path, verify=verify, key=key)
+    manifest = snapshot.manifest
+    try:
         if manifest.kind != "session" or len(manifest.sessions) != 1 or manifest.sessions[0].memory != 0:
             raise UsageError(f"a session was to be thawed; '{snapshot.path}' is a {manifest.kind}. Use thaw.")
         (state,) = manifest.sessions
         check_model(manifest.models[state.model].digest, model.model.digest, "that is open")
         check_shape(state, model.engine.chunk)
         session = _open(model, snapshot, state)
-        if verify == "lazy":
-            session.before_use = snapshot.check
-            session.attached = stack.pop_all()
+    except BaseException:
+        snapshot.close()
+        raise
+    if verify == "lazy":
+        session.before_use, session.on_close = snapshot.check, snapshot.close
+    else:
+        snapshot.close()
     messages = [{"role": m.role, "content": m.content} for m in manifest.messages]
     return Thawed(session, None if state.sampler is None else _sampler(state.sampler), messages)
 
 
 def _open(model: LanguageModel, snapshot: Snapshot, state: SessionState) -> OwnSession:
     kv, size = kv_type(state), snapshot.manifest.memories[0].size
-    try:
-        region = model.engine.own_region(state.context, kv)
-    except UsageError as error:
-        raise SnapshotMismatchError(f"the session of the snapshot cannot go on: {error}") from error
-    if state.offset or state.nbytes != region.nbytes or size != region.nbytes:
-        raise mismatch(f"a session in {state.nbytes} of {size} bytes", f"this model's takes {region.nbytes}")
 
-    def fill(memory: LinearMemory) -> None:
-        # What each pass writes is read: as pages of the file it would cost a fault for each of them.
-        origin = FileOrigin(snapshot, read=region.home)
-
-        if region.home >= LARGE:
-            memory.pages.prefer_large(end=region.home)
+    def fill(memory: LinearMemory) -> array[int]:
+        if state.offset or state.nbytes != memory.size or size != memory.size:
+            raise mismatch(
+                f"a session in {state.nbytes} of {size} bytes", f"this model's takes {memory.size}"
+            )
+        origin = FileOrigin(snapshot)
         memory.refill(lambda address: origin.place(0, address), fresh=True)
+        if not model.device.info.pins:
+            _expect_token(memory, model.engine.own_region(state.context, kv), state.tokens.count)
+        return tokens_of(snapshot.read(state.tokens.memory, state.tokens.offset, 4 * state.tokens.count))
 
-    tokens = tokens_of(snapshot.read(state.tokens.memory, state.tokens.offset, 4 * state.tokens.count))
     try:
-        return model.session(context=state.context, kv=kv, fill=fill, tokens=tokens)
+        return model.session(context=state.context, kv=kv, fill=fill)
     except UsageError as error:
         raise SnapshotMismatchError(f"the session of the snapshot cannot go on: {error}") from error
+
+
+def _expect_token(memory: LinearMemory, region: Region, length: int) -> None:
+    """Have the pages ready that a token after `length` others touches: its row, the cache, the head."""
+    cache, start = region.cache, memory.address
+    row = region.home + length * cache.token_bytes
+    low, high = row // mmap.PAGESIZE * mmap.PAGESIZE, min(round_up(row + cache.token_bytes), memory.size)
+    head = round_up(region.draw.offset + 1)
+    native.populate(
+        (start + low, high - low, True), (start + region.home, low - region.home, False), (start, head, True)
+    )
 
 
 _BIASED: Final = ("logit_bias", "seed")
@@ -196,17 +219,24 @@ def _sampler(state: SamplerState) -> Sampler:
     return sampler
 
 
-def memory_of(data: bytes) -> LinearMemory:
-    """A memory with these bytes at its start, for the caller to close."""
-    size = max(-(-len(data) // PAGE), 1) * PAGE
-    memory = LinearMemory(size, reserve=size, guard=0)
-    memory.write(0, data)
-    return memory
+class BytesSource:
+    """Bytes as a memory that a snapshot is written from: whole pages, zero after the last byte."""
+
+    def __init__(self, data: bytes) -> None:
+        self.size = max(-(-len(data) // PAGE), 1) * PAGE
+        self._room = np.zeros(self.size + mmap.PAGESIZE, np.uint8)
+        begins: int = self._room.__array_interface__["data"][0]
+        skip = -begins % mmap.PAGESIZE
+        self.address = begins + skip
+        self._room[skip : skip + len(data)] = np.frombuffer(data, np.uint8)
 
 
 def token_bytes(tokens: Sequence[int]) -> bytes:
     """Tokens as a snapshot has them: u32, little endian."""
-    return np.asarray(tokens, "<u4").tobytes()
+    made = array("I", tokens)
+    if sys.byteorder == "big":
+        made.byteswap()
+    return made.tobytes()
 
 
 def mismatch(had: str, found: str) -> SnapshotMismatchError:

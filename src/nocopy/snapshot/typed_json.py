@@ -78,8 +78,8 @@ class Defect(ValueError):
 class Codec:
     """Turns values of one type into JSON values and back. Both raise `Defect`.
 
-    `exact` values from `low` to `high` (strings by their length) decode to themselves, and so does None with
-    `optional`: whoever knows that saves the call.
+    `exact` values from `low` to `high` (strings by their length) become themselves both ways, and so does
+    None with `optional`: whoever knows that saves the call.
     """
 
     encode: Callable[[Any], Any]
@@ -285,19 +285,24 @@ def _array(element: Codec, length: Length) -> Codec:
 def _object(kind: type[Any]) -> Codec:
     hints = get_type_hints(kind, include_extras=True)
     parts = {field.name: codec(hints[field.name]) for field in fields(kind)}
-    # Thawing decodes a manifest when none of this is in the caches: a loop over numbers costs a third of what
-    # calling a function for each field does.
-    rows = [(name, p.decode, p.exact, p.low, p.high, p.optional) for name, p in parts.items()]
+    # A manifest is read and written when none of this is in the caches: a loop over numbers costs a third of
+    # what calling a function for each field does.
+    rows = [(name, p, p.exact, p.low, p.high, p.optional) for name, p in parts.items()]
 
     def encode(value: Any) -> dict[str, Any]:
         if type(value) is not kind:
             _refuse(value, f"a {kind.__name__}")
         made: dict[str, Any] = {}
-        for name, part in parts.items():
-            try:
-                made[name] = part.encode(getattr(value, name))
-            except Defect as defect:
-                raise defect.within(f".{name}") from None
+        name = ""
+        try:
+            for name, part, exact, low, high, optional in rows:
+                field = getattr(value, name)
+                if type(field) is exact and low <= (field if exact is int else len(field)) <= high:
+                    made[name] = field
+                else:
+                    made[name] = None if field is None and optional else part.encode(field)
+        except Defect as defect:
+            raise defect.within(f".{name}") from None
         return made
 
     def decode(value: Any) -> Any:
@@ -318,7 +323,7 @@ def _object(kind: type[Any]) -> Codec:
                 if type(field) is exact and low <= (field if exact is int else len(field)) <= high:
                     made.append(field)
                 else:
-                    made.append(None if field is None and optional else part(field))
+                    made.append(None if field is None and optional else part.decode(field))
         except Defect as defect:
             raise defect.within(f".{name}") from None
         try:

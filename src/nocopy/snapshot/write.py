@@ -6,37 +6,35 @@ The guest must not run meanwhile: a page that changes between its hash and its w
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Protocol
 
-import numpy as np
 import zstandard
 from blake3 import blake3
 
 from nocopy.errors import UsageError
 from nocopy.snapshot.format import (
     CHUNK,
-    ENTRY,
-    HEADER,
     LIMITS,
     PAGE,
     PAGES_PER_CHUNK,
+    ROW,
     SIGNATURE_BYTES,
-    Entries,
     Header,
     Signature,
     data_offset,
 )
 from nocopy.snapshot.in_order import in_order
-from nocopy.snapshot.layout import page_runs, positions, segments, stretches
+from nocopy.snapshot.layout import Chunk, Stretch, page_runs, positions, segments
 from nocopy.snapshot.manifest import Manifest
 from nocopy.snapshot.publish import WRITE_BYTES, Publication
-from nocopy.snapshot.scan import Mask, nonzero_pages
+from nocopy.snapshot.scan import bytes_at, nonzero_pages, runs
 from nocopy.snapshot.sign import Signer
 from nocopy.snapshot.typed_json import Defect, dump
 
@@ -47,6 +45,10 @@ GROUP: Final = 16
 """Chunks that a thread hashes at a time: 16 MiB, so that handing over work costs nothing."""
 
 Progress = Callable[[int, int], None]
+Row = tuple[int, int, bytes]
+"""What the table says of a chunk: its position in the file, its bytes there, and their digest."""
+Ranges = Sequence[tuple[int, int]]
+"""First byte and one past the last of each."""
 
 
 class Source(Protocol):
@@ -74,9 +76,10 @@ class Written:
 
 def write_snapshot(
     path: str | os.PathLike[str],
-    manifest: Manifest,
+    manifest: Manifest | Callable[[], Manifest],
     memories: Sequence[Source],
     *,
+    held: Sequence[Ranges] | None = None,
     compress: bool = False,
     signer: Signer | None = None,
     progress: Progress | None = None,
@@ -85,8 +88,10 @@ def write_snapshot(
 
     Args:
         path: the file.
-        manifest: says what the memories are.
+        manifest: says what the memories are; or makes what does, while the disk writes already.
         memories: the pages; one for each of `manifest.memories`, of the same size.
+        held: ranges of each memory, in order, outside of which nothing has to be kept. None: pages that are
+            not zero are looked for.
         compress: zstd, for transport: such a file is read when it is thawed, not mapped.
         signer: signs it.
         progress: called with (bytes of memory written, bytes to write).
@@ -95,35 +100,42 @@ def write_snapshot(
         UsageError: the memories are not those of the manifest, or the manifest breaks its types.
         SnapshotWriteError: the file cannot be written; `path` has what it had.
     """
-    encoded = _encode(manifest, memories)
-    views = [_view(memory) for memory in memories]
-    masks = [nonzero_pages(memory.address, memory.size) for memory in memories]
-    entries = _plan(masks)
+    views = [bytes_at(memory.address, memory.size).data for memory in memories]
+    chunks = _chunks([_held(memory) for memory in memories] if held is None else held)
     kind = Signature.NONE if signer is None else signer.kind
-    with Publication(path) as file, ThreadPoolExecutor(THREADS, "snapshot") as pool:
+    with Publication(path) as file:
+        report = _Report(progress, sum(pages.bit_count() for _, _, pages in chunks) * PAGE)
+        write = _write_compressed if compress else _write_plain
+        # Of few pages the disk begins with at once, where they lie if the manifest ends before them.
+        early = len(chunks) <= GROUP and not compress
+        encoded = b"" if early else _encode(manifest, memories)
         start = data_offset(len(encoded), compressed=compress)
-        report = _Report(progress, int(entries["stored"].sum(dtype=np.int64)))
-        try:
-            if compress:
-                table = _write_compressed(file, start, entries, views, pool, report)
-            else:
-                table = _write_plain(file, start, entries, views, pool, report)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-        trailer = table + entries.nbytes
+        rows, table = write(file, start, chunks, views, report)
+        if early:
+            encoded, guess = _encode(manifest, memories), start
+            start = data_offset(len(encoded), compressed=compress)
+            if start != guess:
+                file.clear()
+                report.done = 0
+                rows, table = write(file, start, chunks, views, report)
+        entries = b"".join(
+            ROW.pack(offset, position, stored, pages, memory, 0, digest)
+            for (memory, offset, pages), (position, stored, digest) in zip(chunks, rows, strict=True)
+        )
+        trailer = table + len(entries)
         nbytes = trailer + SIGNATURE_BYTES[kind] + 32
-        header = Header(compress, nbytes, len(encoded), start, table, len(entries), trailer, kind).pack()
-        root = blake3(header).update(encoded).update(entries.tobytes())
+        header = Header(compress, nbytes, len(encoded), start, table, len(chunks), trailer, kind).pack()
+        root = blake3(header).update(encoded).update(entries)
         content = root.digest()
         signature = b"" if signer is None else signer.sign(content)
-        file.write(table, entries.tobytes() + signature + root.update(signature).digest())
-        file.write(0, header + encoded + bytes(start - HEADER.size - len(encoded)))
+        file.write(table, entries + signature + root.update(signature).digest())
+        file.write(0, header + encoded)  # what follows up to the first chunk was never written: zeros
         file.commit()
     return Written(content, nbytes, report.total)
 
 
-def _encode(manifest: Manifest, memories: Sequence[Source]) -> bytes:
+def _encode(manifest: Manifest | Callable[[], Manifest], memories: Sequence[Source]) -> bytes:
+    manifest = manifest if isinstance(manifest, Manifest) else manifest()
     sizes, said = [m.size for m in memories], [m.size for m in manifest.memories]
     if sizes != said:
         raise UsageError(f"memories of {sizes} bytes were given to a snapshot; its manifest says {said}")
@@ -149,27 +161,25 @@ class _Report:
             self.progress(self.done, self.total)
 
 
-def _view(memory: Source) -> memoryview:
-    return memoryview((ctypes.c_ubyte * memory.size).from_address(memory.address)).cast("B")
+def _held(memory: Source) -> Ranges:
+    """Where a memory holds anything but zeros."""
+    return [(first * PAGE, end * PAGE) for first, end in runs(nonzero_pages(memory.address, memory.size))]
 
 
-def _plan(masks: Sequence[Mask]) -> Entries:
-    """The chunks with a page to store. `stored` counts the bytes of these pages; positions come later."""
-    parts: list[Entries] = []
-    for memory, mask in enumerate(masks):
-        chunks = -(-len(mask) // PAGES_PER_CHUNK)
-        padded = np.zeros(chunks * PAGES_PER_CHUNK, np.uint32)
-        padded[: len(mask)] = mask
-        pages = padded.reshape(chunks, PAGES_PER_CHUNK)
-        bits = pages @ (np.uint32(1) << np.arange(PAGES_PER_CHUNK, dtype=np.uint32))
-        kept = np.flatnonzero(bits)
-        entries = np.zeros(len(kept), ENTRY)
-        entries["memory"] = memory
-        entries["offset"] = kept.astype(np.uint64) * CHUNK
-        entries["pages"] = bits[kept]
-        entries["stored"] = pages[kept].sum(axis=1) * PAGE
-        parts.append(entries)
-    return np.concatenate(parts) if parts else np.zeros(0, ENTRY)
+def _chunks(held: Sequence[Ranges]) -> list[Chunk]:
+    """The chunks with a page to store, in order."""
+    found: list[Chunk] = []
+    for memory, ranges in enumerate(held):
+        chunks: dict[int, int] = {}
+        for start, end in ranges:
+            first, last = start // PAGE, -(-end // PAGE) if start < end else 0
+            while first < last:
+                chunk, skip = divmod(first, PAGES_PER_CHUNK)
+                count = min(last - first, PAGES_PER_CHUNK - skip)
+                chunks[chunk] = chunks.get(chunk, 0) | (1 << count) - 1 << skip
+                first += count
+        found += [(memory, at * CHUNK, pages) for at, pages in chunks.items()]
+    return found
 
 
 def _pieces(view: memoryview, offset: int, pages: int) -> Iterator[memoryview]:
@@ -180,18 +190,47 @@ def _pieces(view: memoryview, offset: int, pages: int) -> Iterator[memoryview]:
 def _write_plain(
     file: Publication,
     start: int,
-    entries: Entries,
+    chunks: Sequence[Chunk],
     views: Sequence[memoryview],
-    pool: ThreadPoolExecutor,
     report: _Report,
-) -> int:
-    """Fill in positions and digests, write the pages; returns where they end."""
-    entries["position"], end = positions(entries, start)
-    rows = _rows(entries, views)
-    groups = [rows[i : i + GROUP] for i in range(0, len(rows), GROUP)]
-    # One group is hashed afterwards, while the disk already writes: starting a thread takes as long.
-    hashed = map(_digests, groups) if len(groups) == 1 else pool.map(_digests, groups)
-    found = stretches(entries.tobytes())
+) -> tuple[list[Row], int]:
+    """Write the pages; returns what the table says of each chunk, and where the last one ends."""
+    places, end = positions(chunks, start)
+    groups = [chunks[i : i + GROUP] for i in range(0, len(chunks), GROUP)]
+    digests = partial(_digests, views)
+    if len(groups) < 2:  # while the disk already writes: starting a thread takes as long as hashing 1 MiB
+        _write_runs(file, chunks, places, views, report)
+        hashed = map(digests, groups)
+    else:
+        with _pool() as pool:
+            hashed = pool.map(digests, groups)
+            _write_runs(file, chunks, places, views, report)
+    sizes = (pages.bit_count() * PAGE for _, _, pages in chunks)
+    return list(zip(places, sizes, (digest for group in hashed for digest in group), strict=True)), end
+
+
+@contextmanager
+def _pool() -> Generator[ThreadPoolExecutor]:
+    """Threads that hash or compress; what they have not begun is dropped if anything fails."""
+    with ThreadPoolExecutor(THREADS, "snapshot") as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _write_runs(
+    file: Publication,
+    chunks: Sequence[Chunk],
+    places: Sequence[int],
+    views: Sequence[memoryview],
+    report: _Report,
+) -> None:
+    found = [
+        Stretch(i, 1, offset, position, 0, pages, memory)
+        for i, ((memory, offset, pages), position) in enumerate(zip(chunks, places, strict=True))
+    ]
     for memory, view in enumerate(views):
         for run in page_runs(s for s in found if s.memory == memory):
             low = 0
@@ -201,21 +240,10 @@ def _write_plain(
                 file.write(at, view[run.offset + low : run.offset + low + size])
                 report.add(size)
                 low += size
-    digests = b"".join(digest for group in hashed for digest in group)
-    entries["digest"] = np.frombuffer(digests, np.uint8).reshape(-1, 32)
-    return end
 
 
-def _rows(entries: Entries, views: Sequence[memoryview]) -> list[tuple[memoryview, int, int]]:
-    """Memory, offset and pages of each chunk."""
-    memories: list[int] = entries["memory"].tolist()
-    offsets: list[int] = entries["offset"].tolist()
-    pages: list[int] = entries["pages"].tolist()
-    return list(zip((views[m] for m in memories), offsets, pages, strict=True))
-
-
-def _digests(rows: list[tuple[memoryview, int, int]]) -> list[bytes]:
-    return [_digest(*row) for row in rows]
+def _digests(views: Sequence[memoryview], chunks: Sequence[Chunk]) -> list[bytes]:
+    return [_digest(views[memory], offset, pages) for memory, offset, pages in chunks]
 
 
 def _digest(view: memoryview, offset: int, pages: int) -> bytes:
@@ -228,11 +256,12 @@ def _digest(view: memoryview, offset: int, pages: int) -> bytes:
 _local = threading.local()
 
 
-def _compress(row: tuple[memoryview, int, int]) -> tuple[bytes, bytes]:
+def _compress(views: Sequence[memoryview], chunk: Chunk) -> tuple[bytes, bytes]:
     """The bytes to store for a chunk, as they are if zstd does not make them fewer; and their digest."""
     if not hasattr(_local, "compressor"):
         _local.compressor = zstandard.ZstdCompressor(level=LEVEL, write_content_size=True)
-    raw = b"".join(_pieces(*row))
+    memory, offset, pages = chunk
+    raw = b"".join(_pieces(views[memory], offset, pages))
     packed: bytes = _local.compressor.compress(raw)
     stored = packed if len(packed) < len(raw) else raw
     return stored, blake3(stored).digest()
@@ -241,18 +270,17 @@ def _compress(row: tuple[memoryview, int, int]) -> tuple[bytes, bytes]:
 def _write_compressed(
     file: Publication,
     start: int,
-    entries: Entries,
+    chunks: Sequence[Chunk],
     views: Sequence[memoryview],
-    pool: ThreadPoolExecutor,
     report: _Report,
-) -> int:
+) -> tuple[list[Row], int]:
     """As `_write_plain`; a few chunks are compressed ahead of the one that is written."""
-    at = start
-    work = in_order(pool, _compress, _rows(entries, views), 4 * THREADS)
-    for index, (stored, digest) in enumerate(work):
-        file.write(at, stored)
-        report.add(int(entries["stored"][index]))
-        entry = entries[index]
-        entry["position"], entry["stored"], entry["digest"] = at, len(stored), np.frombuffer(digest, np.uint8)
-        at += len(stored)
-    return at
+    rows, at = list[Row](), start
+    with _pool() as pool:
+        work = in_order(pool, partial(_compress, views), chunks, 4 * THREADS)
+        for (_, _, pages), (stored, digest) in zip(chunks, work, strict=True):
+            file.write(at, stored)
+            report.add(pages.bit_count() * PAGE)
+            rows.append((at, len(stored), digest))
+            at += len(stored)
+    return rows, at
