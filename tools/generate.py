@@ -116,15 +116,15 @@ def documentation() -> str:
         "  blocks may round the rows to bf16, beside f16 weights to f16 (beyond 65504 to infinity), and",
         "  decoded blocks to bf16. Beside the error of an f32 sum that is at most 2^-8 of the sum of the",
         "  products' magnitudes, for f16 2^-11.",
-        "- A product of two to eight f32 rows with such weights may take the rows, and decoded blocks, as the",
-        "  sum of two numbers of bf16: at most 2^-16 of the sum of the products' magnitudes.",
+        "- A product of two to eight f32 rows with such weights may take the rows, and decoded blocks, as",
+        "  the sum of two numbers of bf16: at most 2^-16 of the sum of the products' magnitudes.",
         "- Attention of more than eight f32 rows to a session's cache (space `kv`) in f16, bf16 or q8_0",
         "  may round queries and the softmax's weights to the type of the cache; for q8_0, and its values,",
         "  to f16.",
         "",
         "CUDA does so ([prompts](performance.md#prompts-on-cuda),",
-        "[several sequences](performance.md#several-sequences-together)). Other devices are as exact with many",
-        "rows as with one.",
+        "[several sequences](performance.md#several-sequences-together)). Other devices are as exact with",
+        "many rows as with one.",
     ]
     lines += ["", "## Ops", ""]
     for op in OPS:
