@@ -37,8 +37,8 @@ def test_both_ways_are_compared(device):
 def test_other_tokens_are_noticed(device, monkeypatch):
     decode = guest_decode.Outside.decode
 
-    def wrong(self):
-        decode(self)
+    def wrong(self, step):
+        decode(self, step)
         self.tokens[-1] += 1
 
     monkeypatch.setattr(guest_decode.Outside, "decode", wrong)

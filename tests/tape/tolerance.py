@@ -124,8 +124,9 @@ def _rope_tolerance(x: dict[str, Any], y: F64, p: dict[str, Any]) -> Any:
     error = np.full(y.shape, TINY)
     first, second = rope_pairs(p["function"], len(x["frequencies"]))
     angle = np.abs(x["positions"][:, None, None] * x["frequencies"])
-    both = np.abs(p["scale"]) * (np.abs(x["x"][..., first]) + np.abs(x["x"][..., second]))
-    slack = both * np.minimum(2.0, ROUNDINGS * U * (1 + angle)) + TINY * (2 + both)
+    values = np.abs(x["x"][..., first]) + np.abs(x["x"][..., second])
+    both = np.abs(p["scale"]) * values  # scale times a function may be subnormal
+    slack = both * np.minimum(2.0, ROUNDINGS * U * (1 + angle)) + TINY * (2 + both + values)
     slack = np.where(np.isfinite(slack) & (angle < HUGE) & ~_overflows(both), slack, np.inf)
     error[..., first] = error[..., second] = slack
     return error

@@ -30,9 +30,11 @@ PRODUCT, ATTENTION, GATHER, ARGMAX = range(4)
 """`StageKind` there."""
 NO_TAG, NOWHERE = 2, 2**32 - 1
 CANDIDATE_WORDS = 4
-IN_FLIGHT = 32 << 10
+IN_FLIGHT, MORE_IN_FLIGHT = 32 << 10, 64 << 10
 """Bytes of weights that are on their way to a multiprocessor: more delay what blocks wait for, fewer leave
 memory idle."""
+LONG_PRODUCTS = 64 << 20
+"""Bytes of a run's mean product from which memory counts more than waiting: `MORE_IN_FLIGHT`."""
 SUMS_BYTES = 1024 * 8
 COPY_BYTES = 16
 """What addresses and sizes of copies to shared memory are multiples of."""
@@ -40,8 +42,8 @@ STAGES_HELD = 16
 """As in walk.cu."""
 FEWEST_PRODUCTS = 4
 """Products of a run that is worth a kernel of its own."""
-HELD_ELEMENTS, MOST_HELD = 1024, 16
-"""Elements of a row that a warp holds in registers, if that can be; words of four of a lane, at most."""
+HELD_ELEMENTS = 1024
+"""Elements of a row that a warp holds in registers, at most."""
 MOST_PARTS = 32
 """Parts of the tokens of one attention stage."""
 CACHES = frozenset({DType.F32, DType.F16, DType.BF16})
@@ -361,7 +363,9 @@ class Walks:
         stages = b"".join(_pack(stage, grid, kept) for stage in run.stages)
         if not kept.possible:
             return None
-        in_flight = max(IN_FLIGHT // slot_bytes, WARPS)
+        products = [stage.group for stage in run.stages if stage.group]
+        long = sum(_product_bytes(group) for group in products) > LONG_PRODUCTS * len(products)
+        in_flight = max((MORE_IN_FLIGHT if long else IN_FLIGHT) // slot_bytes, WARPS)
         ahead = min(in_flight // WARPS, slots)
         tail = len(run.stages), slots, slot_bytes, ahead, in_flight % WARPS if ahead < slots else 0, row_words
         shared = fixed + slots * WARPS * slot_bytes
@@ -426,11 +430,7 @@ def _within(span: tuple[int, int], spans: Sequence[tuple[int, int]]) -> bool:
 
 def _chunks(k: int, step: int) -> int:
     """Chunks that a row is cut into so that each warp has the same one of all its rows; 0 if it cannot be."""
-    for most in (HELD_ELEMENTS, MOST_HELD * 128):
-        for chunks in (1, 2, 4, 8):
-            if k % (chunks * step) == 0 and k // chunks <= most:
-                return chunks
-    return 0
+    return next((n for n in (1, 2, 4, 8) if k % (n * step) == 0 and k // n <= HELD_ELEMENTS), 0)
 
 
 def _slot_bytes(stage: Stage) -> int:
@@ -440,6 +440,11 @@ def _slot_bytes(stage: Stage) -> int:
     if not stage.group:
         return 0
     return 2 * stage.group.chunk // stage.dtype.block * stage.dtype.itemsize
+
+
+def _product_bytes(group: Group) -> int:
+    dtype = group.products[0].dtype
+    return sum(p.rows for p in group.products) * group.k // dtype.block * dtype.itemsize
 
 
 def _row_words(stage: Stage, grid: int) -> int:

@@ -14,7 +14,7 @@ constexpr uint32_t FEWEST_TOKENS = 64;  // of a part of attention
 constexpr uint32_t STAGES_HELD = 16, STAGES_AHEAD = 8;  // in shared memory; of them behind the one at hand
 constexpr uint32_t CANDIDATE_WORDS = 4;
 constexpr uint32_t MOST_TOKENS = 8;  // whose rows of the cache lie in a warp's slot
-constexpr int MOST_HELD = 16;
+constexpr int MOST_HELD = 8;
 
 // What the kernel is compiled for: sets of dtypes, 1 << dtype each, of weights and caches.
 #ifndef WALK_WEIGHTS
@@ -25,7 +25,7 @@ constexpr int MOST_HELD = 16;
 // And a set of what a lane holds of a row in registers while its warp multiplies, 1 << words of four
 // elements.
 #ifndef WALK_HELD
-#define WALK_HELD 0x517u
+#define WALK_HELD 0x117u
 #endif
 
 // And heads that share keys and values, or heads that do not; 0 for either.
