@@ -150,7 +150,7 @@ def main() -> None:
     opened = Opened(model, device, chosen.context, kv, ledger)
     seconds = time.perf_counter() - start
     row("upload", ledger.uploaded / 1e9 / seconds, "GB/s")
-    session, longest = opened.session, max(896, *chosen.prefill)
+    session, longest = opened.session, max([896, *chosen.prefill])
     prompt = np.random.default_rng(1).integers(0, model.config.vocabulary, longest).tolist()
     for length in chosen.prefill:
         session.append(prompt[:length])  # the first compiles
