@@ -61,7 +61,10 @@ struct Walker {
 
     // What the keeper does while a stage begins is there two stages later.
     __device__ __forceinline__ void begin_stage(uint32_t index) const {
-        if (threadIdx.x == 0) *shared.stage = index + 1;
+        if (threadIdx.x == 0) {
+            __threadfence_block();
+            *shared.stage = index + 1;
+        }
         while (*shared.kept + 1 < index) relax();
         __threadfence_block();
     }

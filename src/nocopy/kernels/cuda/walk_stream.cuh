@@ -91,9 +91,9 @@ struct Stream {
             ++product;
         } else {
             if (stage + 1 == walk.count || stage + 1 >= *shared.kept + STAGES_AHEAD) return false;
-            // The newest token of a pass before this one is in the cache once the block is as far as this.
-            if (shared.stages[(stage + 1) % STAGES_HELD].kind == STAGE_ATTENTION &&
-                stage + 1 > *shared.kept + 2)
+            // The newest token of the pass before is in the cache once the block begins this one
+            // (`see_cache`).
+            if (shared.stages[(stage + 1) % STAGES_HELD].kind == STAGE_ATTENTION && stage > *shared.kept)
                 return false;
             __threadfence_block();  // the stage is held
             ++stage;
@@ -163,7 +163,8 @@ struct Keeper {
 
     // While the block is at stage s: what the next one reads beside rows.
     __device__ __forceinline__ void prepare(uint32_t s) const {
-        if (shared.stages[s % STAGES_HELD].kind == STAGE_ARGMAX) see_cache(shared.stages[s % STAGES_HELD]);
+        if (s && shared.stages[s % STAGES_HELD].kind == STAGE_GATHER)
+            see_cache(shared.stages[(s - 1) % STAGES_HELD]);  // the block knows what is likeliest
         if (s + 1 == walk.count) return;
         const nocopy_stage& next = shared.stages[(s + 1) % STAGES_HELD];
         if (next.kind != STAGE_PRODUCT || !next.product.norm) return;
