@@ -10,26 +10,33 @@ no record outside the run reads are not written at all.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from nocopy.device.cuda_fuse import FUSED, STEP, Chip, Group, overlap
+from nocopy.device.cuda_fuse import STEP, Chip, Group
 from nocopy.device.cuda_launch import Fields, Launch, Plan, Shape
+from nocopy.device.cuda_walk_stage import (
+    ARGMAX,
+    ATTENTION,
+    CANDIDATE_WORDS,
+    GATHER,
+    NO_TAG,
+    PRODUCT,
+    STAGE,
+    WARPS,
+    Kept,
+    Stage,
+    chunks_of,
+)
 from nocopy.memory.dtype import DType
 from nocopy.tape.ops import GLU
 from nocopy.tape.record import Space
 from nocopy.tape.validate import Tape
 
-STAGE = struct.Struct(f"<20I{FUSED.size}s")
-"""`nocopy_stage` in kernels/cuda/walk.cu."""
 WALK = struct.Struct("<3Q6I")
 """`nocopy_walk` there."""
-WARPS, THREADS = 8, 352
-"""Warps of a block that compute, and threads of all."""
-PRODUCT, ATTENTION, GATHER, ARGMAX = range(4)
-"""`StageKind` there."""
-NO_TAG, NOWHERE = 2, 2**32 - 1
-CANDIDATE_WORDS = 4
+THREADS = 352
+"""Of a block, those included that do not compute."""
 IN_FLIGHT, MORE_IN_FLIGHT = 32 << 10, 64 << 10
 """Bytes of weights that are on their way to a multiprocessor: more delay what blocks wait for, fewer leave
 memory idle."""
@@ -42,8 +49,6 @@ STAGES_HELD = 16
 """As in walk.cu."""
 FEWEST_PRODUCTS = 4
 """Products of a run that is worth a kernel of its own."""
-HELD_ELEMENTS = 1024
-"""Elements of a row that a warp holds in registers, at most."""
 MOST_PARTS = 32
 """Parts of the tokens of one attention stage."""
 CACHES = frozenset({DType.F32, DType.F16, DType.BF16})
@@ -92,28 +97,6 @@ class Place:
     words: int
     uses: int = 0
     read: int = -1
-
-
-@dataclass
-class Stage:
-    """One stage of a run, still without its blocks' shares."""
-
-    kind: int
-    dtype: DType
-    source: int = 0
-    source_tag: int = NO_TAG
-    target: int = NOWHERE
-    target_tag: int = 0
-    best: int = NOWHERE
-    best_tag: int = 0
-    partial: int = NOWHERE
-    partial_tag: int = 0
-    keys: int = 0
-    values: int = 0
-    held: int = 0
-    pairs: tuple[int, ...] = ()
-    group: Group | None = None
-    launch: Launch | None = None
 
 
 @dataclass
@@ -207,7 +190,7 @@ class Walks:
         residual = group.products[0].residual
         if residual and run.owned.get(residual, pairs[0]) != pairs[0]:
             return False
-        chunks = _chunks(group.k, STEP[dtype]) if dtype in HOLDS else 0
+        chunks = chunks_of(group.k, STEP[dtype]) if dtype in HOLDS else 0
         if chunks:
             group = replace(group, chunk=group.k // chunks)
         held = group.chunk // 128 if chunks else 0
@@ -258,7 +241,7 @@ class Walks:
             or fields.dtype(0) is not DType.F32
         ):
             return False
-        side = _heads_at_once(launch)
+        side = Stage(ATTENTION, fields.dtype(2), launch=launch).heads_at_once
         jobs = d["g"] * -(-(d["h"] // d["g"]) // side)
         splits = min(self._chip.multiprocessors // jobs, MOST_PARTS)
         if not splits:
@@ -353,153 +336,43 @@ class Walks:
     def _launch(self, run: Run, records: range) -> WalkLaunch | None:
         shares = [max(stage.pairs) for stage in run.stages if stage.pairs]
         grid = min(self._chip.multiprocessors, *shares)
-        slot_bytes = max(_slot_bytes(stage) for stage in run.stages)
-        row_words = max(_row_words(stage, grid) for stage in run.stages)
+        slot_bytes = max(stage.slot_bytes for stage in run.stages)
+        row_words = max(stage.row_words(grid) for stage in run.stages)
         fixed = row_words * 4 + SUMS_BYTES + STAGES_HELD * STAGE.size + 256 + 2 * 8 * 64 * WARPS
         slots = min((self._chip.block_shared_bytes - fixed) // (WARPS * slot_bytes), 64)
-        if slots < 2 or any(s.launch and s.kind == ATTENTION and _jobs(s) > grid for s in run.stages):
+        if slots < 2 or any(stage.jobs > grid for stage in run.stages):
             return None
-        kept = _Kept(self._tape, records, self._addresses)
-        stages = b"".join(_pack(stage, grid, kept) for stage in run.stages)
+        kept = Kept(self._tape, records, self._addresses)
+        stages = b"".join(stage.pack(grid, kept) for stage in run.stages)
         if not kept.possible:
             return None
-        products = [stage.group for stage in run.stages if stage.group]
-        long = sum(_product_bytes(group) for group in products) > LONG_PRODUCTS * len(products)
+        products = [stage.nbytes for stage in run.stages if stage.group]
+        long = sum(products) > LONG_PRODUCTS * len(products)
         in_flight = max((MORE_IN_FLIGHT if long else IN_FLIGHT) // slot_bytes, WARPS)
         ahead = min(in_flight // WARPS, slots)
         tail = len(run.stages), slots, slot_bytes, ahead, in_flight % WARPS if ahead < slots else 0, row_words
         shared = fixed + slots * WARPS * slot_bytes
-        weights = sum(1 << dtype for dtype in {s.dtype for s in run.stages if s.kind == PRODUCT})
-        caches = sum(1 << dtype for dtype in {s.dtype for s in run.stages if s.kind == ATTENTION})
-        widths = [
-            Fields.unpack(s.launch.record).named["n"] for s in run.stages if s.launch and s.kind == ATTENTION
-        ]
-        sides = {_heads_at_once(s.launch) for s in run.stages if s.launch and s.kind == ATTENTION}
-        defines = (
-            f"WALK_WEIGHTS={weights}",
-            f"WALK_CACHES={caches}",
-            f"WALK_HELD={sum(1 << held for held in {s.held for s in run.stages if s.kind == PRODUCT})}",
-            f"WALK_HEAD_GROUPS={-(-max(widths, default=0) // 64)}",
-            f"WALK_HEADS={sides.pop() if len(sides) == 1 else 0}",
-        )
-        if {s.group.gate for s in run.stages if s.group} <= {0, 1 + GLU.index("silu")}:
-            defines = (*defines, "ONLY_SILU")
-        if not any(_softcap(s.launch) for s in run.stages if s.launch and s.kind == ATTENTION):
-            defines = (*defines, "NO_SOFTCAP")
-        shape = Shape("walk", "walk", grid, (THREADS, 1), defines=defines)
+        shape = Shape("walk", "walk", grid, (THREADS, 1), defines=_defines(run.stages))
         return WalkLaunch(shape, stages, self._words, shared, tail, self._stop)
 
 
-class _Kept:
-    """Which results of a run must be in memory."""
-
-    def __init__(self, tape: Tape, records: range, addresses: Mapping[Space, int]) -> None:
-        self.possible = True
-        self._scratch: list[tuple[int, int]] = []
-        self._read: list[tuple[int, int]] = []
-        self._written: dict[tuple[int, int], int] = {}
-        for index, extents in enumerate(tape.extents):
-            for e in extents:
-                found = addresses[e.space] + e.start, addresses[e.space] + e.stop
-                if index in records and e.space == Space.SCRATCH:
-                    self._scratch.append(found)
-                elif index not in records and not e.written:
-                    self._read.append(found)
-
-    def row(self, at: int, rows: int, *, shares: int = 0) -> int:
-        """The address of a row of f32, or 0 if nobody reads it. `shares`: what blocks share it out as."""
-        span = at, at + 4 * rows
-        if not at:
-            return 0
-        if (
-            not shares
-            and _within(span, self._scratch)
-            and not any(overlap(span, read) for read in self._read)
-        ):
-            return 0
-        for other, theirs in self._written.items():
-            if overlap(span, other) and not (shares and other == span and theirs == shares):
-                self.possible = False
-        self._written[span] = shares
-        return at
-
-
-def _within(span: tuple[int, int], spans: Sequence[tuple[int, int]]) -> bool:
-    return any(start <= span[0] and span[1] <= stop for start, stop in spans)
-
-
-def _chunks(k: int, step: int) -> int:
-    """Chunks that a row is cut into so that each warp has the same one of all its rows; 0 if it cannot be."""
-    return next((n for n in (1, 2, 4, 8) if k % (n * step) == 0 and k // n <= HELD_ELEMENTS), 0)
-
-
-def _slot_bytes(stage: Stage) -> int:
-    """Bytes that a warp's slot must hold: pieces of two rows, or a token's key and value, each padded."""
-    if stage.launch and stage.kind == ATTENTION:
-        return 2 * (Fields.unpack(stage.launch.record).named["n"] * stage.dtype.itemsize + 16)
-    if not stage.group:
-        return 0
-    return 2 * stage.group.chunk // stage.dtype.block * stage.dtype.itemsize
-
-
-def _product_bytes(group: Group) -> int:
-    dtype = group.products[0].dtype
-    return sum(p.rows for p in group.products) * group.k // dtype.block * dtype.itemsize
-
-
-def _row_words(stage: Stage, grid: int) -> int:
-    """Words of shared memory that a stage's row takes, and the states of attention behind it."""
-    if stage.group:
-        return -(-stage.group.k // STEP[stage.dtype]) * STEP[stage.dtype]
-    if stage.kind == ARGMAX:
-        return CANDIDATE_WORDS * grid
-    if stage.kind != ATTENTION or not stage.launch:
-        return 0
-    d, heads = Fields.unpack(stage.launch.record).named, _heads_at_once(stage.launch)
-    return -(-((heads + 2) * d["n"] + WARPS * heads * (d["n"] + 2)) // 4) * 4
-
-
-def _heads_at_once(launch: Launch) -> int:
-    """Heads that a block of attention takes: `AttentionJob::at_once`."""
-    d = Fields.unpack(launch.record).named
-    return 4 if d["h"] > d["g"] else 1
-
-
-def _softcap(launch: Launch) -> int:
-    """The bits of the cap on an attention's scores; 0 for none."""
-    return Fields.unpack(launch.record).params[1]
-
-
-def _jobs(stage: Stage) -> int:
-    """Blocks that an attention stage needs."""
-    assert stage.launch
-    d = Fields.unpack(stage.launch.record).named
-    return d["g"] * -(-(d["h"] // d["g"]) // _heads_at_once(stage.launch)) * stage.launch.shape.splits
-
-
-def _pack(stage: Stage, grid: int, kept: _Kept) -> bytes:
-    """`nocopy_stage`."""
-    pairs = (*stage.pairs, 0, 0, 0)[:3]
-    chunks = -(-stage.group.k // stage.group.chunk) if stage.group else 0
-    return STAGE.pack(
-        stage.kind, stage.dtype, stage.source, stage.source_tag, stage.target, stage.target_tag, stage.best,
-        stage.best_tag, stage.partial, stage.partial_tag,
-        *(p // grid for p in pairs), *(p % grid for p in pairs), stage.keys, stage.values, stage.held, chunks,
-        _argument(stage, kept),
-    )  # fmt: skip
-
-
-def _argument(stage: Stage, kept: _Kept) -> bytes:
-    if stage.launch:
-        return stage.launch.argument(0)
-    assert stage.group
-    group = replace(stage.group, normed=kept.row(stage.group.normed, stage.group.k))
-    if group.normed:
-        kept.possible = False
-    shares = stage.pairs[0]
-    group.gated = kept.row(group.gated, shares)
-    group.products = [
-        replace(p, out=kept.row(p.out, p.rows), residual=kept.row(p.residual, p.rows, shares=shares))
-        for p in group.products
+def _defines(stages: Sequence[Stage]) -> tuple[str, ...]:
+    """What the kernel is compiled for: see walk_stage.cuh."""
+    products, attention = ([s for s in stages if s.kind == kind] for kind in (PRODUCT, ATTENTION))
+    sides = {s.heads_at_once for s in attention}
+    defines = [
+        f"WALK_WEIGHTS={_set(s.dtype for s in products)}",
+        f"WALK_CACHES={_set(s.dtype for s in attention)}",
+        f"WALK_HELD={_set(s.held for s in products)}",
+        f"WALK_HEAD_GROUPS={-(-max((s.head for s in attention), default=0) // 64)}",
+        f"WALK_HEADS={sides.pop() if len(sides) == 1 else 0}",
     ]
-    return group.pack()
+    if {s.group.gate for s in products if s.group} <= {0, 1 + GLU.index("silu")}:
+        defines.append("ONLY_SILU")
+    if not any(s.softcap for s in attention):
+        defines.append("NO_SOFTCAP")
+    return tuple(defines)
+
+
+def _set(members: Iterable[int]) -> int:
+    return sum(1 << member for member in set(members))
