@@ -4,7 +4,8 @@
 
 Needs a GPU and compute-sanitizer, which the CUDA toolkit has. What runs are the conformance tests of the
 device, which compare each kernel with its meaning in NumPy, sessions of the default model, which are played
-with fused kernels, and batches of sequences. Each part is a process; the exit status is 0 if all were clean.
+with fused kernels, batches of sequences, and passes in one kernel. Each part is a process; the exit status
+is 0 if all were clean.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ ROOT = Path(__file__).parents[1]
 TOOLS = ("memcheck", "racecheck")
 CONFORMANCE = ("elementwise", "rows", "products", "large", "language", "sample", "tapes")
 PYTEST = ("-m", "pytest", "-k", "[cuda", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist")
+ON_A_GPU = tuple("on_a_gpu" if part == "[cuda" else part for part in PYTEST)
 PARTS = {name: [*PYTEST, f"tests/device/test_conformance_{name}.py"] for name in CONFORMANCE}
 PARTS |= {
     "generated": [*PYTEST, "tests/device/test_conformance.py"],
-    "batches": [*(part if part != "[cuda" else "on_a_gpu" for part in PYTEST), "tests/session/test_batch.py"],
+    "batches": [*ON_A_GPU, "tests/session/test_batch.py"],
+    "walk": [*ON_A_GPU, "tests/session/test_walk.py"],
     "sessions": ["bench/cuda_sessions.py", "--sessions", "4", "--every", "1"],
 }
 FOUND = 99
