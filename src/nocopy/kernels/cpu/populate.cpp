@@ -26,9 +26,9 @@ void populate(const nocopy_range& range) {
 void populate(const nocopy_range&) {}
 #endif
 
-class Helper {
+class Populator {
   public:
-    Helper() {
+    Populator() {
         std::thread([this] { work(); }).detach();
     }
 
@@ -65,8 +65,9 @@ class Helper {
 
 extern "C" void nocopy_populate(const nocopy_range* ranges, uint64_t count) {
     try {
-        static Helper* const helper = new Helper;  // never destroyed: its thread ends with the process
-        helper->add(ranges, count);
+        // Never destroyed: its thread ends with the process.
+        static Populator* const populator = new Populator;
+        populator->add(ranges, count);
     } catch (const std::exception&) {
         // Out of memory or of threads: pages are mapped when they are touched.
     }
