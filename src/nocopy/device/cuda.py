@@ -38,6 +38,7 @@ from nocopy.device.cuda_pages import (
     stagings,
 )
 from nocopy.device.cuda_prefill import Prefill, Room
+from nocopy.device.cuda_records import Records
 from nocopy.device.cuda_upload import upload
 from nocopy.device.cuda_walk import Step, WalkLaunch, Walks
 from nocopy.device.cuda_words import Words, find_words, redirected
@@ -300,14 +301,12 @@ class CudaDevice:
             frees.append(lambda: driver.free(copy))
             for record in words.copies(addresses[Space.GUEST], copy):
                 yield plan(record, addresses, 0, driver.multiprocessors)
-        records = redirected(tape, words, addresses, copy)
+        records = Records(tape, redirected(tape, words, addresses, copy), addresses)
         fuser = rows = prefill = None
         if _fusible(used):
-            fuser = Fuser(tape, records, addresses, driver.chip)
-            rows = RowsFuser(tape, records, addresses, driver.chip, stop)
-            prefill = Prefill(
-                tape, records, addresses, driver.multiprocessors, stop, blas=self._blas is not None
-            )
+            fuser = Fuser(records, driver.chip)
+            rows = RowsFuser(records, driver.chip, stop)
+            prefill = Prefill(records, driver.multiprocessors, stop, blas=self._blas is not None)
             if prefill.nbytes:
                 room, free = self._room.hold(prefill.nbytes)
                 frees.append(free)
@@ -323,10 +322,10 @@ class CudaDevice:
                 steps.append(Step(group[0], at, count))
             else:
                 count = 1
-                steps.append(Step(plan(records[at], addresses, stop, driver.multiprocessors), at, 1))
+                steps.append(Step(plan(records.raw[at], addresses, stop, driver.multiprocessors), at, 1))
             at += count
         if fuser and driver.walks:
-            yield from Walks(tape, records, addresses, driver.chip, driver.stop_address).join(steps)
+            yield from Walks(records, driver.chip, driver.stop_address).join(steps)
         else:
             yield from (step.plan for step in steps)
 

@@ -9,15 +9,15 @@ another part writes in between. Models know nothing of this: the tape is the sam
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
+from typing import Generic, Protocol, TypeVar
 
 from nocopy.device.cuda_launch import Fields, Shape
+from nocopy.device.cuda_records import Records, interleaved, overlap
 from nocopy.memory.dtype import DType
 from nocopy.tape.ops import BINARY, ROPE
 from nocopy.tape.record import Space
-from nocopy.tape.validate import Extent, Tape
 
 PRODUCT = struct.Struct("<7Q6I2f")
 """`nocopy_product` in kernels/cuda/fused.cu."""
@@ -101,6 +101,15 @@ class Group:
     chunk: int = 0
     slots: int = 0
 
+    @property
+    def pairs(self) -> int:
+        """Pairs of rows of the weights, one after the other or combined; 0 if some row has no other."""
+        if any(p.turn and p.head % 2 for p in self.products):
+            return 0
+        if self.gate:
+            return self.products[0].rows
+        return 0 if any(p.rows % 2 for p in self.products) else sum(p.rows // 2 for p in self.products)
+
     def pack(self) -> bytes:
         """The bytes of `nocopy_fused`."""
         chunks = -(-self.k // self.chunk)
@@ -111,21 +120,23 @@ class Group:
         )  # fmt: skip
 
 
+class Packed(Protocol):
+    """The argument of a kernel."""
+
+    def pack(self) -> bytes:
+        """Its bytes."""
+        ...
+
+
+G = TypeVar("G", bound=Packed)
+
+
 @dataclass(frozen=True)
-class Touched:
-    """Addresses [start, stop) that an operand touches; `table`: bytes of a row, and from one to the next."""
-
-    range: tuple[int, int]
-    written: bool
-    table: tuple[int, int] | None
-
-
-@dataclass(frozen=True)
-class FusedLaunch:
+class FusedLaunch(Generic[G]):
     """One launch of a fused kernel."""
 
     shape: Shape
-    group: Group
+    group: G
     shared: int
 
     @property
@@ -134,7 +145,7 @@ class FusedLaunch:
         return self.shape.blocks
 
     def argument(self, workspace: int) -> bytes:
-        """`nocopy_fused`, which needs no workspace."""
+        """The packed group, which needs no workspace."""
         del workspace
         return self.group.pack()
 
@@ -143,23 +154,17 @@ class Fuser:
     """Makes groups of one tape's records.
 
     Args:
-        tape: what is to be played.
-        records: its records, whose offsets may name copies of what the tape does not write (cuda_words).
-        addresses: the device address of each space; no two share bytes, and weights lie in the GPU's memory.
+        records: what is to be played; weights lie in the GPU's memory.
         chip: the GPU.
     """
 
-    def __init__(
-        self, tape: Tape, records: Sequence[bytes], addresses: Mapping[Space, int], chip: Chip
-    ) -> None:
-        self.records = records
-        self._extents, self._addresses, self._chip = tape.extents, addresses, chip
-        self._constant = not any(e.space == Space.WEIGHTS and e.written for es in tape.extents for e in es)
-        self._fields: dict[int, Fields] = {}
+    def __init__(self, records: Records, chip: Chip) -> None:
+        self._records, self._chip = records, chip
+        self._addresses = records.addresses
 
-    def group(self, first: int) -> tuple[FusedLaunch, int] | None:
+    def group(self, first: int) -> tuple[FusedLaunch[Group], int] | None:
         """The launch that plays the records from `first` on, and how many it plays; None if there is none."""
-        if not self._constant:
+        if not self._records.weights_stay:
             return None
         at, group = first, self._norm(first)
         if group is not None:
@@ -174,15 +179,6 @@ class Fuser:
         return launch, stop - first
 
     # Records
-
-    def _record(self, index: int, op: str) -> Fields | None:
-        """The fields of a record, if it is of this op."""
-        if index >= len(self.records):
-            return None
-        if index not in self._fields:
-            self._fields[index] = Fields.unpack(self.records[index])
-        found = self._fields[index]
-        return found if found.op.name == op and not found.empty() else None
 
     def _row(self, fields: Fields, slot: int, count: int, dtype: DType = DType.F32) -> int:
         """The address of an operand that is `count` elements one after the other; 0 if it is not."""
@@ -202,14 +198,14 @@ class Fuser:
         return fields.operands[slot][2] == Space.WEIGHTS
 
     def _norm(self, index: int) -> Group | None:
-        fields = self._record(index, "rmsnorm")
+        fields = self._records.find(index, "rmsnorm")
         if fields is None or fields.dtype(2) is DType.NONE or not self._in_weights(fields, 2):
             return None
         k = fields.named["n"]
         normed, x, norm = (self._vector(fields, slot, k) for slot in range(3))
         if not (normed and x and norm):
             return None
-        return Group(k, x, norm, normed, _float(fields.params[0]))
+        return Group(k, x, norm, normed, fields.scalar(0))
 
     def _products(self, group: Group | None, at: int) -> tuple[Group | None, int]:
         """Products of one row with weights of one type, each with its bias; and the record after them."""
@@ -219,7 +215,7 @@ class Fuser:
             if product is None or (products and product.dtype is not products[0].dtype):
                 break
             if group is None:
-                group = Group(self._fields[at].named["k"], self._fields[at].address(1, self._addresses))
+                group = Group(self._records[at].named["k"], self._records[at].address(1, self._addresses))
             at += 1
             bias = self._bias(product, at)
             if bias:
@@ -232,7 +228,7 @@ class Fuser:
 
     def _product(self, group: Group | None, index: int) -> Product | None:
         """One row times the transpose of a weight whose rows are whole 16-byte words in device memory."""
-        fields = self._record(index, "matmul")
+        fields = self._records.find(index, "matmul")
         if fields is None or not self._in_weights(fields, 2) or fields.dtype(2) not in STEP:
             return None
         d, dtype = fields.named, fields.dtype(2)
@@ -245,7 +241,7 @@ class Fuser:
         weight, row_bytes = fields.address(2, self._addresses), steps[3] // dtype.block * dtype.itemsize
         if weight % 16 or row_bytes % 16 or n < 2:
             return None
-        return Product(weight, out, n, row_bytes, dtype, _float(fields.params[0]))
+        return Product(weight, out, n, row_bytes, dtype, fields.scalar(0))
 
     # What becomes of products
 
@@ -257,7 +253,7 @@ class Fuser:
 
     def _binary(self, index: int, target: int, count: int) -> Fields | None:
         """An addition to `count` elements in place."""
-        fields = self._record(index, "binary")
+        fields = self._records.find(index, "binary")
         if fields is None or fields.header[2] != BINARY.index("add"):
             return None
         same = self._row(fields, 0, count) == self._row(fields, 1, count) == target
@@ -272,7 +268,7 @@ class Fuser:
         return at
 
     def _gate(self, group: Group, index: int) -> bool:
-        fields = self._record(index, "glu")
+        fields = self._records.find(index, "glu")
         if fields is None or len(group.products) != 2 or group.products[0].rows != group.products[1].rows:
             return False
         rows = group.products[0].rows
@@ -284,7 +280,7 @@ class Fuser:
 
     def _residual(self, group: Group, index: int) -> bool:
         product = group.products[0]
-        fields = self._record(index, "binary")
+        fields = self._records.find(index, "binary")
         if fields is None or len(group.products) != 1 or fields.header[2] != BINARY.index("add"):
             return False
         target, *inputs = (self._row(fields, slot, product.rows) for slot in range(3))
@@ -294,7 +290,7 @@ class Fuser:
         return True
 
     def _turn(self, group: Group, index: int) -> bool:
-        fields = self._record(index, "rope")
+        fields = self._records.find(index, "rope")
         if fields is None or fields.named["r"] != 1:
             return False
         d = fields.named
@@ -316,12 +312,12 @@ class Fuser:
             frequencies=frequencies,
             head=d["n"],
             turn=1 + ROPE.index("interleaved") if fields.header[2] else 1,
-            turn_scale=_float(fields.params[0]),
+            turn_scale=fields.scalar(0),
         )
         return True
 
     def _cache(self, group: Group, index: int) -> bool:
-        fields = self._record(index, "scatter")
+        fields = self._records.find(index, "scatter")
         if fields is None or fields.named["r"] != 1 or fields.dtype(0).block > 1 or fields.strides[0][1] != 1:
             return False
         found = self._target(group, fields, 1, fields.named["w"]) if fields.strides[1][1] == 1 else None
@@ -366,21 +362,16 @@ class Fuser:
         passed += [(p.residual, p.residual + 4 * p.rows) for p in group.products if p.residual]
         if any(overlap(a, b) for a, b in combinations([*passed, (group.x, group.x + 4 * group.k)], 2)):
             return False
-        touched = [t for index in range(first, stop) for t in self._touched(index)]
+        touched = [t for index in range(first, stop) for t in self._records.touched(index)]
         return all(
             (a.range == b.range in passed and not (a.table or b.table)) or interleaved(a, b)
             for a, b in combinations(touched, 2)
             if (a.written or b.written) and overlap(a.range, b.range)
         )
 
-    def _touched(self, index: int) -> list[Touched]:
-        return touched(self._extents[index], self._addresses, self._record(index, "scatter"))
-
-    def _launch(self, group: Group) -> FusedLaunch | None:
-        products, dtype = group.products, group.products[0].dtype
-        if not group.gate and any(p.rows % 2 for p in products):
-            return None
-        if any(p.turn and p.head % 2 for p in products):
+    def _launch(self, group: Group) -> FusedLaunch[Group] | None:
+        dtype, pairs = group.products[0].dtype, group.pairs
+        if not pairs:
             return None
         most = max(PIECE_BYTES // dtype.itemsize * dtype.block // STEP[dtype], 1) * STEP[dtype]
         chunks = -(-group.k // most)
@@ -390,7 +381,6 @@ class Fuser:
         group.slots = self._slots(base, WARPS * slot_bytes)
         if not group.slots or chunks > MAX_PIECES // WARPS:
             return None
-        pairs = products[0].rows if group.gate else sum(p.rows // 2 for p in products)
         blocks = min(self._chip.multiprocessors, pairs)
         shape = Shape("fused", f"fused_{dtype.name.lower()}", blocks, (32 * WARPS, 1))
         return FusedLaunch(shape, group, base + group.slots * WARPS * slot_bytes)
@@ -400,36 +390,3 @@ class Fuser:
         half = (self._chip.shared_bytes // 2 - RESERVED_BYTES - base) // each
         most = (self._chip.block_shared_bytes - base) // each
         return max(min(half, MAX_SLOTS), min(most, 2)) if most >= 2 else 0
-
-
-def _float(bits: int) -> float:
-    return struct.unpack("<f", struct.pack("<I", bits))[0]
-
-
-def overlap(a: tuple[int, int], b: tuple[int, int]) -> bool:
-    """True if two ranges [start, stop) share a byte."""
-    return a[0] < b[1] and b[0] < a[1]
-
-
-def touched(
-    extents: Sequence[Extent], addresses: Mapping[Space, int], scatter: Fields | None
-) -> list[Touched]:
-    """What the operands of a record touch; of a KV cache, which a scatter writes, also how its rows lie."""
-    found: list[Touched] = []
-    for e in extents:
-        base, rows = addresses[e.space], None
-        if e.written and scatter:
-            size = scatter.dtype(0).itemsize
-            rows = scatter.named["w"] * size, scatter.strides[0][0] * size
-        if e.stop > e.start:
-            found.append(Touched((base + e.start, base + e.stop), e.written, rows))
-    return found
-
-
-def interleaved(a: Touched, b: Touched) -> bool:
-    """True if two tables share no byte though each lies between the rows of the other."""
-    if not (a.table and b.table) or a.table[1] != b.table[1]:
-        return False
-    (low, width), (high, other) = sorted([(a.range[0], a.table[0]), (b.range[0], b.table[0])])
-    apart = (high - low) % a.table[1]
-    return apart >= width and apart + other <= a.table[1]

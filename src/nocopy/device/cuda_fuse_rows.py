@@ -9,7 +9,7 @@ one launch attends for all of them (kernels/cuda/attention_row.cu).
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from math import prod
@@ -19,12 +19,9 @@ from nocopy.device.cuda_fuse import (
     MAX_PRODUCTS,
     RESERVED_BYTES,
     Chip,
+    FusedLaunch,
     Group,
     Product,
-    Touched,
-    interleaved,
-    overlap,
-    touched,
 )
 from nocopy.device.cuda_launch import (
     ARGUMENT,
@@ -37,10 +34,10 @@ from nocopy.device.cuda_launch import (
     Shape,
     plan,
 )
+from nocopy.device.cuda_records import Records, Touched, interleaved, overlap
 from nocopy.memory.dtype import DType
 from nocopy.tape.ops import BINARY, ROPE
 from nocopy.tape.record import Space
-from nocopy.tape.validate import Tape
 
 MOST_ROWS = 8
 """Rows of a launch: half of those of a matrix instruction, since each is two there."""
@@ -122,25 +119,6 @@ class RowsGroup:
 
 
 @dataclass(frozen=True)
-class RowsLaunch:
-    """One launch of a kernel of fused_rows.cu."""
-
-    shape: Shape
-    group: RowsGroup
-    shared: int
-
-    @property
-    def grid(self) -> int:
-        """Blocks."""
-        return self.shape.blocks
-
-    def argument(self, workspace: int) -> bytes:
-        """`nocopy_fused_rows`, which needs no workspace."""
-        del workspace
-        return self.group.pack()
-
-
-@dataclass(frozen=True)
 class AttentionRowsLaunch:
     """Attention of one row of each of several sequences; `places`: the addresses of each one's operands."""
 
@@ -164,24 +142,15 @@ class AttentionRowsLaunch:
 class RowsFuser:
     """Makes launches of one tape's records. Arguments as for `Fuser`; `stop` as for `plan`."""
 
-    def __init__(
-        self,
-        tape: Tape,
-        records: Sequence[bytes],
-        addresses: Mapping[Space, int],
-        chip: Chip,
-        stop: int,
-    ) -> None:
-        self._records, self._addresses, self._extents = records, addresses, tape.extents
-        self._chip, self._stop = chip, stop
-        self._constant = not any(e.space == Space.WEIGHTS and e.written for es in tape.extents for e in es)
-        self._fields: dict[int, Fields] = {}
+    def __init__(self, records: Records, chip: Chip, stop: int) -> None:
+        self._records, self._chip, self._stop = records, chip, stop
+        self._addresses = records.addresses
 
     def group(self, first: int) -> tuple[Plan, int] | None:
         """The launches that play the records from `first` on, and how many they play; None if others do."""
-        if not self._constant:
+        if not self._records.weights_stay:
             return None
-        if self._record(first, "scatter") or self._record(first, "attention"):
+        if self._records.find(first, "scatter") or self._records.find(first, "attention"):
             return self._attend(first)
         group, at = self._norm(first)
         group, at = self._products(group, at)
@@ -197,17 +166,8 @@ class RowsFuser:
 
     # Records
 
-    def _record(self, index: int, op: str) -> Fields | None:
-        """The fields of a record, if it is of this op."""
-        if index >= len(self._records):
-            return None
-        if index not in self._fields:
-            self._fields[index] = Fields.unpack(self._records[index])
-        found = self._fields[index]
-        return found if found.op.name == op and not found.empty() else None
-
     def _plan(self, index: int) -> Plan:
-        return plan(self._records[index], self._addresses, self._stop, self._chip.multiprocessors)
+        return plan(self._records.raw[index], self._addresses, self._stop, self._chip.multiprocessors)
 
     def _table(self, fields: Fields, slot: int, rows: int, width: int) -> Table | None:
         """An operand that is f32 [rows, width]."""
@@ -233,7 +193,7 @@ class RowsFuser:
 
     def _norm(self, index: int) -> tuple[RowsGroup | None, int]:
         """A norm that the products after it read; and the record after it."""
-        fields = self._record(index, "rmsnorm")
+        fields = self._records.find(index, "rmsnorm")
         if fields is None or fields.dtype(2) is DType.NONE:
             return None, index
         rows, k = fields.named["d2"], fields.named["n"]
@@ -241,7 +201,7 @@ class RowsFuser:
         norm = self._line(fields, 2, k)
         if not (1 < rows <= MOST_ROWS and normed and x and norm) or norm % 16 or not _in_words(x):
             return None, index
-        base = Group(k, x.address, norm, normed.address, _float(fields.params[0]))
+        base = Group(k, x.address, norm, normed.address, fields.scalar(0))
         return RowsGroup(rows, base, x.step, normed.step), index + 1
 
     def _products(self, group: RowsGroup | None, at: int) -> tuple[RowsGroup | None, int]:
@@ -262,7 +222,7 @@ class RowsFuser:
 
     def _product(self, group: RowsGroup | None, index: int) -> tuple[RowsGroup, Product, Table] | None:
         """Rows times the transpose of a weight whose rows are whole 16-byte words in device memory."""
-        fields = self._record(index, "matmul")
+        fields = self._records.find(index, "matmul")
         if fields is None or fields.operands[2][2] != Space.WEIGHTS or fields.dtype(2) not in CHUNKS:
             return None
         d, dtype, steps = fields.named, fields.dtype(2), fields.strides[2]
@@ -282,7 +242,7 @@ class RowsFuser:
             return None
         if base.products and dtype is not base.products[0].dtype:
             return None
-        return group, Product(weight, out.address, n, row_bytes, dtype, _float(fields.params[0])), out
+        return group, Product(weight, out.address, n, row_bytes, dtype, fields.scalar(0)), out
 
     # What becomes of products
 
@@ -294,7 +254,7 @@ class RowsFuser:
 
     def _added(self, index: int) -> Fields | None:
         """The fields of a record, if it is an addition."""
-        fields = self._record(index, "binary")
+        fields = self._records.find(index, "binary")
         return fields if fields and fields.header[2] == BINARY.index("add") else None
 
     def _finish(self, group: RowsGroup, at: int) -> int:
@@ -302,14 +262,14 @@ class RowsFuser:
         if self._gate(group, at) or self._residual(group, at):
             return at + 1
         while True:
-            if self._record(at, "attention") and any(map(any, group.caches)):
+            if self._records.find(at, "attention") and any(map(any, group.caches)):
                 group.apart.append(at)
             elif not (self._turn(group, at) or self._cache(group, at)):
                 return at
             at += 1
 
     def _gate(self, group: RowsGroup, index: int) -> bool:
-        fields, products = self._record(index, "glu"), group.base.products
+        fields, products = self._records.find(index, "glu"), group.base.products
         if fields is None or len(products) != 2 or products[0].rows != products[1].rows:
             return False
         gated, *inputs = (self._table(fields, slot, group.rows, products[0].rows) for slot in range(3))
@@ -330,7 +290,7 @@ class RowsFuser:
         return True
 
     def _turn(self, group: RowsGroup, index: int) -> bool:
-        fields = self._record(index, "rope")
+        fields = self._records.find(index, "rope")
         if fields is None or fields.named["r"] != group.rows or fields.dtype(1) is not DType.F32:
             return False
         d, steps = fields.named, fields.strides[0]
@@ -348,13 +308,13 @@ class RowsFuser:
             frequencies=frequencies,
             head=d["n"],
             turn=1 + ROPE.index("interleaved") if fields.header[2] else 1,
-            turn_scale=_float(fields.params[0]),
+            turn_scale=fields.scalar(0),
         )
         return True
 
     def _cache(self, group: RowsGroup, index: int) -> bool:
         """Some rows of a product that join a cache, before what attends to others before them."""
-        fields = self._record(index, "scatter")
+        fields = self._records.find(index, "scatter")
         if fields is None or fields.dtype(0).block > 1 or fields.strides[0][1] != 1:
             return False
         rows, width, cache = fields.named["r"], fields.named["w"], fields.dtype(0)
@@ -390,15 +350,12 @@ class RowsFuser:
 
     # The group as a whole
 
-    def _touched(self, index: int) -> list[Touched]:
-        return touched(self._extents[index], self._addresses, self._record(index, "scatter"))
-
     def _conflict(self, a: int, b: int) -> bool:
         """True if the order of two records matters."""
         return any(
             overlap(mine.range, other.range) and (mine.written or other.written)
-            for mine in self._touched(a)
-            for other in self._touched(b)
+            for mine in self._records.touched(a)
+            for other in self._records.touched(b)
         )
 
     def _independent(self, group: RowsGroup, first: int, stop: int) -> bool:
@@ -424,7 +381,7 @@ class RowsFuser:
         def within(a: Touched) -> int | None:
             return next((i for i, p in enumerate(passed) if p[0] <= a.range[0] and a.range[1] <= p[1]), None)
 
-        found = [t for i in range(first, stop) if i not in group.apart for t in self._touched(i)]
+        found = [t for i in range(first, stop) if i not in group.apart for t in self._records.touched(i)]
         return all(
             (within(a) is not None and within(a) == within(b) and not (a.table or b.table))
             or interleaved(a, b)
@@ -432,13 +389,11 @@ class RowsFuser:
             if (a.written or b.written) and overlap(a.range, b.range)
         )
 
-    def _launch(self, group: RowsGroup) -> RowsLaunch | None:
+    def _launch(self, group: RowsGroup) -> FusedLaunch[RowsGroup] | None:
         base, dtype = group.base, group.base.products[0].dtype
-        if not base.gate and any(p.rows % 2 for p in base.products):
+        pairs = base.pairs
+        if not pairs:
             return None
-        if any(p.turn and p.head % 2 for p in base.products):
-            return None
-        pairs = base.products[0].rows if base.gate else sum(p.rows // 2 for p in base.products)
         units = -(-pairs // UNIT_PAIRS)
         blocks = min(self._chip.multiprocessors, units)
         chunk, row_bytes = CHUNKS[dtype]
@@ -459,7 +414,7 @@ class RowsFuser:
                 continue
             base.chunk, base.slots, group.held = chunk, min(slots, MOST_SLOTS), held
             shape = Shape("fused_rows", f"fused_rows_{dtype.name.lower()}", blocks, (32 * warps, 1))
-            return RowsLaunch(shape, group, kept + base.slots * warps * UNIT_ROWS * row_bytes)
+            return FusedLaunch(shape, group, kept + base.slots * warps * UNIT_ROWS * row_bytes)
         return None
 
     # Attention of several sequences
@@ -470,9 +425,9 @@ class RowsFuser:
         attending: list[int] = []
         at = first
         while True:
-            if self._record(at, "attention"):
+            if self._records.find(at, "attention"):
                 attending.append(at)
-            elif self._record(at, "scatter") and not any(self._conflict(at, i) for i in attending):
+            elif self._records.find(at, "scatter") and not any(self._conflict(at, i) for i in attending):
                 joining.append(at)
             else:
                 break
@@ -493,7 +448,7 @@ class RowsFuser:
         one = launches[0]
         if not isinstance(one, Launch) or shapes != {one.shape} or one.shape.source != "attention_row":
             return None
-        every = [self._fields[index] for index in indices]
+        every = [self._records[index] for index in indices]
         alike = [(f.dims, f.params, [s[1:] for s in f.strides[:2]], f.strides[2:4]) for f in every]
         types = [[f.dtype(slot) for slot in range(5)] for f in every]
         same = all(a == alike[0] and t == types[0] for a, t in zip(alike, types, strict=True))
@@ -522,7 +477,3 @@ def _together(plans: Sequence[Plan]) -> Plan:
 def _in_words(x: Table) -> bool:
     """True if every row is whole 16-byte words."""
     return x.address % 16 == 0 and x.step % 4 == 0
-
-
-def _float(bits: int) -> float:
-    return struct.unpack("<f", struct.pack("<I", bits))[0]

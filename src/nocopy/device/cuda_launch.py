@@ -164,6 +164,10 @@ class Fields:
         """Element type of an operand."""
         return DType(self.operands[slot][1])
 
+    def scalar(self, param: int) -> float:
+        """A parameter that is f32."""
+        return struct.unpack("<f", struct.pack("<I", self.params[param]))[0]
+
     def words(self, slot: int) -> bool:
         """True if rows of a float operand are whole words: its last axis contiguous, all else on WORDs."""
         axes, size = self.op.operands[slot].axes, self.dtype(slot).itemsize

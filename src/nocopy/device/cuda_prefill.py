@@ -10,8 +10,7 @@ in f32.
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Protocol
@@ -28,6 +27,7 @@ from nocopy.device.cuda_launch import (
     Shape,
     plan,
 )
+from nocopy.device.cuda_records import Records
 from nocopy.memory.dtype import BLOCKS, DType
 from nocopy.tape.builder import TapeBuilder
 from nocopy.tape.ops import BINARY, BY_NAME
@@ -96,32 +96,19 @@ class Prefill:
     """Makes launches of one tape's records.
 
     Args:
-        tape: what is to be played.
-        records: its records, whose offsets may name copies of what the tape does not write (cuda_words).
-        addresses: the device address of each space; no two share bytes, and weights lie in the GPU's memory.
+        records: what is to be played; weights lie in the GPU's memory.
         multiprocessors: of the GPU.
         stop: device address of the word that asks long kernels to stop; 0 for none.
         blas: there is a library for products.
     """
 
-    def __init__(
-        self,
-        tape: Tape,
-        records: Sequence[bytes],
-        addresses: Mapping[Space, int],
-        multiprocessors: int,
-        stop: int,
-        *,
-        blas: bool,
-    ) -> None:
-        self._records, self._extents, self._addresses = records, tape.extents, addresses
+    def __init__(self, records: Records, multiprocessors: int, stop: int, *, blas: bool) -> None:
+        self._records, self._extents, self._addresses = records, records.tape.extents, records.addresses
         self._multiprocessors, self._stop, self._blas = multiprocessors, stop, blas
-        self._fields: dict[int, Fields] = {}
         self._products: dict[int, Many | None] = {}
         self._held: Held | None = None
         self._places = _Places(0, 0, 0)
-        constant = not any(e.space == Space.WEIGHTS and e.written for es in tape.extents for e in es)
-        self._active = constant and _many_rows(tape)
+        self._active = records.weights_stay and _many_rows(records.tape)
         found = [p for i in range(len(records)) if self._active and (p := self._product(i))]
         self._sizes = (
             WORKSPACE_BYTES if blas and found else 0,
@@ -143,7 +130,7 @@ class Prefill:
         """The launches that play the records from `first` on, and how many they play; None if others do."""
         if not self._active:
             return None
-        fields = self._at(first)
+        fields = self._records[first]
         if fields.op.name == "matmul" and self._product(first):
             return self._multiply(first)
         if fields.op.name in ("rmsnorm", "glu", "attention") and not fields.empty():
@@ -154,17 +141,12 @@ class Prefill:
 
     # Records
 
-    def _at(self, index: int) -> Fields:
-        if index not in self._fields:
-            self._fields[index] = Fields.unpack(self._records[index])
-        return self._fields[index]
-
     def _product(self, index: int) -> Many | None:
         """The product that a record is, if tensor cores take it."""
         if index >= len(self._records):
             return None
         if index not in self._products:
-            self._products[index] = self._found_product(self._at(index))
+            self._products[index] = self._found_product(self._records[index])
         return self._products[index]
 
     def _found_product(self, fields: Fields) -> Many | None:
@@ -184,7 +166,7 @@ class Prefill:
             return None
         half = DType.F16 if dtype is DType.F16 else DType.BF16
         rows = Rows(fields.address(1, self._addresses), m, k, a[2], half)
-        scale = _float(fields.params[0])
+        scale = fields.scalar(0)
         return Many(
             rows, n, dtype, weight, w[3], fields.address(0, self._addresses), out[2], scale, m * n * k
         )
@@ -200,12 +182,12 @@ class Prefill:
 
     def _make(self, at: int) -> tuple[Plan, int] | None:
         """A norm, a gate or attention that writes what the product after it reads."""
-        fields, p = self._at(at), self._product(at + 1)
+        fields, p = self._records[at], self._product(at + 1)
         rows = self._made(fields)
         if p is None or rows != replace(p.rows, half=DType.F32) or not self._dead(at, at + 1, p.rows):
             found = self._attention(fields) if fields.op.name == "attention" else None
             return (Plan((found,)), 1) if found else None
-        written = Fields.unpack(self._records[at])
+        written = Fields.unpack(self._records.raw[at])
         _, _, space, reserved = written.operands[0]
         offset = (self._places.rows - self._addresses[Space(space)]) % 2**64
         written.operands[0] = offset, p.rows.half, space, reserved
@@ -276,7 +258,7 @@ class Prefill:
 
     def _dense(self, index: int) -> bool:
         """True if the first output of a record leaves no byte of its range out."""
-        fields, extent = self._at(index), self._extents[index][0]
+        fields, extent = self._records[index], self._extents[index][0]
         count = prod(fields.named[axis] for axis in fields.op.outputs[0].axes)
         dtype = fields.dtype(0)
         scatters = fields.op.name == "scatter"
@@ -313,7 +295,7 @@ class Prefill:
 
     def _round(self, at: int, rows: Rows) -> tuple[KernelLaunch | BlasLaunch, ...]:
         """Copies rows to 16 bits."""
-        offset, _, space, _ = self._at(at).operands[1]
+        offset, _, space, _ = self._records[at].operands[1]
         to = (self._places.rows - self._addresses[Space(space)]) % 2**64
         tape, shape = TapeBuilder(), (rows.m, rows.k)
         tape.copy(
@@ -326,7 +308,7 @@ class Prefill:
         """What the next record adds the product to, in place: address and row; None if it does not."""
         if at + 1 >= len(self._records):
             return None
-        fields = self._at(at + 1)
+        fields = self._records[at + 1]
         if fields.op.name != "binary" or fields.header[2] != BINARY.index("add"):
             return None
         d = fields.named
@@ -370,7 +352,7 @@ class Prefill:
         self, at: int, p: Many, out: int, out_row: int, *, add: bool
     ) -> list[KernelLaunch | BlasLaunch]:
         """The launches of one product that is written, or added, to `out`."""
-        fields = Fields.unpack(self._records[at])
+        fields = Fields.unpack(self._records.raw[at])
         self._point(fields, 0, out, DType.F32, (0, 0, out_row, 1))
         self._point(fields, 1, self._places.rows, p.rows.half, (0, 0, p.rows.k, 1))
         version, opcode, _, reserved = fields.header
@@ -385,7 +367,7 @@ class Prefill:
             return [Launch(shape, fields.pack(), bases, stop, shared)]
         launches: list[KernelLaunch | BlasLaunch] = []
         if p.dtype in BLOCKS:
-            unpacked = Fields.unpack(self._records[at])
+            unpacked = Fields.unpack(self._records.raw[at])
             self._point(unpacked, 0, self._places.weight, DType.BF16, (0, 0, p.rows.k, 1))
             blocks = min(-(-p.n * p.rows.k // 2048), 4 * BLOCKS_PER_SM * self._multiprocessors)
             shape = Shape("unpack", f"unpack_{p.dtype.name.lower()}", blocks, (256, 1))
@@ -513,7 +495,3 @@ def _covers(a: Extent, b: Extent) -> bool:
 def _up(nbytes: int) -> int:
     """Rounded up to what the library likes addresses to be multiples of."""
     return -(-nbytes // 256) * 256
-
-
-def _float(bits: int) -> float:
-    return struct.unpack("<f", struct.pack("<I", bits))[0]

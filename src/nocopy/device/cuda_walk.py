@@ -10,11 +10,12 @@ no record outside the run reads are not written at all.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from nocopy.device.cuda_fuse import STEP, Chip, Group
 from nocopy.device.cuda_launch import Fields, Launch, Plan, Shape
+from nocopy.device.cuda_records import Records
 from nocopy.device.cuda_walk_stage import (
     ARGMAX,
     ATTENTION,
@@ -31,7 +32,6 @@ from nocopy.device.cuda_walk_stage import (
 from nocopy.memory.dtype import DType
 from nocopy.tape.ops import GLU
 from nocopy.tape.record import Space
-from nocopy.tape.validate import Tape
 
 WALK = struct.Struct("<3Q6I")
 """`nocopy_walk` there."""
@@ -120,22 +120,13 @@ class Walks:
     """Joins steps of one tape.
 
     Args:
-        tape: what is to be played.
-        records: its records, as the steps were made from them.
-        addresses: the device address of each space; no two share bytes.
+        records: what is to be played, as the steps were made from it.
         chip: the GPU.
         stop: device address of the word that asks a kernel to stop; 0 for none.
     """
 
-    def __init__(
-        self,
-        tape: Tape,
-        records: Sequence[bytes],
-        addresses: Mapping[Space, int],
-        chip: Chip,
-        stop: int,
-    ) -> None:
-        self._tape, self._records, self._addresses = tape, records, addresses
+    def __init__(self, records: Records, chip: Chip, stop: int) -> None:
+        self._records, self._addresses = records, records.addresses
         self._chip, self._stop = chip, stop
         self._places: dict[tuple[str, int], list[Place]] = {}
         self._words = 0
@@ -170,7 +161,7 @@ class Walks:
         """Add a step to the run, if it fits."""
         if step.group is not None:
             return self._take_products(run, step.group)
-        fields = Fields.unpack(self._records[step.first])
+        fields = self._records[step.first]
         launch = step.plan.launches[0] if step.plan.launches else None
         if not isinstance(launch, Launch) or step.count != 1:
             return False
@@ -342,7 +333,7 @@ class Walks:
         slots = min((self._chip.block_shared_bytes - fixed) // (WARPS * slot_bytes), 64)
         if slots < 2 or any(stage.jobs > grid for stage in run.stages):
             return None
-        kept = Kept(self._tape, records, self._addresses)
+        kept = Kept(self._records.tape, records, self._addresses)
         stages = b"".join(stage.pack(grid, kept) for stage in run.stages)
         if not kept.possible:
             return None

@@ -6,8 +6,9 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from nocopy.device.cuda_fuse import FUSED, STEP, Group, overlap
+from nocopy.device.cuda_fuse import FUSED, STEP, Group
 from nocopy.device.cuda_launch import Fields, Launch
+from nocopy.device.cuda_records import overlap
 from nocopy.memory.dtype import DType
 from nocopy.tape.record import Space
 from nocopy.tape.validate import Tape
