@@ -1,4 +1,5 @@
-// What the warps and blocks of one long kernel wait for each other with (sm_90 and newer).
+// What warps wait for copies with, and the warps and blocks of one long kernel for each other (sm_90 and
+// newer).
 //
 // A barrier in shared memory counts arrivals and the bytes of bulk copies; when all that was announced is
 // there, its phase ends, and the next begins. Words in device memory carry their own sign that they are
@@ -6,7 +7,13 @@
 // other blocks by one store and one load, with no fence, for one bit of its mantissa.
 #pragma once
 
-#include "stream.cuh"
+#include "blocks.cuh"
+
+using Words4 = Words<4>;
+
+__device__ inline uint32_t shared_address(const void* at) {
+    return (uint32_t)__cvta_generic_to_shared(at);
+}
 
 #if __CUDA_ARCH__ >= 900
 
@@ -55,7 +62,11 @@ __device__ inline void announce(uint64_t* barrier, uint32_t bytes) {
 }
 
 __device__ inline void copy_announced(uint64_t* barrier, uint8_t* to, const uint8_t* from, uint32_t bytes) {
-    Ring::copy(shared_address(to), from, bytes, shared_address(barrier));
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+            shared_address(to)),
+        "l"(from), "r"(bytes), "r"(shared_address(barrier))
+        : "memory");
 }
 
 // Starts the copy of two pieces of `bytes` to shared memory, one behind the other, and arrives.

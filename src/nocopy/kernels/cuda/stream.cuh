@@ -6,9 +6,7 @@
 // Addresses and sizes are multiples of 16.
 #pragma once
 
-#include "blocks.cuh"
-
-using Words4 = Words<4>;
+#include "barrier.cuh"
 
 // The kernels' dynamic shared memory, from a multiple of 128 bytes.
 __device__ inline uint8_t* dynamic_shared() {
@@ -32,10 +30,6 @@ __device__ inline float load_fresh_float(const float* at) {
     return y;
 }
 
-__device__ inline uint32_t shared_address(const void* at) {
-    return (uint32_t)__cvta_generic_to_shared(at);
-}
-
 #if __CUDA_ARCH__ >= 900
 
 struct Ring {
@@ -48,25 +42,16 @@ struct Ring {
     __device__ Ring(uint8_t* m, uint8_t* b, uint32_t s, uint32_t bytes)
         : memory(m), barriers((uint64_t*)b), slots(s), slot_bytes(bytes) {
         if (threadIdx.x % 32 == 0) {
-            for (uint32_t i = 0; i < slots; ++i)
-                asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(shared_address(barriers + i))
-                             : "memory");
-            asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-            asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+            for (uint32_t i = 0; i < slots; ++i) begin_barrier(barriers + i, 1);
+            show_barriers();
         }
         __syncwarp();
     }
 
     // Two pieces of `bytes` each, one behind the other. All lanes have read what the slot held before.
     __device__ void begin(const uint8_t* a, const uint8_t* b, uint32_t bytes) {
-        if (threadIdx.x % 32 == 0) {
-            uint32_t barrier = shared_address(barriers + next_begin);
-            uint32_t to = shared_address(memory + next_begin * slot_bytes);
-            asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(2 * bytes)
-                         : "memory");
-            copy(to, a, bytes, barrier);
-            copy(to + bytes, b, bytes, barrier);
-        }
+        if (threadIdx.x % 32 == 0)
+            copy_pair(barriers + next_begin, memory + next_begin * slot_bytes, a, b, bytes);
         next_begin = next_begin + 1 == slots ? 0 : next_begin + 1;
     }
 
@@ -74,28 +59,13 @@ struct Ring {
     __device__ void begin_nothing() {}
 
     __device__ const uint8_t* ready() {
-        uint32_t barrier = shared_address(barriers + next_ready), done;
-        do {
-            asm volatile(
-                "{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-                : "=r"(done)
-                : "r"(barrier), "r"(parity)
-                : "memory");
-        } while (!done);
+        await(barriers + next_ready, parity);
         const uint8_t* at = memory + next_ready * slot_bytes;
         if (++next_ready == slots) {
             next_ready = 0;
             parity ^= 1;
         }
         return at;
-    }
-
-    static __device__ void copy(uint32_t to, const uint8_t* from, uint32_t bytes, uint32_t barrier) {
-        asm volatile(
-            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                to),
-            "l"(from), "r"(bytes), "r"(barrier)
-            : "memory");
     }
 };
 
