@@ -16,7 +16,7 @@ from nocopy.device.protocol import Device, Program
 from nocopy.memory.dtype import DType
 from nocopy.memory.ledger import Ledger
 from nocopy.models.load import open_model
-from nocopy.session import session as module
+from nocopy.session import pace
 from nocopy.session.engine import Engine
 from nocopy.session.generate import generate
 from nocopy.session.own import OwnSession
@@ -41,7 +41,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[Device]:
 
 @pytest.fixture
 def engine(device: Device, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    monkeypatch.setattr(module, "PATIENCE", 1e6)
+    monkeypatch.setattr(pace, "PATIENCE", 1e6)
     with (
         closing(open_model(tiny_gguf)) as model,
         closing(Engine(model, device, chunk=16, ledger=Ledger())) as e,
@@ -182,8 +182,8 @@ def test_a_slow_compilation_does_not_end_feeding_ahead(
         now += 1e-3
         play(program, timeout=timeout)
 
-    monkeypatch.setattr(module, "PATIENCE", 0.02)
-    monkeypatch.setattr(module, "perf_counter", lambda: now)
+    monkeypatch.setattr(pace, "PATIENCE", 0.02)
+    monkeypatch.setattr(pace, "perf_counter", lambda: now)
     monkeypatch.setattr(engine, "compile", compiling)
     monkeypatch.setattr(engine.device, "play", playing)
     with opened(engine) as session:

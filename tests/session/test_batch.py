@@ -21,7 +21,7 @@ from nocopy.memory.ledger import Ledger
 from nocopy.models.ggml import GGMLType
 from nocopy.models.gguf_writer import write_gguf
 from nocopy.models.load import open_model
-from nocopy.session import batch as module
+from nocopy.session import pace
 from nocopy.session.batch import SessionBatch
 from nocopy.session.engine import Engine
 from nocopy.session.language import LanguageModel
@@ -52,7 +52,7 @@ def engine_on(device: Device, path: Path) -> Iterator[Engine]:
 
 @pytest.fixture
 def engine(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    monkeypatch.setattr(module, "PATIENCE", 1e6)
+    monkeypatch.setattr(pace, "PATIENCE", 1e6)
     with closing(open_device("cpu")) as device:
         yield from engine_on(device, tiny_gguf)
 
@@ -231,7 +231,7 @@ def test_a_model_opens_batches_and_closes_them(tiny_gguf: Path) -> None:
 def test_other_devices_that_share_memory(
     tiny_gguf: Path, engine: Engine, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "PATIENCE", 1e6)
+    monkeypatch.setattr(pace, "PATIENCE", 1e6)
     samplings = {i: SAMPLINGS[i] for i in range(3)}
     wanted = {i: alone(engine, i, s, 6) for i, s in samplings.items()}
     with closing(open_or_skip(name)) as device:
@@ -244,7 +244,7 @@ def test_a_device_with_memory_of_its_own(
     tiny_gguf: Path, engine: Engine, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All caches lie in one piece of it, and come home one by one; per token only tokens are read."""
-    monkeypatch.setattr(module, "PATIENCE", 1e6)
+    monkeypatch.setattr(pace, "PATIENCE", 1e6)
     kernels: ctypes.CDLL = request.getfixturevalue("library")
     samplings = {i: SAMPLINGS[i] for i in range(3)}
     wanted = {i: alone(engine, i, s, 4) for i, s in samplings.items()}

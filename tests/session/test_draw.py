@@ -14,7 +14,7 @@ from nocopy.device.discovery import open_device
 from nocopy.errors import UsageError
 from nocopy.memory.dtype import DType
 from nocopy.models.load import open_model
-from nocopy.session import session as module
+from nocopy.session import pace
 from nocopy.session.engine import Engine
 from nocopy.session.own import OwnSession
 from nocopy.session.sampler import Sampler, Sampling
@@ -25,7 +25,7 @@ from tests.session.test_ahead import PROMPT, one_by_one, opened
 
 @pytest.fixture
 def engine(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    monkeypatch.setattr(module, "PATIENCE", 1e6)
+    monkeypatch.setattr(pace, "PATIENCE", 1e6)
     with (
         closing(open_model(tiny_gguf)) as model,
         closing(open_device("cpu")) as device,

@@ -17,7 +17,7 @@ from nocopy.device.protocol import Device
 from nocopy.memory.dtype import DType
 from nocopy.models.ggml import GGMLType
 from nocopy.models.load import open_model
-from nocopy.session import session as module
+from nocopy.session import pace
 from nocopy.session.engine import Engine
 from nocopy.session.own import OwnSession
 from tests.device.conftest import open_or_skip
@@ -65,7 +65,7 @@ def run(device: Device, path: Path) -> tuple[list[int], np.ndarray]:
         closing(Engine(model, device)) as engine,
         OwnSession(engine, context=128, kv=DType.F16) as session,
     ):
-        patch.setattr(module, "PATIENCE", 1e6)
+        patch.setattr(pace, "PATIENCE", 1e6)
         for token in PROMPT:
             session.append([token])
         for i in range(COUNT):

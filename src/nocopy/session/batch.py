@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from time import perf_counter
 from typing import Any, Self
 
 import numpy as np
@@ -21,9 +20,10 @@ from nocopy.memory.linear import LinearMemory
 from nocopy.models import graph
 from nocopy.models.forward import decoder
 from nocopy.session.engine import MOST_SEQUENCES, Engine
+from nocopy.session.pace import AHEAD, Pace
 from nocopy.session.region import ALIGNMENT, PAGE, Region
 from nocopy.session.sampler import Sampler, no_token
-from nocopy.session.session import AHEAD, PATIENCE, PROGRAMS, Session
+from nocopy.session.session import PROGRAMS, Session, at_once
 from nocopy.tape import Space, TapeBuilder, Tensor
 from nocopy.tape.ops import CHOICE, DRAW, MAX_SAMPLED, PENALTIES
 
@@ -122,7 +122,7 @@ class SessionBatch:
         each = Region(engine.config, 0, context, engine.chunk, kv).nbytes
         size = self._lanes.nbytes + count * each
         self._programs: OrderedDict[Together, Program] = OrderedDict()
-        self._seconds = 0.0
+        self._pace, self._play = Pace(), at_once(engine.device)
         with ExitStack() as stack:
             self.memory = LinearMemory(size, reserve=size, guard=0)
             stack.callback(self.memory.close)
@@ -166,7 +166,9 @@ class SessionBatch:
             ClosedError: the batch is closed.
         """
         self._check(tokens)
-        self._run(Together(tuple(tokens), 1, HOST), tokens, {})
+        wanted = Together(tuple(tokens), 1, HOST)
+        self._put(wanted, tokens, {})
+        self._play(lambda: self._program(wanted))
         for i, token in tokens.items():
             self.sequences[i].count(token)
             self.sequences[i].counted()
@@ -234,20 +236,17 @@ class SessionBatch:
         room = self._lanes.width - max(window, 1)
         if len(known) < len(windows) or room < 1 or self.engine.config.vocabulary > MAX_SAMPLED:
             return []
-        patience = int(PATIENCE / self._seconds) if self._seconds else 1
-        steps = min(AHEAD, patience, room, *left.values()) if len(windows) == 1 else 1
+        steps = min(self._pace.steps, room, *left.values()) if len(windows) == 1 else 1
         steps = 1 << max(steps, 1).bit_length() - 1
         greedy = all(sampler.greedy for sampler in samplers.values())
         wanted = Together(tuple(tokens), steps, None if greedy else window)
-        start = perf_counter()
-        self._run(wanted, tokens, {} if greedy else samplers)
-        # The first play of a shape compiles it; that is no measure.
-        self._seconds = min((perf_counter() - start) / steps, self._seconds or np.inf)
+        self._put(wanted, tokens, {} if greedy else samplers)
+        self._pace.play(self._play, lambda: self._program(wanted), steps)
         found = self._tokens[: len(tokens), wanted.first + 1 : wanted.first + 1 + steps]
         return [dict(zip(tokens, column, strict=True)) for column in found.T.tolist()]
 
-    def _run(self, wanted: Together, tokens: Mapping[int, int], samplers: Mapping[int, Sampler]) -> None:
-        """Play passes over tokens that have been accepted by their samplers, if those are to draw more."""
+    def _put(self, wanted: Together, tokens: Mapping[int, int], samplers: Mapping[int, Sampler]) -> None:
+        """Put tokens where passes find them; samplers that are to draw more have accepted them."""
         for lane, i in enumerate(wanted.sequences):
             at = self.sequences[i].length
             self._positions[lane, : wanted.steps] = np.arange(at, at + wanted.steps)
@@ -259,7 +258,6 @@ class SessionBatch:
                 self._choice[lane], self._draw[lane] = sampler.choice, sampler.state
                 self._penalties[lane] = sampler.penalties if sampler.window else NO_PENALTIES
             self._tokens[lane, wanted.first] = tokens[i]
-        self.engine.device.play(self._program(wanted))
 
     def _program(self, wanted: Together) -> Program:
         if wanted not in self._programs:

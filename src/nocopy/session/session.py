@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from nocopy.memory.dtype import DType
 from nocopy.memory.linear import LinearMemory
 from nocopy.memory.view import byte_array
 from nocopy.session.engine import Ahead, Engine, Pass, Rows
+from nocopy.session.pace import Pace, Play
 from nocopy.session.region import PAGE, Region
 from nocopy.session.sampler import Position, Sampler, Sampling, no_token
 from nocopy.tape import Tensor
@@ -27,18 +27,11 @@ from nocopy.tape.ops import MAX_SAMPLED
 
 PROGRAMS = 16
 """Compiled passes that a session keeps."""
-AHEAD = 8
-"""Most tokens that are fed ahead of being asked for; a power of two."""
 MANY = 500
 """Tokens from which NumPy is faster at finding the largest."""
-PATIENCE = 0.02
-"""Seconds that feeding ahead may take: nobody should see text come in bursts."""
 
 NOWHERE = Position(Sampling(), 0, -1, ())
 """Where no sampler stands."""
-
-Play = Callable[[Callable[[], Program]], None]
-"""Plays the program that it gets from a function, which it calls once the device is free."""
 
 
 class Session:
@@ -98,7 +91,7 @@ class Session:
         if self._near is not None:  # a region that is the engine's own knows its layout already
             self.region = replace(region, near=True, near_at=near_at)
         self.step = engine.step if step is None else step
-        self._play = play or _at_once(engine.device)
+        self._play = play or at_once(engine.device)
         self._programs: OrderedDict[Pass, Program] = OrderedDict()
         self._ahead: list[int] = []
         """Tokens that were chosen before they were asked for: all but the last have been fed."""
@@ -107,7 +100,7 @@ class Session:
         self._then: Position | None = None
         """The same for the second of them."""
         self._stale = False
-        self._seconds = 0.0
+        self._pace = Pace()
         # Made once: a view costs more than a small model's pass. The memory never moves.
         head = self._head = byte_array(memory, offset, region.home - offset)
         for rope, place in region.frequencies.items():
@@ -253,13 +246,9 @@ class Session:
             return
         first = Ahead(1, sampler.window if sampler else None).first
         room = min(self.context - len(self.tokens), self.region.chunk - 1 - first, self.step)
-        steps = min(more, self._steps_ahead(), room)
+        steps = min(more, self._pace.steps, room)
         if steps > 0:
             self._feed_ahead(token, 1 << steps.bit_length() - 1, sampler)
-
-    def _steps_ahead(self) -> int:
-        """As many steps as `PATIENCE` allows, by how long the last ones took; one while nothing is known."""
-        return min(AHEAD, int(PATIENCE / self._seconds)) if self._seconds else 1
 
     @cached_property
     def _drawing(self) -> tuple[npt.NDArray[Any], ...]:
@@ -439,7 +428,7 @@ class Session:
         """
         if (engine.config, engine.chunk) != (self.region.config, self.region.chunk):
             raise UsageError("a session was to go on with another model, or another chunk; use its own")
-        self.engine, self.pages, self._play = engine, pages, play or _at_once(engine.device)
+        self.engine, self.pages, self._play = engine, pages, play or at_once(engine.device)
         self._near, self._owns_near = self._make_near(), True
         self.region = replace(self.region, near=self._near is not None, near_at=0)
         self.reload()
@@ -508,18 +497,11 @@ class Session:
             )
 
     def _run(self, wanted: Pass, steps: int) -> None:
-        """Play a pass, or several in a row; what a step of one token took without compiling is kept."""
-        start = 0.0
-
-        def ready() -> Program:
-            nonlocal start
-            program = self._program(wanted)
-            start = perf_counter()
-            return program
-
-        self._play(ready)
+        """Play a pass, or several in a row: `steps` of one token each, 0 for a pass of several."""
         if steps:
-            self._seconds = min((perf_counter() - start) / steps, self._seconds or np.inf)
+            self._pace.play(self._play, lambda: self._program(wanted), steps)
+        else:
+            self._play(lambda: self._program(wanted))
 
     def _program(self, wanted: Pass) -> Program:
         """A pass, or several in a row, ready to play."""
@@ -537,7 +519,9 @@ def _part(head: npt.NDArray[np.uint8], region: Region, tensor: Tensor) -> npt.ND
     return np.ndarray(tensor.shape, tensor.dtype.numpy, head, tensor.offset - region.offset)
 
 
-def _at_once(device: Device) -> Play:
+def at_once(device: Device) -> Play:
+    """Plays right away."""
+
     def play(make: Callable[[], Program]) -> None:
         device.play(make())
 
