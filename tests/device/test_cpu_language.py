@@ -90,6 +90,18 @@ def test_long_caches_are_cut_along_the_tokens(arena: Arena, cache):
     batch.judge()
 
 
+@pytest.mark.parametrize("cache", [F32, F16, BF16, Q8_0], ids=lambda d: d.name)
+def test_few_queries_take_all_groups_of_some_tokens(arena: Arena, cache):
+    """1 to 7 heads to a group, heads that fill no vectors, rows that see different tokens."""
+    batch = Batch(arena)
+    for heads, groups in ((3, 3), (10, 5), (9, 3), (14, 2)):
+        attend(batch, (1, heads, 64, 300, groups), k=cache, v=cache)
+        attend(batch, (3, heads, 32, 203, groups), k=cache, v=cache, last=[202, -1, 70], window=90)
+    if cache != Q8_0:
+        attend(batch, (2, 4, 42, 77, 2), k=cache, v=cache)
+    batch.judge()
+
+
 def test_many_queries_of_one_group(arena: Arena):
     """More heads to a group than one task takes; rows that end within a tile."""
     batch = Batch(arena)

@@ -1,160 +1,48 @@
 // attention: out[r,h] = softmax over t <= last[r] of (scale q[r,h] . k[t,g]) times v[t,g], with h/g heads to
 // each g
 //
-// Heads of a group share keys and values, so a task takes the queries of a few rows and one group and walks
-// over their tokens in tiles, with a running maximum and sum (online softmax): no score is stored longer than
-// a tile. Long caches and few tasks (decoding) are also cut along the tokens, and the parts combined. Keys
-// and values of any type are decoded to f32 once per task. A row never touches tokens that it does not see,
-// which may hold anything. Bound: memory bandwidth for one row, multiply-adds for many.
-#include "math.hpp"
+// Heads of a group share keys and values, so a task takes the queries of some rows and a group and walks over
+// their tokens in tiles, with a running maximum and sum (online softmax): no score is stored longer than a
+// tile. Keys and values are decoded to f32 once per task. A row never touches tokens that it does not see,
+// which may hold anything. Bound: multiply-adds.
+//
+// Few rows (decoding) are bound by memory bandwidth. In a cache, groups lie side by side and tokens far
+// apart, so a task takes all groups of a part of the tokens, and reads what is no block where it lies. The
+// parts are combined.
+#include "attention.hpp"
+
 #include "ops.hpp"
-#include "strips.hpp"
 
 namespace nocopy::NOCOPY_LEVEL {
 
 namespace {
 
-constexpr int64_t TOKENS = 64;        // a tile
-constexpr int64_t MOST_QUERIES = 64;  // of a task
-constexpr int64_t WIDEST = 1024;      // elements of a head that the tiles are made for
-constexpr int64_t Q_PITCH = WIDEST + 16, P_PITCH = TOKENS + 16;
-static_assert(TOKENS % NR == 0);
-
-struct Attention {
-    int64_t rows, heads, n, tokens, groups, window;
-    float scale, softcap;
-    Operand out, q, k, v, last;
-
-    int64_t per_group() const { return heads / groups; }
-    int64_t width() const { return ceil_div(n, W) * W; }
-    // Tokens that a row sees: indices are data, so they are clamped.
-    int64_t stop(int64_t row) const {
-        const int64_t seen = *reinterpret_cast<const volatile int32_t*>(at(last, row * last.strides[0]));
-        return most(0, least(seen + 1, tokens));
-    }
-    int64_t start(int64_t stop) const { return window ? most(0, stop - window) : 0; }
-
-    F score(F dot) const {
-        const F x = scale * dot;
-        return softcap != 0 ? softcap * tanh(x / softcap) : x;
-    }
-};
-
-// Some rows, times some heads of one group: queries in this order.
-struct Task {
-    int64_t row, rows, group, head, heads;
-    int64_t queries() const { return rows * heads; }
-};
-
-// What a query has gathered so far.
-struct State {
-    float largest, sum;
-};
-
-struct Work {
-    float *q, *gathered, *tile, *turned, *p, *zeros;
-    State* states;
-
-    Work(float* scratch, int64_t width)
-        : q(scratch),
-          gathered(q + MOST_QUERIES * Q_PITCH),
-          tile(gathered + MOST_QUERIES * width),
-          turned(tile + TOKENS * width),
-          p(turned + NR * width),
-          zeros(p + MOST_QUERIES * P_PITCH),
-          states(reinterpret_cast<State*>(zeros + width)) {}
-};
-static_assert(MOST_QUERIES * Q_PITCH + (MOST_QUERIES + TOKENS + NR + 1) * WIDEST + MOST_QUERIES * P_PITCH +
-                  2 * MOST_QUERIES <=
-              (int64_t)SCRATCH_FLOATS);
-
-void clear(float* x, int64_t n) {
-    for (int64_t i = 0; i < n; i++) x[i] = 0;
+// body(span, group of the task, first token of the tile) for a tile's `count` tokens from t on: in steps of
+// all groups for few queries.
+template <class Body>
+NOCOPY_INLINE void each_span(const Operand& x, const Task& task, int64_t t, int64_t count, const Body& body) {
+    const int64_t step = task.few() ? STEP : TOKENS;
+    for (int64_t s = 0; s < count; s += step)
+        for (int64_t g = 0; g < task.groups; g++)
+            body(Span{x, task.group + g, t + s, least(step, count - s)}, g, s);
 }
 
-// Tokens `first` .. first + count of keys or values as f32 rows, `width` apart.
-void read_tile(const Attention& a, const Operand& x, int64_t group, int64_t first, int64_t count,
-               float* tile) {
-    for (int64_t i = 0; i < count; i++)
-        read(tile + i * a.width(), x.dtype, at(x, (first + i) * x.strides[0] + group * x.strides[1]),
-             x.strides[2], a.n);
-}
-
-// p[query][token] = q . k, for many queries: keys are turned, so that lanes are tokens.
-void many_dots(const Attention& a, const Work& w, int64_t queries, int64_t count) {
-    for (int64_t c = 0; c < count; c += NR) {
-        const float* lines[NR];
-        for (int64_t i = 0; i < NR; i++) lines[i] = c + i < count ? w.tile + (c + i) * a.width() : w.zeros;
-        interleave<NR>(w.turned, lines, a.n);
-        outer_rows<NV, Q_PITCH>(queries, a.n, w.q, w.turned, NR, w.p + c, P_PITCH, false, nullptr);
-    }
-}
-
-// The same for few: lanes run along the head.
-void few_dots(const Attention& a, const Work& w, int64_t queries, int64_t count) {
-    constexpr int AT_ONCE = 4;
-    const int64_t width = a.width();
-    for (int64_t i = 0; i < count; i += AT_ONCE)
-        for (int64_t query = 0; query < queries; query++) {
-            const float* q = w.q + query * Q_PITCH;
-            F sums[AT_ONCE] = {};
-            for (int64_t j = 0; j < width; j += W)
-                for (int t = 0; t < AT_ONCE; t++)  // past `count` lies the tile's older content
-                    sums[t] += load(q + j) * load(w.tile + (i + t) * width + j);
-            for (int t = 0; t < AT_ONCE; t++) w.p[query * P_PITCH + i + t] = sum_lanes(sums[t]);
-        }
-}
-
-// Scores to weights for tokens [first, last) of the tile, 0 for the others; rescales what was gathered.
-void weigh(const Attention& a, const Work& w, int64_t query, int64_t first, int64_t last) {
-    float* p = w.p + query * P_PITCH;
-    State& state = w.states[query];
-    if (first >= last) return;
-    I lane;
-    for (int i = 0; i < W; i++) lane[i] = i;
-    const F nothing = set(-__builtin_inff());
-    F highest = set(state.largest);
-    for (int64_t i = first / W * W; i < last; i += W) {
-        const I token = lane + (int32_t)i;
-        const F x = (token >= (int32_t)first) & (token < (int32_t)last) ? a.score(load(p + i)) : nothing;
-        store(p + i, x);
-        highest = x > highest ? x : highest;
-    }
-    float largest = highest[0];
-    for (int i = 1; i < W; i++) largest = highest[i] > largest ? highest[i] : largest;
-    // Where all scores are -infinity so far, any base will do: their weights are 0.
-    const float base = largest == -__builtin_inff() ? 0 : largest;
-    F sums{};
-    for (int64_t i = first / W * W; i < last; i += W) {
-        const F weight = exp(load(p + i) - base);
-        store(p + i, weight);
-        sums += weight;
-    }
-    const float factor = exp(set(state.largest - base))[0];
-    state.sum = state.sum * factor + sum_lanes(sums);
-    state.largest = largest;
-    if (factor == 1) return;
-    float* gathered = w.gathered + query * a.width();
-    for (int64_t j = 0; j < a.width(); j += W) store(gathered + j, load(gathered + j) * factor);
-}
-
-// gathered[query] += weights times values, for queries that all see tokens [first, last) of the tile.
-void gather_values(const Attention& a, const Work& w, int64_t query, int64_t queries, int64_t first,
-                   int64_t last) {
-    const int64_t width = a.width();
-    const float *p = w.p + query * P_PITCH + first, *values = w.tile + first * width;
-    float* to = w.gathered + query * width;
-    for (int64_t j = 0; j < width; j += NR) {
-        const auto kernel = width - j < NR ? outer_rows<1, P_PITCH> : outer_rows<NV, P_PITCH>;
-        kernel(queries, last - first, p, values + j, width, to + j, width, true, nullptr);
-    }
+// p[query][token] = q . k for a tile's tokens.
+void dots(const Attention& a, const Task& task, const Work& w, int64_t t, int64_t count) {
+    const int64_t width = a.width(), each = task.to_a_group();
+    each_span(a.k, task, t, count, [&](const Span& span, int64_t g, int64_t s) {
+        if (!task.few()) return many_dots(w, span, a.n, width, each);
+        with_rows(w, span, a.n, width, [&](const auto* rows, int64_t pitch) {
+            few_dots(rows, pitch, span.count, width, w.q + g * each * Q_PITCH, each,
+                     w.p + g * each * P_PITCH + s);
+        });
+    });
 }
 
 // Walks over the tokens of a task that lie in [from, to).
 void gather_tokens(const Attention& a, const Task& task, Team& team, int64_t from, int64_t to,
                    const Work& w) {
-    constexpr int64_t MANY = 8;
-    const int64_t width = a.width(), queries = task.queries();
+    const int64_t width = a.width(), queries = task.queries(), each = task.to_a_group();
     clear(w.gathered, queries * width);
     clear(w.tile, TOKENS * width);
     clear(w.zeros, width);
@@ -168,10 +56,9 @@ void gather_tokens(const Attention& a, const Task& task, Team& team, int64_t fro
         highest = most(highest, stops[r]);
     }
     for (int64_t i = 0; i < queries; i++) {
-        const int64_t head = task.group * a.per_group() + task.head + i % task.heads;
         float* q = w.q + i * Q_PITCH;
         clear(q + a.n, width - a.n);
-        read(q, a.q.dtype, at(a.q, (task.row + i / task.heads) * a.q.strides[0] + head * a.q.strides[1]),
+        read(q, a.q.dtype, at(a.q, task.row_of(i) * a.q.strides[0] + task.head_of(a, i) * a.q.strides[1]),
              a.q.strides[2], a.n);
         w.states[i] = {-__builtin_inff(), 0};
     }
@@ -179,20 +66,27 @@ void gather_tokens(const Attention& a, const Task& task, Team& team, int64_t fro
         const int64_t count = least(TOKENS, highest - t);
         const auto first = [&](int64_t r) { return least(count, most(0, starts[r] - t)); };
         const auto last = [&](int64_t r) { return most(first(r), least(count, stops[r] - t)); };
-        read_tile(a, a.k, task.group, t, count, w.tile);
-        queries < MANY ? few_dots(a, w, queries, count) : many_dots(a, w, queries, count);
+        dots(a, task, w, t, count);
         bool whole = true;
-        for (int64_t r = 0; r < task.rows; r++) {
-            for (int64_t i = 0; i < task.heads; i++) weigh(a, w, r * task.heads + i, first(r), last(r));
-            whole &= first(r) == 0 && last(r) == count;
+        for (int64_t r = 0; r < task.rows; r++) whole &= first(r) == 0 && last(r) == count;
+        for (int64_t i = 0; i < queries; i++) {
+            const int64_t r = task.row_of(i) - task.row;
+            weigh(a, w, i, first(r), last(r));
         }
-        read_tile(a, a.v, task.group, t, count, w.tile);
-        if (whole) {
-            gather_values(a, w, 0, queries, 0, count);
-            continue;
-        }
-        for (int64_t r = 0; r < task.rows; r++)
-            if (first(r) < last(r)) gather_values(a, w, r * task.heads, task.heads, first(r), last(r));
+        each_span(a.v, task, t, count, [&](const Span& span, int64_t g, int64_t s) {
+            with_rows(w, span, a.n, width, [&](const auto* rows, int64_t pitch) {
+                const float* p = w.p + g * each * P_PITCH;
+                float* gathered = w.gathered + g * each * width;
+                if (whole) return gather_values(rows, pitch, span.count, width, p + s, each, gathered);
+                for (int64_t r = 0; r < task.rows; r++) {
+                    const int64_t low = most(first(r), s), high = least(last(r), s + span.count);
+                    if (low < high)
+                        gather_values(rows + (low - s) * pitch, pitch, high - low, width,
+                                      p + r * task.heads * P_PITCH + low, task.heads,
+                                      gathered + r * task.heads * width);
+                }
+            });
+        });
     }
 }
 
@@ -204,27 +98,37 @@ void put(const Attention& a, int64_t row, int64_t head, const float* gathered, f
           a.n);
 }
 
-// How the work is cut: `rows` and `heads` to a task, and each task into `parts` along the tokens.
+// How the work is cut: `groups`, `rows` and `heads` to a task, and each task into `parts` along the tokens.
 struct Plan {
-    int64_t rows, heads, row_tasks, head_tasks, parts, part;
+    int64_t groups, rows, heads, group_tasks, row_tasks, head_tasks, parts, part;
 
     Plan(const Attention& a, Team& team, int64_t longest) {
+        constexpr int64_t SHORTEST = 4 * TOKENS;  // of a part
+        const int64_t wanted = 4 * (int64_t)threads(team);
         heads = least(a.per_group(), MOST_QUERIES);
-        rows = most(1, MOST_QUERIES / heads);
+        rows = least(a.rows, most(1, MOST_QUERIES / heads));
         row_tasks = ceil_div(a.rows, rows);
         head_tasks = ceil_div(a.per_group(), heads);
-        constexpr int64_t SHORTEST = 4 * TOKENS;  // of a part
-        const int64_t wanted = ceil_div(4 * (int64_t)threads(team), tasks(a));
+        const bool few = rows * heads <= MOST_FEW;
+        groups = few ? least(a.groups, MOST_QUERIES / (rows * heads)) : 1;
         const int64_t room = (int64_t)SHARED_FLOATS / (a.rows * a.heads * (a.width() + 2));
-        parts = most(1, least(least(wanted, room), longest / SHORTEST));
-        if (tasks(a) >= 2 * (int64_t)threads(team)) parts = 1;
+        const int64_t most_parts = most(1, least(room, longest / SHORTEST));
+        while (groups > 1 && count(a) * most_parts < wanted) groups = ceil_div(groups, 2);
+        parts = least(most_parts, ceil_div(wanted, count(a)));
+        if (!few && 2 * count(a) >= wanted) parts = 1;
         part = ceil_div(ceil_div(most(longest, 1), parts), TOKENS) * TOKENS;
     }
-    int64_t tasks(const Attention& a) const { return row_tasks * head_tasks * a.groups; }
+    // Tasks.
+    int64_t count(const Attention& a) {
+        group_tasks = ceil_div(a.groups, groups);
+        return group_tasks * row_tasks * head_tasks;
+    }
+    int64_t items() const { return group_tasks * row_tasks * head_tasks * parts; }
     Task task(const Attention& a, int64_t index) const {
-        const int64_t group = index % a.groups, rest = index / a.groups;
+        const int64_t group = index % group_tasks * groups, rest = index / group_tasks;
         const int64_t head = rest % head_tasks * heads, row = rest / head_tasks * rows;
-        return {row, least(rows, a.rows - row), group, head, least(heads, a.per_group() - head)};
+        return {group, least(groups, a.groups - group),   row, least(rows, a.rows - row),
+                head,  least(heads, a.per_group() - head)};
     }
 };
 
@@ -254,34 +158,34 @@ void combine(const Attention& a, const Plan& plan, Team& team, int64_t row, int6
 void run_tasks(const Attention& a, Team& team, int64_t longest) {
     const Plan plan(a, team, longest);
     constexpr double MULTIPLY_ADD_NS = 0.03, DECODE_NS = 0.3;
-    const double elements = 2 * (double)(least(plan.part, longest) * a.n);
+    const double elements = 2 * (double)(least(plan.part, longest) * plan.groups * a.n);
     const double cost = elements * (MULTIPLY_ADD_NS * (double)(plan.rows * plan.heads) + DECODE_NS) + 100;
-    parallel(
-        team, cut(team, plan.tasks(a) * plan.parts, cost), [&](int64_t begin, int64_t end, float* scratch) {
-            const Work w(scratch, a.width());
-            for (int64_t index = begin; index < end && !overdue(team); index++) {
-                const int64_t part = index % plan.parts;
-                const Task task = plan.task(a, index / plan.parts);
-                gather_tokens(a, task, team, part * plan.part, least(longest, (part + 1) * plan.part), w);
-                for (int64_t i = 0; i < task.queries(); i++) {
-                    const int64_t row = task.row + i / task.heads;
-                    const int64_t head = task.group * a.per_group() + task.head + i % task.heads;
-                    const float* gathered = w.gathered + i * a.width();
-                    if (plan.parts == 1) {
-                        const int64_t stop = a.stop(row);
-                        put(a, row, head, gathered, w.states[i].sum, stop > a.start(stop));
-                        continue;
-                    }
-                    float* to = kept(a, plan, team, row, head, part);
-                    to[0] = w.states[i].largest;
-                    to[1] = w.states[i].sum;
-                    for (int64_t j = 0; j < a.n; j++) to[2 + j] = gathered[j];
+    parallel(team, cut(team, plan.items(), cost), [&](int64_t begin, int64_t end, float* scratch) {
+        const Work w(scratch, a.width());
+        for (int64_t index = begin; index < end && !overdue(team); index++) {
+            const int64_t part = index % plan.parts;
+            const Task task = plan.task(a, index / plan.parts);
+            gather_tokens(a, task, team, part * plan.part, least(longest, (part + 1) * plan.part), w);
+            for (int64_t i = 0; i < task.queries(); i++) {
+                const int64_t row = task.row_of(i), head = task.head_of(a, i);
+                const float* gathered = w.gathered + i * a.width();
+                if (plan.parts == 1) {
+                    const int64_t stop = a.stop(row);
+                    put(a, row, head, gathered, w.states[i].sum, stop > a.start(stop));
+                    continue;
                 }
+                float* to = kept(a, plan, team, row, head, part);
+                to[0] = w.states[i].largest;
+                to[1] = w.states[i].sum;
+                for (int64_t j = 0; j < a.n; j++) to[2 + j] = gathered[j];
             }
-        });
+        }
+    });
     if (plan.parts == 1) return;
-    for (int64_t row = 0; row < a.rows; row++)
-        for (int64_t head = 0; head < a.heads; head++) combine(a, plan, team, row, head);
+    parallel(team, cut(team, a.rows * a.heads, (double)(plan.parts * (a.n + 50)) * DECODE_NS),
+             [&](int64_t begin, int64_t end, float*) {
+                 for (int64_t i = begin; i < end; i++) combine(a, plan, team, i / a.heads, i % a.heads);
+             });
 }
 
 // Heads of more than WIDEST elements, which no model has: three passes over the tokens, scores made anew for

@@ -8,6 +8,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <utility>
+
 #if defined(__AVX2__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
@@ -266,12 +268,43 @@ NOCOPY_INLINE void narrow(uint8_t* to, F v) {
     store_bits(to, __builtin_convertvector(to_byte(v), Bytes));
 }
 
+template <int S, int... LANES>
+NOCOPY_INLINE F swapped(F v, std::integer_sequence<int, LANES...>) {
+    return __builtin_shufflevector(v, v, (LANES ^ S)...);
+}
+
+// All lanes joined by f, in each lane.
+template <int S = W / 2, class Function>
+NOCOPY_INLINE F across(F v, const Function& f) {
+    const F joined = f(v, swapped<S>(v, std::make_integer_sequence<int, W>()));
+    if constexpr (S == 1)
+        return joined;
+    else
+        return across<S / 2>(joined, f);
+}
+
 NOCOPY_INLINE float sum_lanes(F v) {
-    float sum = 0;
-    for (int half = W / 2; half >= 1; half /= 2)
-        for (int i = 0; i < half; i++) v[i] += v[i + half];
-    sum = v[0];
-    return sum;
+    return across(v, [](F x, F y) { return x + y; })[0];
+}
+
+// Halves the blocks of S * 2 lanes of x and y: lane pairs S apart are added, x's blocks come first.
+template <int S, int... LANES>
+NOCOPY_INLINE F fold(F x, F y, std::integer_sequence<int, LANES...>) {
+    const F low = __builtin_shufflevector(x, y, (LANES / S * 2 * S + LANES % S)...);
+    const F high = __builtin_shufflevector(x, y, (LANES / S * 2 * S + LANES % S + S)...);
+    return low + high;
+}
+
+// The sum of each vector's lanes, in a lane of its own.
+template <int S = W / 2>
+NOCOPY_INLINE F sum_each(F* sums) {
+#pragma GCC unroll 16
+    for (int i = 0; i < S; i++)
+        sums[i] = fold<S>(sums[2 * i], sums[2 * i + 1], std::make_integer_sequence<int, W>());
+    if constexpr (S == 1)
+        return sums[0];
+    else
+        return sum_each<S / 2>(sums);
 }
 
 // NaN in either operand gives NaN, as numpy.minimum and numpy.maximum do.

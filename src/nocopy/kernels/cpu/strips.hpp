@@ -36,15 +36,15 @@ struct Ahead {
 };
 
 // c[i][v] (+)= sum over k of a[i * A_PITCH + k] * b[k * b_pitch + v * W]: ROWS x VECTORS vectors.
-template <int ROWS, int VECTORS, int64_t A_PITCH>
-void outer(int64_t depth, const float* a, const float* b, int64_t b_pitch, float* c, int64_t c_pitch,
-           bool add, Ahead* ahead) {
+template <int ROWS, int VECTORS, int64_t A_PITCH, class T>
+void outer(int64_t depth, const float* a, const T* b, int64_t b_pitch, float* c, int64_t c_pitch, bool add,
+           Ahead* ahead) {
     F sums[ROWS][VECTORS] = {};
     for (int64_t k = 0; k < depth; k++, a++, b += b_pitch) {
         if (ahead && k % 2 == 0) ahead->fetch();
         F columns[VECTORS];
 #pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; v++) columns[v] = load(b + v * W);
+        for (int v = 0; v < VECTORS; v++) columns[v] = widen(b + v * W);
 #pragma GCC unroll 16
         for (int i = 0; i < ROWS; i++) {
             const F row = set(a[i * A_PITCH]);
@@ -62,8 +62,8 @@ void outer(int64_t depth, const float* a, const float* b, int64_t b_pitch, float
 }
 
 // Any number of rows, in steps that have a kernel.
-template <int VECTORS, int64_t A_PITCH>
-void outer_rows(int64_t rows, int64_t depth, const float* a, const float* b, int64_t b_pitch, float* c,
+template <int VECTORS, int64_t A_PITCH, class T = float>
+void outer_rows(int64_t rows, int64_t depth, const float* a, const T* b, int64_t b_pitch, float* c,
                 int64_t c_pitch, bool add, Ahead* ahead) {
     const auto step = [&](auto kernel, int64_t size) {
         kernel(depth, a, b, b_pitch, c, c_pitch, add, ahead);
@@ -71,11 +71,11 @@ void outer_rows(int64_t rows, int64_t depth, const float* a, const float* b, int
         a += size * A_PITCH;
         c += size * c_pitch;
     };
-    while (rows >= MR) step(outer<MR, VECTORS, A_PITCH>, MR);
-    if (MR > 8 && rows >= 8) step(outer<8, VECTORS, A_PITCH>, 8);
-    if (rows >= 4) step(outer<4, VECTORS, A_PITCH>, 4);
-    if (rows >= 2) step(outer<2, VECTORS, A_PITCH>, 2);
-    if (rows >= 1) step(outer<1, VECTORS, A_PITCH>, 1);
+    while (rows >= MR) step(outer<MR, VECTORS, A_PITCH, T>, MR);
+    if (MR > 8 && rows >= 8) step(outer<8, VECTORS, A_PITCH, T>, 8);
+    if (rows >= 4) step(outer<4, VECTORS, A_PITCH, T>, 4);
+    if (rows >= 2) step(outer<2, VECTORS, A_PITCH, T>, 2);
+    if (rows >= 1) step(outer<1, VECTORS, A_PITCH, T>, 1);
 }
 
 // What is read of W after the elements before k of these rows: their next piece, or the next strip's first.
