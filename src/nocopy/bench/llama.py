@@ -37,6 +37,8 @@ SIZE = 0.02
 """Standard deviation of the weights, about what a trained model has."""
 BLOCK = 32
 """Elements of a block of Q8_0 and Q4_0."""
+STEP = 16 << 20
+"""Bytes of a cache that are filled at a time."""
 NOISE_BLOCKS = 2**20 - 3
 """Blocks of noise that are made; tensors repeat them. A prime, so that no two rows of a tensor are equal."""
 
@@ -172,6 +174,19 @@ def open_session(device: Device, path: Path, context: int) -> Generator[Session]
         made = Session(engine, memory, pages, context=context)
         stack.callback(made.close)
         yield made
+
+
+def fill_with_noise(session: Session, length: int) -> None:
+    """Have an empty session remember so many tokens that it never read: no time depends on what they were."""
+    cache = session.region.cache
+    nbytes, noise = length * cache.token_bytes, np.random.default_rng(SEED)
+    for at in range(0, nbytes, STEP):
+        values = noise.standard_normal(min(STEP, nbytes - at) // 2, np.float32).astype(np.float16)
+        session.memory.view(len(values), "f16", session.region.home + at).numpy()[:] = values
+    session.tokens.extend(tokens(length))
+    session.reload()
+    session.append(tokens(1))
+    session.truncate(length)
 
 
 def read_a_token(model: Model) -> int:

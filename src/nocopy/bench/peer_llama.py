@@ -32,7 +32,7 @@ def find() -> str | None:
 
 
 def tokens_per_second(
-    program: str, model: Path, *, prompt: int = 0, generate: int = 0, times: int = 3
+    program: str, model: Path, *, prompt: int = 0, generate: int = 0, depth: int = 0, times: int = 3
 ) -> float:
     """Return the median of some runs on the CPU with as many threads as there are cores.
 
@@ -41,9 +41,10 @@ def tokens_per_second(
         model: a GGUF file.
         prompt: tokens to prefill, or 0.
         generate: tokens to decode, or 0; one of the two.
+        depth: tokens that it remembers before.
         times: runs, after its own warm-up.
     """
-    options = {"t": cores(), "ngl": 0, "r": times, "p": prompt, "n": generate}
+    options = {"t": cores(), "ngl": 0, "r": times, "p": prompt, "n": generate, "d": depth}
     return median(run(program, model, options)[0]["samples_ts"])
 
 

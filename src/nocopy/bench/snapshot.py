@@ -37,9 +37,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
 
-import numpy as np
-
-from nocopy.bench.llama import model_file, tokens
+from nocopy.bench.llama import fill_with_noise, model_file, tokens
 from nocopy.bench.result import Result, Row, row
 from nocopy.bench.runner import Progress, silent
 from nocopy.bench.timing import LEAST_SAMPLES, MOST_SAMPLES, interleaved, interval, turns
@@ -111,15 +109,7 @@ def _read(session: OwnSession, length: int) -> float:
         start = perf_counter()
         session.append(fed)
         return perf_counter() - start
-    cache = session.region.cache
-    noise = np.random.default_rng(0)
-    for at in range(0, length * cache.token_bytes, STEP):
-        size = min(STEP, length * cache.token_bytes - at) // 2
-        values = noise.standard_normal(size, np.float32).astype(np.float16)
-        session.memory.view(size, "f16", cache.offset + at).numpy()[:] = values
-    session.tokens.extend(fed)
-    session.append(tokens(1))
-    session.truncate(length)
+    fill_with_noise(session, length)
     return 0.0
 
 
