@@ -10,6 +10,7 @@ import pytest
 
 from nocopy.errors import ClosedError, DeviceError, DeviceLostError, DeviceUnavailableError, UsageError
 from nocopy.memory.ledger import Ledger
+from nocopy.session import pace
 from nocopy.session.language import LanguageModel
 from nocopy.session.own import OwnSession
 from tests.device.losable import LosableDevice, NearPages
@@ -118,6 +119,24 @@ def test_a_session_moves_to_a_device_with_memory_of_its_own_and_back(
         assert model.move(device) == 0
         assert (session.near is None) == (device == "reference")
     assert goes_on(session, truth, PROMPT)
+
+
+def test_the_pace_of_a_device_is_left_behind(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch, truth: LanguageModel
+) -> None:
+    """A slow one must not be given as many tokens in one go as the fast one before."""
+    monkeypatch.setattr(pace, "PATIENCE", 1e6)
+    session, slow = model.session(), LosableDevice()
+    session.append(PROMPT)
+    session.append([session.likeliest(1)])  # by itself: now a step's time is known
+    session.likeliest(40)
+    assert len(session._ahead) == pace.AHEAD + 1
+    model.move(slow)
+    plays = slow.plays
+    session.append([session.likeliest(40)])
+    assert slow.plays == plays + 1
+    assert len(session._ahead) == 1
+    assert goes_on(session, truth, session.tokens.tolist())
 
 
 def test_what_was_truncated_is_not_kept(

@@ -429,6 +429,7 @@ class Session:
         if (engine.config, engine.chunk) != (self.region.config, self.region.chunk):
             raise UsageError("a session was to go on with another model, or another chunk; use its own")
         self.engine, self.pages, self._play = engine, pages, play or at_once(engine.device)
+        self._pace = Pace()
         self._near, self._owns_near = self._make_near(), True
         self.region = replace(self.region, near=self._near is not None, near_at=0)
         self.reload()
