@@ -10,6 +10,7 @@ import os
 import sys
 from functools import cache
 from pathlib import Path
+from struct import Struct
 from typing import Any
 
 import nocopy
@@ -50,19 +51,15 @@ class HostConfig(ctypes.Structure):
     )
 
 
-class Range(ctypes.Structure):
-    """`nocopy_range`: pages that will soon be read, or written."""
-
-    _fields_ = (("address", ctypes.c_void_p), ("nbytes", ctypes.c_uint64), ("write", ctypes.c_uint64))
-
-
+_RANGE = Struct("@3Q")
+"""`nocopy_range`."""
 _P, _U32, _U64, _I32 = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_int32
 _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "nocopy_level": (ctypes.c_char_p, (_U32,)),
     "nocopy_player_create": (_P, (_U32, ctypes.c_char_p)),
     "nocopy_player_destroy": (None, (_P,)),
     "nocopy_play": (_I32, (_P, _P, _U64, _P, ctypes.c_double)),
-    "nocopy_populate": (None, (ctypes.POINTER(Range), _U64)),
+    "nocopy_populate": (None, (ctypes.c_char_p, _U64)),
     "nocopy_host_create": (_P, (ctypes.POINTER(HostConfig),)),
     "nocopy_host_destroy": (None, (_P,)),
     "nocopy_host_settings": (ctypes.POINTER(HostConfig), (_P,)),
@@ -141,7 +138,7 @@ def populate(*ranges: tuple[int, int, bool]) -> None:
         function = library().nocopy_populate
     except DeviceUnavailableError:
         return
-    function((Range * len(ranges))(*ranges), len(ranges))
+    function(b"".join(_RANGE.pack(*each) for each in ranges), len(ranges))
 
 
 def levels() -> list[str]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import platform
+import struct
 import sys
 import time
 from collections.abc import Callable
@@ -93,10 +93,11 @@ def test_ranges_that_are_not_mapped_any_more_do_no_harm(memory: LinearMemory) ->
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_may_ask_as_often_as_it_likes(memory: LinearMemory) -> None:
     native.populate((memory.address, PAGE, False))
-    ask, wanted = native.library().nocopy_populate, native.Range(memory.address, PAGE, 0)
+    ask = native.library().nocopy_populate
+    wanted = struct.pack("@3Q", memory.address, PAGE, 0)
     child = os.fork()
     if child == 0:
         for _ in range(1000):
-            ask(ctypes.byref(wanted), 1)
+            ask(wanted, 1)
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0

@@ -48,6 +48,7 @@ class Session:
         play: plays a pass; None plays it at once, for whoever has the device to himself.
         step: most tokens that one pass takes; None means the engine's step, which is the most.
         tokens: those whose keys and values the region holds already: it is that of a session that was frozen.
+            An array of i32 becomes the session's own.
         near: what the device keeps near of the whole memory, for several sessions; stays the caller's.
 
     Raises:
@@ -84,8 +85,9 @@ class Session:
         self._kept = len(tokens)
         self._unread: list[int] = []
         if len(tokens):
-            self._check(tokens, have=0)
-            self.tokens = array("i", tokens)
+            own = tokens if isinstance(tokens, array) and tokens.typecode == "i" else array("i", tokens)
+            self._check(own, have=0)
+            self.tokens = own
         self._owns_near, near_at = near is None, 0 if near is None else region.home
         self._near = self._make_near() if near is None else near
         if self._near is not None:  # a region that is the engine's own knows its layout already
@@ -481,14 +483,15 @@ class Session:
             raise UsageError(
                 f"{len(tokens)} tokens were to follow {have}; the context has room for {self.context}"
             )
+        vocabulary = self.engine.config.vocabulary
         if isinstance(tokens, array) and len(tokens) > MANY:
-            found = np.frombuffer(tokens, np.int32)
-            low, high = int(found.min()), int(found.max())
-        else:
-            low, high = min(tokens), max(tokens)
-        if low < 0 or high >= self.engine.config.vocabulary:
-            wrong, top = (low if low < 0 else high), self.engine.config.vocabulary - 1
-            raise UsageError(f"token {wrong} was fed; tokens are 0 to {top}")
+            highest = int(np.frombuffer(tokens, np.uint32).max())  # one below 0 is 2^31 or more there
+            if highest < vocabulary:
+                return
+        low, high = min(tokens), max(tokens)
+        if low < 0 or high >= vocabulary:
+            wrong = low if low < 0 else high
+            raise UsageError(f"token {wrong} was fed; tokens are 0 to {vocabulary - 1}")
 
     def _check_read(self, asked: str) -> None:
         if self._unread:

@@ -181,13 +181,13 @@ def _open(model: LanguageModel, snapshot: Snapshot, state: SessionState) -> OwnS
 
 
 def _expect_token(memory: LinearMemory, region: Region, length: int) -> None:
-    """Have the pages ready that a token after `length` others touches: its row, the cache, the head."""
+    """Have the pages ready that a token after `length` others touches: the head, its row, the cache."""
     cache, start = region.cache, memory.address
     row = region.home + length * cache.token_bytes
     low, high = row // mmap.PAGESIZE * mmap.PAGESIZE, min(round_up(row + cache.token_bytes), memory.size)
     head = round_up(region.draw.offset + 1)
     native.populate(
-        (start + low, high - low, True), (start + region.home, low - region.home, False), (start, head, True)
+        (start, head, True), (start + low, high - low, True), (start + region.home, low - region.home, False)
     )
 
 
