@@ -60,6 +60,7 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "nocopy_player_destroy": (None, (_P,)),
     "nocopy_play": (_I32, (_P, _P, _U64, _P, ctypes.c_double)),
     "nocopy_populate": (None, (ctypes.c_char_p, _U64)),
+    "nocopy_populate_rest": (None, ()),
     "nocopy_host_create": (_P, (ctypes.POINTER(HostConfig),)),
     "nocopy_host_destroy": (None, (_P,)),
     "nocopy_host_settings": (ctypes.POINTER(HostConfig), (_P,)),
@@ -139,6 +140,19 @@ def populate(*ranges: tuple[int, int, bool]) -> None:
     except DeviceUnavailableError:
         return
     function(b"".join(_RANGE.pack(*each) for each in ranges), len(ranges))
+
+
+def populate_rest() -> None:
+    """Take part in what `populate` was asked for, until nothing of it is left to begin.
+
+    For whoever is about to touch the pages: a pass waits for each of its threads, and making pages ready would
+    interrupt one of them.
+    """
+    try:
+        function = library().nocopy_populate_rest
+    except DeviceUnavailableError:
+        return
+    function()
 
 
 def levels() -> list[str]:

@@ -80,6 +80,15 @@ def test_pages_to_write_become_the_memorys_own_with_what_they_held(memory: Linea
 
 
 @linux
+def test_whoever_asks_may_take_part(memory: LinearMemory) -> None:
+    for _ in range(200):
+        native.populate(*((memory.address + i * PAGE, PAGE, False) for i in range(PAGES)))
+        native.populate_rest()
+    wait_until(lambda: bool(present(memory).all()))
+    assert shared(memory).all()
+
+
+@linux
 def test_ranges_that_are_not_mapped_any_more_do_no_harm(memory: LinearMemory) -> None:
     gone = LinearMemory(PAGE, reserve=PAGE, guard=0)
     address = gone.address
@@ -93,11 +102,12 @@ def test_ranges_that_are_not_mapped_any_more_do_no_harm(memory: LinearMemory) ->
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_may_ask_as_often_as_it_likes(memory: LinearMemory) -> None:
     native.populate((memory.address, PAGE, False))
-    ask = native.library().nocopy_populate
+    ask, rest = native.library().nocopy_populate, native.library().nocopy_populate_rest
     wanted = struct.pack("@3Q", memory.address, PAGE, 0)
     child = os.fork()
     if child == 0:
         for _ in range(1000):
             ask(wanted, 1)
+            rest()
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0

@@ -56,7 +56,7 @@ READ = 4096
 """Tokens up to which re-prefill is measured: a minute on two cores."""
 KIND = GGMLType.Q4_0
 SECONDS = 6.0
-"""For writing files of one size; the other measurements of a length take nine times as long."""
+"""For writing files of one size, likewise for thawing; first tokens take up to fifty times as long."""
 MOST_PAIRS = 1000
 """Tokens that are compared with first tokens."""
 LAYERS = 0.003
@@ -165,7 +165,7 @@ def _of(model: LanguageModel, session: OwnSession, path: Path, peer: str, read: 
     thawing, new = 1e3 * median(times["thaw"]), 1e3 * median(times["new"])
     found.append(row(f"thaw {case}", thawing, "ms", peer, 1e3 * read))
     found.append(row(f"thaw of new {case}", new, "ms", "thaw", thawing))
-    times = turns({"next": next_token, "first": first_token}, seconds=5 * SECONDS, most=MOST_PAIRS)
+    times = turns({"next": next_token, "first": first_token}, seconds=50 * SECONDS, most=MOST_PAIRS)
     # From one turn to the next a machine's speed changes by more than a thaw takes, within a turn less.
     more = [first - plain for first, plain in zip(times["first"], times["next"], strict=True)]
     plain = median(times["next"])

@@ -149,6 +149,7 @@ def thaw_session(
         check_model(manifest.models[state.model].digest, model.model.digest, "that is open")
         check_shape(state, model.engine.chunk)
         session = _open(model, snapshot, state)
+        native.populate_rest()
     except BaseException:
         snapshot.close()
         raise

@@ -58,6 +58,8 @@ typedef struct nocopy_range {
 // takes no fault for each; returns at once. A hint: it does nothing where the system cannot (Linux can since
 // 5.14), in a forked child, or to pages that are not mapped any more, and never changes what they hold.
 NOCOPY_API void nocopy_populate(const nocopy_range* ranges, uint64_t count);
+// Takes part in what that thread has not begun yet, until nothing is left to begin.
+NOCOPY_API void nocopy_populate_rest(void);
 
 // -- the native side of guest calls -----------------------------------------------------------------------
 

@@ -5,10 +5,10 @@
 #include <unistd.h>
 
 #include <condition_variable>
+#include <deque>
 #include <exception>
 #include <mutex>
 #include <thread>
-#include <vector>
 
 #include "nocopy.h"
 
@@ -26,6 +26,8 @@ void populate(const nocopy_range& range) {
 void populate(const nocopy_range&) {}
 #endif
 
+constexpr uint64_t PIECE = 32 << 20;  // bytes to read that one thread takes at a time
+
 class Populator {
   public:
     Populator() {
@@ -36,39 +38,70 @@ class Populator {
         if (getpid() != process_) return;  // a forked child has no thread
         {
             const std::lock_guard lock(mutex_);
-            waiting_.insert(waiting_.end(), ranges, ranges + count);
+            for (uint64_t i = 0; i < count; i++) add(ranges[i]);
         }
         wake_.notify_one();
     }
 
+    void rest() {
+        if (getpid() != process_) return;
+        nocopy_range taken;
+        while (take(taken)) populate(taken);
+    }
+
   private:
+    void add(nocopy_range range) {
+        while (!range.write && range.nbytes > PIECE) {
+            waiting_.push_back({range.address, PIECE, range.write});
+            range.address += PIECE;
+            range.nbytes -= PIECE;
+        }
+        waiting_.push_back(range);
+    }
+
+    bool take(nocopy_range& taken) {
+        const std::lock_guard lock(mutex_);
+        if (waiting_.empty()) return false;
+        taken = waiting_.front();
+        waiting_.pop_front();
+        return true;
+    }
+
     [[noreturn]] void work() {
-        std::vector<nocopy_range> taken;
         for (;;) {
             {
                 std::unique_lock lock(mutex_);
                 wake_.wait(lock, [this] { return !waiting_.empty(); });
-                taken.swap(waiting_);
             }
-            for (const nocopy_range& range : taken) populate(range);
-            taken.clear();
+            rest();
         }
     }
 
     const pid_t process_ = getpid();
     std::mutex mutex_;
     std::condition_variable wake_;
-    std::vector<nocopy_range> waiting_;
+    std::deque<nocopy_range> waiting_;
 };
+
+// Never destroyed: its thread ends with the process.
+Populator& populator() {
+    static Populator* const made = new Populator;
+    return *made;
+}
 
 }  // namespace
 
 extern "C" void nocopy_populate(const nocopy_range* ranges, uint64_t count) {
     try {
-        // Never destroyed: its thread ends with the process.
-        static Populator* const populator = new Populator;
-        populator->add(ranges, count);
+        populator().add(ranges, count);
     } catch (const std::exception&) {
         // Out of memory or of threads: pages are mapped when they are touched.
+    }
+}
+
+extern "C" void nocopy_populate_rest(void) {
+    try {
+        populator().rest();
+    } catch (const std::exception&) {
     }
 }
