@@ -145,8 +145,8 @@ def populate(*ranges: tuple[int, int, bool]) -> None:
 def populate_rest() -> None:
     """Take part in what `populate` was asked for, until nothing of it is left to begin.
 
-    For whoever is about to touch the pages: a pass waits for each of its threads, and making pages ready would
-    interrupt one of them.
+    For whoever is about to touch the pages: a pass waits for each of its threads, and making pages ready
+    would interrupt one of them.
     """
     try:
         function = library().nocopy_populate_rest

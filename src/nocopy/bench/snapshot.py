@@ -17,8 +17,7 @@ beyond        thaw, then one token without its          beside the upper end of 
 
 What a token takes varies by more than a thaw does, the more so the longer the conversation. Its arithmetic is
 the same after a thaw; `beyond` measures all that is not: the device touches each page that a token reads or
-writes, and all of the program runs but the kernels. Not in it is what the thread that makes pages ready takes
-from the cores while the layers are computed.
+writes, and all of the program runs but the kernels.
 
 The file is written to the user's cache directory and is in the page cache when it is thawed, without
 verification. Its size is what it takes on the disk. Reading the tokens again is measured up to `READ` tokens.
