@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from nocopy import native
 from nocopy.device.cpu import open_device
 from nocopy.memory.dtype import QUANTISED, DType
+from nocopy.tape import Space, Tensor
 from tests.device.arena import Arena, Batch
 from tests.device.conftest import open_or_skip
 from tests.device.test_conformance_language import attend, cached
@@ -87,6 +89,19 @@ def test_long_caches_are_cut_along_the_tokens(arena: Arena, cache):
     batch = Batch(arena)
     attend(batch, (1, 4, 64, 3000, 1), k=cache, v=cache)
     attend(batch, (2, 2, 32, 1500, 1), k=cache, v=cache, last=[1400, 3], window=1000)
+    batch.judge()
+
+
+@pytest.mark.parametrize("half", [0, 1], ids=["keys", "values"])
+def test_parts_end_where_the_tokens_do(arena: Arena, half):
+    """At the end of the memory, in a number that makes parts of whole tiles reach beyond: 7 of 320 tokens."""
+    batch, shape = Batch(arena), (1793, 1, 16)
+    nbytes = 2 * prod(shape)
+    end = Tensor(Space.KV, arena.sizes[Space.KV] - nbytes, shape, F16)
+    arena.bytes[Space.KV][-nbytes:] = normal(1, prod(shape)).astype(np.float16).view(np.uint8)
+    cache = [cached(batch, 2, shape, F16), end] if half else [end, cached(batch, 2, shape, F16)]
+    last, q = batch.put(np.array([shape[0] - 1]), I32), batch.put(normal(3, 1, 2, 16))
+    batch.tape.attention(batch.room((1, 2, 16)), q, *cache, last, scale=0.25)
     batch.judge()
 
 

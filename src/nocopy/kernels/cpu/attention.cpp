@@ -116,7 +116,9 @@ struct Plan {
         while (groups > 1 && count(a) * most_parts < wanted) groups = ceil_div(groups, 2);
         parts = least(most_parts, ceil_div(wanted, count(a)));
         if (!few && 2 * count(a) >= wanted) parts = 1;
-        part = ceil_div(ceil_div(most(longest, 1), parts), TOKENS) * TOKENS;
+        const int64_t seen = most(longest, 1);
+        part = ceil_div(ceil_div(seen, parts), TOKENS) * TOKENS;
+        parts = ceil_div(seen, part);  // whole tiles may reach the end sooner: none begins beyond it
     }
     // Tasks.
     int64_t count(const Attention& a) {

@@ -6,9 +6,8 @@
 
 namespace nocopy::NOCOPY_LEVEL {
 
-inline constexpr int64_t TOKENS = 64;  // a tile
-inline constexpr int64_t STEP =
-    8;  // tokens of all groups that few queries take at a time: an L1 cache has 8 ways
+inline constexpr int64_t TOKENS = 64;        // a tile
+inline constexpr int64_t STEP = 8;           // tokens of all groups at a time: ways of an L1 cache
 inline constexpr int64_t MOST_QUERIES = 64;  // of a task
 inline constexpr int64_t MOST_FEW = 32;      // queries to a group for which keys are not worth turning
 inline constexpr int64_t WIDEST = 1024;      // elements of a head that the tiles are made for
