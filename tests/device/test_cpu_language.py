@@ -7,6 +7,8 @@ from math import prod
 
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from nocopy import native
 from nocopy.device.cpu import open_device
@@ -92,15 +94,18 @@ def test_long_caches_are_cut_along_the_tokens(arena: Arena, cache):
     batch.judge()
 
 
-@pytest.mark.parametrize("half", [0, 1], ids=["keys", "values"])
-def test_parts_end_where_the_tokens_do(arena: Arena, half):
-    """At the end of the memory, in a number that makes parts of whole tiles reach beyond: 7 of 320 tokens."""
-    batch, shape = Batch(arena), (1793, 1, 16)
+@given(st.integers(1, 2048), st.booleans())
+@example(1793, True)  # parts of whole tiles reach beyond: 7 of 320 tokens
+@example(1793, False)
+@settings(max_examples=15, deadline=None)
+def test_nothing_is_read_behind_the_last_token(arena: Arena, tokens: int, keys: bool):
+    """Keys or values that end where the memory does."""
+    batch, shape = Batch(arena), (tokens, 1, 16)
     nbytes = 2 * prod(shape)
     end = Tensor(Space.KV, arena.sizes[Space.KV] - nbytes, shape, F16)
     arena.bytes[Space.KV][-nbytes:] = normal(1, prod(shape)).astype(np.float16).view(np.uint8)
-    cache = [cached(batch, 2, shape, F16), end] if half else [end, cached(batch, 2, shape, F16)]
-    last, q = batch.put(np.array([shape[0] - 1]), I32), batch.put(normal(3, 1, 2, 16))
+    cache = [end, cached(batch, 2, shape, F16)] if keys else [cached(batch, 2, shape, F16), end]
+    last, q = batch.put(np.array([tokens - 1]), I32), batch.put(normal(3, 1, 2, 16))
     batch.tape.attention(batch.room((1, 2, 16)), q, *cache, last, scale=0.25)
     batch.judge()
 

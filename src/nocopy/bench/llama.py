@@ -183,9 +183,10 @@ def fill_with_noise(session: Session, length: int) -> None:
     for at in range(0, nbytes, STEP):
         values = noise.standard_normal(min(STEP, nbytes - at) // 2, np.float32).astype(np.float16)
         session.memory.view(len(values), "f16", session.region.home + at).numpy()[:] = values
-    session.tokens.extend(tokens(length))
+    fed = tokens(length + 1, session.engine.config.vocabulary)
+    session.tokens.extend(fed[:length])
     session.reload()
-    session.append(tokens(1))
+    session.append(fed[length:])
     session.truncate(length)
 
 
