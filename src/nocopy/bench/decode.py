@@ -18,7 +18,12 @@ from nocopy.models.ggml import GGMLType
 from nocopy.session.session import Session
 
 BF16, Q8_0, Q4_0 = GGMLType.BF16, GGMLType.Q8_0, GGMLType.Q4_0
-CASES = ((BF16, 64, 5), (Q8_0, 64, 5), (Q4_0, 64, 5), (Q4_0, 4096, 2))
+CASES = {
+    "bf16": (BF16, 64, 5),
+    "q8_0": (Q8_0, 64, 5),
+    "q4_0": (Q4_0, 64, 5),
+    "q4_0 after 4096": (Q4_0, 4096, 2),
+}
 """Type of the weights, tokens in the cache, and turns: llama.cpp reads the tokens anew in each."""
 STEPS = 24
 
@@ -27,9 +32,8 @@ def rows(device: Device, *, progress: Progress = silent) -> list[Row]:
     """Measure each of `CASES`: the best turn of both sides; the unit is tokens per second."""
     program = peer_llama.find()
     found: list[Row] = []
-    for i, (kind, length, turns) in enumerate(CASES):
-        name = kind.name.lower()
-        progress(f"{name}, 1.24 B parameters, {length} tokens", i / len(CASES))
+    for i, (case, (kind, length, turns)) in enumerate(CASES.items()):
+        progress(f"{case}, 1.24 B parameters", i / len(CASES))
         ours = theirs = 0.0
         with session(device, kind, length + STEPS) as s:
             nbytes = s.engine.model.weights.nbytes + length * s.region.cache.token_bytes
@@ -38,8 +42,7 @@ def rows(device: Device, *, progress: Progress = silent) -> list[Row]:
                 ours = max(ours, _decode(s, length))
                 theirs = max(theirs, _peer(program, kind, length) if program else bandwidth(device) / nbytes)
         peer = "llama.cpp" if program else "memory bandwidth"
-        case = f"decode {name}" + f" after {length}" * (length > CASES[0][1])
-        found.append(row(case, ours, "1/s", peer, theirs))
+        found.append(row(f"decode {case}", ours, "1/s", peer, theirs))
     return found
 
 

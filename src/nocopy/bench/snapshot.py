@@ -103,8 +103,8 @@ def lines(result: Result) -> dict[str, dict[int, float]]:
 
 def _read(session: OwnSession, length: int) -> float:
     """Fill the session; return the seconds that reading the tokens took, 0 if they were not read."""
-    fed = tokens(length)
     if length <= READ:
+        fed = tokens(length)
         start = perf_counter()
         session.append(fed)
         return perf_counter() - start

@@ -149,7 +149,6 @@ def thaw_session(
         check_model(manifest.models[state.model].digest, model.model.digest, "that is open")
         check_shape(state, model.engine.chunk)
         session = _open(model, snapshot, state)
-        native.populate_rest()
     except BaseException:
         snapshot.close()
         raise
@@ -176,9 +175,12 @@ def _open(model: LanguageModel, snapshot: Snapshot, state: SessionState) -> OwnS
         return tokens_of(snapshot.read(state.tokens.memory, state.tokens.offset, 4 * state.tokens.count))
 
     try:
-        return model.session(context=state.context, kv=kv, fill=fill)
+        session = model.session(context=state.context, kv=kv, fill=fill)
     except UsageError as error:
         raise SnapshotMismatchError(f"the session of the snapshot cannot go on: {error}") from error
+    if not model.device.info.pins:
+        native.populate_rest()
+    return session
 
 
 def _expect_token(memory: LinearMemory, region: Region, length: int) -> None:

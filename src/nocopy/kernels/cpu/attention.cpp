@@ -109,21 +109,20 @@ struct Plan {
         rows = least(a.rows, most(1, MOST_QUERIES / heads));
         row_tasks = ceil_div(a.rows, rows);
         head_tasks = ceil_div(a.per_group(), heads);
-        const bool few = rows * heads <= MOST_FEW;
+        const int64_t others = row_tasks * head_tasks;
+        const bool few = are_few(rows * heads);
         groups = few ? least(a.groups, MOST_QUERIES / (rows * heads)) : 1;
         const int64_t room = (int64_t)SHARED_FLOATS / (a.rows * a.heads * (a.width() + 2));
         const int64_t most_parts = most(1, least(room, longest / SHORTEST));
-        while (groups > 1 && count(a) * most_parts < wanted) groups = ceil_div(groups, 2);
-        parts = least(most_parts, ceil_div(wanted, count(a)));
-        if (!few && 2 * count(a) >= wanted) parts = 1;
+        while (groups > 1 && ceil_div(a.groups, groups) * others * most_parts < wanted)
+            groups = ceil_div(groups, 2);
+        group_tasks = ceil_div(a.groups, groups);
+        const int64_t tasks = group_tasks * others;
+        parts = least(most_parts, ceil_div(wanted, tasks));
+        if (!few && 2 * tasks >= wanted) parts = 1;
         const int64_t seen = most(longest, 1);
         part = ceil_div(ceil_div(seen, parts), TOKENS) * TOKENS;
         parts = ceil_div(seen, part);  // whole tiles may reach the end sooner: none begins beyond it
-    }
-    // Tasks.
-    int64_t count(const Attention& a) {
-        group_tasks = ceil_div(a.groups, groups);
-        return group_tasks * row_tasks * head_tasks;
     }
     int64_t items() const { return group_tasks * row_tasks * head_tasks * parts; }
     Task task(const Attention& a, int64_t index) const {

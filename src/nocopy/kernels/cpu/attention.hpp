@@ -34,13 +34,17 @@ struct Attention {
     }
 };
 
+NOCOPY_INLINE bool are_few(int64_t queries_to_a_group) {
+    return queries_to_a_group <= MOST_FEW;
+}
+
 // Some groups, times some rows, times some heads of each group: queries in this order.
 struct Task {
     int64_t group, groups, row, rows, head, heads;
 
     int64_t to_a_group() const { return rows * heads; }
     int64_t queries() const { return groups * to_a_group(); }
-    bool few() const { return to_a_group() <= MOST_FEW; }
+    bool few() const { return are_few(to_a_group()); }
     int64_t row_of(int64_t query) const { return row + query / heads % rows; }
     int64_t head_of(const Attention& a, int64_t query) const {
         return (group + query / to_a_group()) * a.per_group() + head + query % heads;

@@ -289,7 +289,7 @@ NOCOPY_INLINE float sum_lanes(F v) {
 
 // Halves the blocks of S * 2 lanes of x and y: lane pairs S apart are added, x's blocks come first.
 template <int S, int... LANES>
-NOCOPY_INLINE F fold(F x, F y, std::integer_sequence<int, LANES...>) {
+NOCOPY_INLINE F add_halves(F x, F y, std::integer_sequence<int, LANES...>) {
     const F low = __builtin_shufflevector(x, y, (LANES / S * 2 * S + LANES % S)...);
     const F high = __builtin_shufflevector(x, y, (LANES / S * 2 * S + LANES % S + S)...);
     return low + high;
@@ -300,7 +300,7 @@ template <int S = W / 2>
 NOCOPY_INLINE F sum_each(F* sums) {
 #pragma GCC unroll 16
     for (int i = 0; i < S; i++)
-        sums[i] = fold<S>(sums[2 * i], sums[2 * i + 1], std::make_integer_sequence<int, W>());
+        sums[i] = add_halves<S>(sums[2 * i], sums[2 * i + 1], std::make_integer_sequence<int, W>());
     if constexpr (S == 1)
         return sums[0];
     else
