@@ -87,7 +87,7 @@ class EmulatedDriver:
     def __init__(self, library: ctypes.CDLL, *, memory_bytes: int = 1 << 24) -> None:
         self.product, self.version, self.capability = "emulated GPU", 13000, (9, 0)
         self.memory_bytes, self.multiprocessors = memory_bytes, 3
-        self.chip = Chip(self.multiprocessors, 233472, 232448)
+        self.chip = Chip(self.multiprocessors, 233472, 232448, 12.8)
         self.refuse: set[str] = set()
         self.failing = False
         self.endless: bool | str = False

@@ -9,6 +9,7 @@ wrappers of cuda-bindings cost several microseconds each.
 from __future__ import annotations
 
 import ctypes
+import math
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
@@ -38,6 +39,7 @@ _CAPTURE_RELAXED = 2  # a kernel may be loaded while its first launch is capture
 _SCHEDULE_SPIN = 0x1
 _MULTIPROCESSORS, _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 16, 75, 76  # CUdevice_attribute
 _SHARED_BYTES, _BLOCK_SHARED_BYTES = 81, 97  # the same: of a multiprocessor, and of a block that asks for it
+_CLOCK, _MEMORY_CLOCK, _BUS_WIDTH = 13, 36, 37  # the same, in kHz and bits
 _DYNAMIC_SHARED_BYTES, _SHARED_CARVEOUT = 8, 9  # CUfunction_attribute
 _COOPERATIVE, _OVERLAP = 2, 6  # CUlaunchAttributeID; the latter: programmatic stream serialization
 _OLDEST_OVERLAP = (9, 0), 12030
@@ -91,6 +93,7 @@ class Driver:
             self.multiprocessors,
             self._attribute(_SHARED_BYTES, gpu),
             self._attribute(_BLOCK_SHARED_BYTES, gpu),
+            self._bytes_per_cycle(gpu),
         )
         oldest_chip, oldest_driver = _OLDEST_OVERLAP
         self._overlaps = self.capability >= oldest_chip and self.version >= oldest_driver
@@ -187,6 +190,12 @@ class Driver:
     def _attribute(self, number: int, gpu: Any) -> int:
         attribute = self._cuda.CUdevice_attribute(number)
         return int(self._ask("cuDeviceGetAttribute", attribute, gpu)[0])
+
+    def _bytes_per_cycle(self, gpu: Any) -> float:
+        """See `Chip`. Memory moves two words of its bus's width in a cycle of its clock."""
+        clock, memory, bits = (self._attribute(a, gpu) for a in (_CLOCK, _MEMORY_CLOCK, _BUS_WIDTH))
+        known = clock and memory and bits
+        return 2 * memory * bits / 8 / clock / self.multiprocessors if known else math.inf
 
     # Errors
 

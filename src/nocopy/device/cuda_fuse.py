@@ -8,6 +8,7 @@ another part writes in between. Models know nothing of this: the tape is the sam
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -45,11 +46,14 @@ STEP = {
 
 @dataclass(frozen=True)
 class Chip:
-    """What decides a launch's shape: multiprocessors, and shared memory of each and of a block, in bytes."""
+    """What decides a launch's shape: multiprocessors, shared memory of each and of a block, in bytes, and the
+    bytes that memory brings to each in a cycle, going by its clocks; infinite where they are not known.
+    """
 
     multiprocessors: int
     shared_bytes: int
     block_shared_bytes: int
+    bytes_per_cycle: float = math.inf
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from nocopy.device.cuda_walk_stage import (
     ATTENTION,
     CANDIDATE_WORDS,
     GATHER,
+    MOST_PARTS,
     NO_TAG,
     PRODUCT,
     STAGE,
@@ -33,24 +34,24 @@ from nocopy.memory.dtype import DType
 from nocopy.tape.ops import GLU
 from nocopy.tape.record import Space
 
-WALK = struct.Struct("<3Q6I")
+WALK = struct.Struct("<3Q8I")
 """`nocopy_walk` there."""
-THREADS = 352
+THREADS = 384
 """Of a block, those included that do not compute."""
-IN_FLIGHT, MORE_IN_FLIGHT = 32 << 10, 64 << 10
+IN_FLIGHT = 64 << 10
 """Bytes of weights that are on their way to a multiprocessor: more delay what blocks wait for, fewer leave
 memory idle."""
-LONG_PRODUCTS = 64 << 20
-"""Bytes of a run's mean product from which memory counts more than waiting: `MORE_IN_FLIGHT`."""
+PACE = 1.5
+"""How much faster than memory's clocks allow copies are started: a limit to queues, not to what arrives."""
+SCOUTED = 8
+"""Pieces of each warp that are fetched to the second cache while its ring is full."""
 SUMS_BYTES = 1024 * 8
-COPY_BYTES = 16
-"""What addresses and sizes of copies to shared memory are multiples of."""
+WORD_BYTES = 16
+"""What addresses and steps of the cache's rows are multiples of: lanes read so many at once."""
 STAGES_HELD = 16
-"""As in walk.cu."""
+"""As in walk_stage.cuh."""
 FEWEST_PRODUCTS = 4
 """Products of a run that is worth a kernel of its own."""
-MOST_PARTS = 32
-"""Parts of the tokens of one attention stage."""
 CACHES = frozenset({DType.F32, DType.F16, DType.BF16})
 FASTER = frozenset({DType.BF16, DType.Q8_0, DType.Q4_0})
 """Weights with which a run measured faster than its launches one by one; others were not measured."""
@@ -227,8 +228,8 @@ class Walks:
             or not whole
             or n % 8
             or dtypes != {fields.dtype(2)}
-            or any(address % COPY_BYTES for address in (k, v))
-            or any(fields.strides[slot][0] * fields.dtype(2).itemsize % COPY_BYTES for slot in (2, 3))
+            or any(address % WORD_BYTES for address in (k, v))
+            or any(fields.strides[slot][0] * fields.dtype(2).itemsize % WORD_BYTES for slot in (2, 3))
             or fields.dtype(0) is not DType.F32
         ):
             return False
@@ -337,11 +338,12 @@ class Walks:
         stages = b"".join(stage.pack(grid, kept) for stage in run.stages)
         if not kept.possible:
             return None
-        products = [stage.nbytes for stage in run.stages if stage.group]
-        long = sum(products) > LONG_PRODUCTS * len(products)
-        in_flight = max((MORE_IN_FLIGHT if long else IN_FLIGHT) // slot_bytes, WARPS)
+        in_flight = max(IN_FLIGHT // slot_bytes, WARPS)
         ahead = min(in_flight // WARPS, slots)
-        tail = len(run.stages), slots, slot_bytes, ahead, in_flight % WARPS if ahead < slots else 0, row_words
+        one_more = in_flight % WARPS if ahead < slots else 0
+        pace = int(slot_bytes * WARPS / self._chip.bytes_per_cycle / PACE)
+        scouted = SCOUTED if all(stage.held for stage in run.stages if stage.group) else 0
+        tail = len(run.stages), slots, slot_bytes, ahead, one_more, pace, scouted, row_words
         shared = fixed + slots * WARPS * slot_bytes
         shape = Shape("walk", "walk", grid, (THREADS, 1), defines=_defines(run.stages))
         return WalkLaunch(shape, stages, self._words, shared, tail, self._stop)

@@ -23,6 +23,8 @@ HELD_ELEMENTS = 1024
 """Elements of a row that a warp holds in registers, at most."""
 WARPS = 8
 """Of a block, those that compute."""
+MOST_PARTS = 32
+"""Parts of the tokens of one attention stage."""
 
 
 def chunks_of(k: int, step: int) -> int:
@@ -82,28 +84,21 @@ class Stage:
         return Fields.unpack(self.launch.record) if self.launch and self.kind == ATTENTION else None
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of a product's weights."""
-        if not self.group:
-            return 0
-        rows = sum(p.rows for p in self.group.products)
-        return rows * self.group.k // self.dtype.block * self.dtype.itemsize
-
-    @property
     def slot_bytes(self) -> int:
-        """Bytes that a warp's slot must hold: pieces of two rows, or a token's key and value, each padded."""
-        if self.group:
-            return 2 * self.group.chunk // self.dtype.block * self.dtype.itemsize
-        return 2 * (self.head * self.dtype.itemsize + 16) if self.head else 0
+        """Bytes that a warp's slot must hold: pieces of two rows of a product; 0 for another stage."""
+        return 2 * self.group.chunk // self.dtype.block * self.dtype.itemsize if self.group else 0
 
     def row_words(self, grid: int) -> int:
         """Words of shared memory that the stage's row takes, and the states of attention behind it."""
+        if self.group and self.held and self.group.k == WARPS * self.group.chunk and not self.group.norm:
+            return 0  # each warp has a chunk of its own, in registers
         if self.group:
             return -(-self.group.k // STEP[self.dtype]) * STEP[self.dtype]
         if self.kind == ARGMAX:
             return CANDIDATE_WORDS * grid
         n, heads = self.head, self.heads_at_once
-        return -(-((heads + 2) * n + WARPS * heads * (n + 2)) // 4) * 4
+        seen = max(WARPS * heads * (n + 2), 3 * (heads * n + MOST_PARTS))
+        return -(-((heads + 2) * n + seen) // 4) * 4
 
     def pack(self, grid: int, kept: Kept) -> bytes:
         """`nocopy_stage`, for so many blocks."""

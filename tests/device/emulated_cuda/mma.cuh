@@ -14,7 +14,7 @@ struct WordCopy {
     bool there;
 };
 
-inline uint32_t fragments[1024][6];
+inline uint32_t fragments[MOST_TOGETHER * 1024][6];
 inline const uint8_t* rows[1024];
 inline std::vector<std::vector<WordCopy>> copies[1024];
 
@@ -44,6 +44,28 @@ inline void multiply_fragments(float (&d)[4], const uint32_t (&a)[4], uint32_t b
             uint32_t of_a = row / 8 + k / 8 * 2, of_b = 4 + k / 8, pair = k % 8 / 2;
             float x = half_of<BF16>(emulator::fragments[warp + row % 8 * 4 + pair][of_a], k % 2);
             float y = half_of<BF16>(emulator::fragments[warp + column * 4 + pair][of_b], k % 2);
+            d[i] = fmaf(x, y, d[i]);
+        }
+    }
+    __syncwarp();
+}
+
+inline float tf32_part(float value) {
+    return __uint_as_float(__float_as_uint(value) & 0xffffe000);
+}
+
+inline void multiply_tf32(float (&d)[4], float a0, float a1, float a2, float a3, float b0, float b1) {
+    uint32_t me = emulator::current, lane = emulator::lane_of(me), warp = me - lane;
+    float mine[6] = {a0, a1, a2, a3, b0, b1};
+    for (float& value : mine) value = tf32_part(value);
+    memcpy(emulator::fragments[me], mine, sizeof mine);
+    __syncwarp();
+    for (uint32_t i = 0; i < 4; ++i) {
+        uint32_t row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+        for (uint32_t k = 0; k < 8; ++k) {
+            uint32_t of_a = row / 8 + k / 4 * 2, of_b = 4 + k / 4;
+            float x = __uint_as_float(emulator::fragments[warp + row % 8 * 4 + k % 4][of_a]);
+            float y = __uint_as_float(emulator::fragments[warp + column * 4 + k % 4][of_b]);
             d[i] = fmaf(x, y, d[i]);
         }
     }

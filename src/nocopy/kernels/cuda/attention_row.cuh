@@ -19,6 +19,12 @@ struct RawEight {
     __device__ RawEight(const Tensor& t, uint64_t head, uint64_t first)
         : RawEight(t.as<uint8_t>() + 2 * (head + first)) {}
     __device__ RawEight(const uint8_t* at) : words(read_as<Words4>(at)) {}
+    // What other blocks may have written since the kernel began.
+    static __device__ RawEight fresh(const uint8_t* at) {
+        RawEight y;
+        y.words = load_fresh(at);
+        return y;
+    }
     __device__ Eight decoded() const {
         Eight y;
         HalfWords<READING == READ_BF16>::decode(words, y.v);
@@ -34,6 +40,11 @@ struct RawEight<READ_F32> {
     __device__ RawEight(const Tensor& t, uint64_t head, uint64_t first)
         : RawEight(t.as<uint8_t>() + 4 * (head + first)) {}
     __device__ RawEight(const uint8_t* at) : low(read_as<Words4>(at)), high(read_as<Words4>(at + 16)) {}
+    static __device__ RawEight fresh(const uint8_t* at) {
+        RawEight y;
+        y.low = load_fresh(at), y.high = load_fresh(at + 16);
+        return y;
+    }
     __device__ Eight decoded() const {
         Eight y;
 #pragma unroll

@@ -77,14 +77,21 @@ __device__ inline void copy_pair(uint64_t* barrier, uint8_t* to, const uint8_t* 
     copy_announced(barrier, to + bytes, b, bytes);
 }
 
-// What this thread knows to be in memory is there for bulk copies too.
-__device__ inline void show_global() {
-    asm volatile("fence.proxy.async.global;" ::: "memory");
-}
-
 // Has the second cache hold what lies there.
 __device__ inline void prefetch(const uint8_t* at) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+}
+
+// The same of `bytes` from an address on; both are multiples of 16.
+__device__ inline void prefetch(const uint8_t* at, uint32_t bytes) {
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(at), "r"(bytes) : "memory");
+}
+
+// A clock of this multiprocessor.
+__device__ inline uint32_t cycles() {
+    uint32_t y;
+    asm volatile("mov.u32 %0, %%clock;" : "=r"(y)::"memory");
+    return y;
 }
 
 // Called in loops that wait for other blocks.

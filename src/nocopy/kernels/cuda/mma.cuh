@@ -35,6 +35,23 @@ __device__ inline void multiply_fragments(float (&d)[4], const uint32_t (&a)[4],
             : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// The upper 19 bits of a value, which a TF32 matrix reads; the rest fits another one but for 2^-21 of it.
+__device__ inline float tf32_part(float value) {
+    return __uint_as_float(__float_as_uint(value) & 0xffffe000);
+}
+
+// d += a b for TF32, summed in f32. With g = lane / 4 and q = lane % 4, a lane holds of a[16,8] the elements
+// (g, q), (g + 8, q), (g, q + 4), (g + 8, q + 4); of b[8,8] (q, g) and (q + 4, g); of d as above.
+__device__ inline void multiply_tf32(float (&d)[4], float a0, float a1, float a2, float a3, float b0,
+                                     float b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(__float_as_uint(a0)), "r"(__float_as_uint(a1)), "r"(__float_as_uint(a2)),
+          "r"(__float_as_uint(a3)), "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
+}
+
 // Four 8 x 8 matrices: lane i names row i % 8 of matrix i / 8, and gets the pair (i / 4, 2 * (i % 4)) of
 // each.
 __device__ inline void load_matrices(uint32_t (&r)[4], const uint8_t* row) {

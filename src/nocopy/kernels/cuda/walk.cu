@@ -5,13 +5,12 @@
 // As many blocks as multiprocessors run to the end of the program together. A stage needs all results of the
 // one before it, so blocks hand them on through words that carry a tag (barrier.cuh); no block waits for a
 // fence or a counter. Of a block, WALK_WARPS warps compute, each with a ring in shared memory through which
-// its own weights come, and the keys and values of its own tokens (walk_stream.cuh). STREAMERS warps start
-// all copies, across stages: while a row is awaited, what the next stages read arrives. Only some bytes are
-// on their way at a time, since a longer queue delays the words that blocks wait for. The warps that compute
-// read what was handed on until all of it is there, apply the norm's weight, put it in shared memory in the
-// order in which lanes read it, and hold their part of it in registers. Code runs once a stage, so it comes
-// from far: the kernel is compiled for the model at hand, and little of it is repeated. Bound: the bytes of
-// the weights and of the cache.
+// its own weights come (walk_stream.cuh). STREAMERS warps start all copies, across stages: while a row is
+// awaited, what the next stages read arrives. Only some bytes are on their way at a time, since a longer
+// queue delays the words that blocks wait for. The warps that compute read what was handed on until all of it
+// is there, apply the norm's weight, and hold their part of it in registers; weights in bf16 are multiplied
+// as matrices. Code runs once a stage, so it comes from far: the kernel is compiled for the model at hand,
+// and little of it is repeated. Bound: the bytes of the weights and of the cache.
 //
 // Words of the exchange are zero when the kernel starts, and a place is used again only after every block has
 // written something that it could not know before it had read the place: the host sees to that
@@ -24,6 +23,12 @@
 __device__ __noinline__ float table_element(const Tensor table, uint64_t at) {
     return is_blocks(table.dtype) ? load_block_element(table, at) : load(table, at);
 }
+
+// Weights that are multiplied as matrices.
+template <typename B>
+constexpr bool BY_MATRIX = false;
+template <>
+constexpr bool BY_MATRIX<Bf16Words> = true;
 
 // The warps that compute.
 struct Walker {
@@ -77,8 +82,9 @@ struct Walker {
         meet(WALKERS);
     }
 
-    // x times norm, in the order in which lanes read it; what is still to be multiplied with.
-    template <typename B>
+    // x times norm, in the order in which lanes read it; what is still to be multiplied with. AT_ONCE: fours
+    // that a thread awaits together.
+    template <typename B, int AT_ONCE>
     __device__ __forceinline__ float bring_row(const nocopy_stage& s) const {
         const nocopy_fused& f = s.product;
         const float* norm = (const float*)f.norm;
@@ -91,13 +97,13 @@ struct Walker {
             ((Words4*)shared.row)[q] = words;
         };
         if (!norm) {
-            bring_words<8>(threadIdx.x, WALKERS, Cut<B>::quads(f.k), s.source_tag, walk.stop, from, Nothing(),
-                           put);
+            bring_words<AT_ONCE>(threadIdx.x, WALKERS, Cut<B>::quads(f.k), s.source_tag, walk.stop, from,
+                                 Nothing(), put);
             meet(WALKERS);
             return 1.0f;
         }
         float squares = 0.0f;
-        bring_words<4>(
+        bring_words<AT_ONCE>(
             threadIdx.x, WALKERS, Cut<B>::quads(f.k), s.source_tag, walk.stop, from,
             [&](uint32_t q) { return *(const Words4*)(norm + Cut<B>::at(q, f.k)); },
             [&](uint32_t q, Words4 words, const Words4& weights) {
@@ -148,7 +154,7 @@ struct Walker {
         const uint32_t at_once = min(MAX_PIECES / chunks, WALKERS) / WALK_WARPS * WALK_WARPS;
         uint64_t best = 0;
         float scale = 1.0f;
-        Words4 x[HELD ? HELD : 1];
+        Words4 x[HELD ? HELD : 1] = {};
         if (s.best != NOWHERE && threadIdx.x == 0) __threadfence();  // see Keeper::see_cache
 #pragma unroll 1
         for (uint32_t start = 0; start < pairs; start += at_once) {
@@ -156,8 +162,15 @@ struct Walker {
             const RowPair place = own_pair(s, min(start + threadIdx.x, stop - 1));
             const Beside beside(f, place);
             if (start == 0) {
-                scale = bring_row<B>(s);
-                if constexpr (HELD != 0) hold(x, f.chunk, chunks);
+                if constexpr (HELD == 0) {
+                    scale = bring_row<B, 4>(s);
+                } else if (chunks == WALK_WARPS && !f.norm) {
+                    bring_own<B>(s, x);
+                } else {
+                    scale = bring_row<B, 2>(s);
+                    hold(x, f.chunk, chunks);
+                }
+                if constexpr (BY_MATRIX<B>) split(x);
             }
             if constexpr (HELD == 0)
                 multiply_pieces<B>(f, start * chunks, stop * chunks, chunks);
@@ -190,6 +203,25 @@ struct Walker {
         }
     }
 
+    // A row of which each warp has a chunk of its own.
+    template <typename B, int HELD>
+    __device__ __forceinline__ void bring_own(const nocopy_stage& s, Words4 (&x)[HELD]) const {
+        const nocopy_fused& f = s.product;
+        const uint32_t* from = s.source_tag == NO_TAG ? (const uint32_t*)f.x : exchange(s.source);
+        const uint32_t own = warp * f.chunk / 4 + lane;
+        Patience patience{walk.stop};
+        bool missing;
+        do {
+            missing = false;
+#pragma unroll
+            for (uint32_t i = 0; i < HELD; ++i) x[i] = load_tagged(from + Cut<B>::at(own + 32 * i, f.k));
+#pragma unroll
+            for (uint32_t i = 0; i < HELD; ++i) missing |= !all_tagged(x[i], s.source_tag);
+            if (missing) relax();
+        } while (missing && !patience.over());
+        meet(WALKERS);  // all have read the sums of the stage before
+    }
+
     // This lane's elements of the warp's chunk of the row, which is the same in all of the warp's pieces.
     template <int HELD>
     __device__ __forceinline__ void hold(Words4 (&x)[HELD], uint32_t chunk, uint32_t chunks) const {
@@ -213,15 +245,58 @@ struct Walker {
             const uint32_t second_slot = slot;
             const uint8_t* second = both ? take() + own : first;
             Sums sums[2] = {};
+            if constexpr (BY_MATRIX<B>) {
+                float d[4][4] = {};
 #pragma unroll
-            for (int i = 0; i < HELD / QUADS; ++i) {
-                multiply_into<B>(sums[0], first + i * STEP, BYTES, x + i * QUADS);
-                multiply_into<B>(sums[1], second + i * STEP, BYTES, x + i * QUADS);
+                for (int i = 0; i < HELD / QUADS; ++i) {
+                    multiply_words(d[0], first + i * STEP, x + i * QUADS);
+                    multiply_words(d[1], first + BYTES + i * STEP, x + i * QUADS);
+                    multiply_words(d[2], second + i * STEP, x + i * QUADS);
+                    multiply_words(d[3], second + BYTES + i * STEP, x + i * QUADS);
+                }
+                sums[0] = {own_sum(d[0]), own_sum(d[1])}, sums[1] = {own_sum(d[2]), own_sum(d[3])};
+            } else {
+#pragma unroll
+                for (int i = 0; i < HELD / QUADS; ++i) {
+                    multiply_into<B>(sums[0], first + i * STEP, BYTES, x + i * QUADS);
+                    multiply_into<B>(sums[1], second + i * STEP, BYTES, x + i * QUADS);
+                }
             }
             release(first_slot);
             if (both) release(second_slot);
             add_up(sums, shared.sums + (piece - start), both);
         }
+    }
+
+    // Of a product with weights in bf16, lanes' elements as they are needed in a matrix, whose rows are what
+    // eight teams of four lanes have, first what bf16 holds of it, then what is left: so 16 bits of x count.
+    // A weight's row is eight columns, of which each meets its own team's row on the diagonal.
+    template <int HELD>
+    static __device__ __forceinline__ void split(Words4 (&x)[HELD]) {
+#pragma unroll
+        for (int i = 0; i < HELD; ++i) {
+            const Words4 all = x[i];
+#pragma unroll
+            for (int j = 0; j < 4; j += 2) {
+                const float low = __uint_as_float(all.v[j]), high = __uint_as_float(all.v[j + 1]);
+                const uint32_t pair = pack_pair<true>(low, high);
+                x[i].v[j] = pair;
+                x[i].v[j + 1] = pack_pair<true>(low - __uint_as_float(pair << 16),
+                                                high - __uint_as_float(pair & 0xffff0000));
+            }
+        }
+    }
+
+    static __device__ __forceinline__ void multiply_words(float (&d)[4], const uint8_t* a, const Words4* x) {
+        const Words4 words = read_as<Words4>(a);
+        multiply_fragments<true>(d, x[0].v, words.v[0], words.v[1]);
+        multiply_fragments<true>(d, x[1].v, words.v[2], words.v[3]);
+    }
+
+    // This lane's element of the diagonal, if it has one.
+    __device__ __forceinline__ float own_sum(const float (&d)[4]) const {
+        const float sum = lane & 4 ? d[1] + d[3] : d[0] + d[2];
+        return lane % 4 == lane / 8 ? sum : 0.0f;
     }
 
     // Adds this lane's share of one step of both rows.
@@ -368,14 +443,7 @@ struct Walker {
 
     template <int READING, int HEADS>
     __device__ __forceinline__ void attend(const nocopy_stage& s) {
-        uint32_t taken = 0;
-        Attention<READING, HEADS>{s, shared.row, exchange(0), walk.stop}.run(
-            walk.slot_bytes,
-            [&] {
-                taken = slot;
-                return take();
-            },
-            [&] { release(taken); });
+        Attention<READING, HEADS>{s, shared.row, exchange(0), walk.stop}.run();
     }
 };
 
@@ -387,10 +455,10 @@ extern "C" __global__ void __launch_bounds__(WALK_THREADS, 1) walk(const __grid_
     if (threadIdx.x == 0) {
         for (uint32_t i = 0; i < 2 * WALK_WARPS * walk.slots; ++i) begin_barrier(shared.filled + i, 1);
         *shared.stage = *shared.kept = 0;
+        for (uint32_t w = 0; w < WALK_WARPS; ++w) shared.begun[w] = 0;
         show_barriers();
     }
-    if (threadIdx.x < 32)
-        for (uint32_t s = 0; s < STAGES_AHEAD; ++s) Keeper{walk, shared}.hold_stage(s);
+    if (threadIdx.x < 32) Keeper{walk, shared}.begin();
     __syncthreads();
     if (threadIdx.x < WALKERS)
         Walker{walk, shared}.run();

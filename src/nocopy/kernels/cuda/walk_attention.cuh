@@ -2,6 +2,7 @@
 // of what the parts of its heads come to together.
 #pragma once
 
+#include "mma.cuh"
 #include "walk_stage.cuh"
 
 #if __CUDA_ARCH__ >= 900
@@ -28,115 +29,183 @@ struct AttentionJob {
     }
 };
 
-// The rows of a cache that a block reads in an attention stage: `tile` tokens at a time lie in a warp's slot,
-// the keys first, each row `step` bytes behind the one before it, so that lanes read several at once.
+// The rows of a cache that a block reads in an attention stage.
 struct CachedHead {
     const uint8_t *keys, *values;  // of token 0
     uint64_t key_row, value_row;   // bytes from a token to the next
-    uint32_t bytes, step, tile;
 
-    CachedHead() = default;
-    __device__ __forceinline__ CachedHead(const nocopy_launch& launch, const AttentionJob& job,
-                                          uint32_t slot) {
+    __device__ __forceinline__ CachedHead(const nocopy_launch& launch, const AttentionJob& job) {
         const Tensor k(launch, 2), v(launch, 3);
         const uint32_t size = k.dtype == NOCOPY_F32 ? 4 : 2;
         keys = k.as<uint8_t>() + k.at(0, job.group) * size, key_row = (uint64_t)k.strides[0] * size;
         values = v.as<uint8_t>() + v.at(0, job.group) * size, value_row = (uint64_t)v.strides[0] * size;
-        bytes = job.n * size, step = bytes + 16;
-        tile = min(slot / (2 * step), MOST_TOKENS);
+    }
+};
+
+// Keys and values of TILE tokens in a warp's registers. Of a key, four lanes have every fourth piece of eight
+// elements; of the values of every second token, eight lanes have one piece of every 64.
+constexpr uint32_t TILE = 8;
+
+template <int READING>
+struct CachedTile {
+    static constexpr uint32_t SIZE = READING == READ_F32 ? 4 : 2;
+    static constexpr int GROUPS = WALK_HEAD_GROUPS;
+
+    RawEight<READING> keys[2 * GROUPS], values[GROUPS][2];
+
+    static __device__ __forceinline__ uint32_t token() { return threadIdx.x % 32 / 4; }
+    static __device__ __forceinline__ uint32_t at(uint32_t c) { return EIGHT * (4 * c + threadIdx.x % 4); }
+    static __device__ __forceinline__ uint32_t value_token(uint32_t i) { return 2 * (threadIdx.x % 4) + i; }
+    static __device__ __forceinline__ uint32_t value_at(uint32_t g) {
+        return 64 * g + EIGHT * (threadIdx.x % 32 / 4);
+    }
+
+    // Of the tokens [first, first + count), but the newest one, which is not in the cache yet.
+    __device__ __forceinline__ void bring(const CachedHead& cached, uint32_t n, uint32_t first,
+                                          uint32_t count, uint32_t newest) {
+        const uint8_t* key = cached.keys + (first + token()) * cached.key_row;
+        const bool there = token() < count && first + token() != newest;
+#pragma unroll
+        for (uint32_t c = 0; c < 2 * GROUPS; ++c)
+            if (there && at(c) < n) keys[c] = RawEight<READING>::fresh(key + at(c) * SIZE);
+#pragma unroll
+        for (uint32_t i = 0; i < 2; ++i) {
+            const uint32_t t = first + value_token(i);
+            const uint8_t* value = cached.values + t * cached.value_row;
+#pragma unroll
+            for (uint32_t g = 0; g < GROUPS; ++g)
+                if (value_token(i) < count && t != newest && value_at(g) < n)
+                    values[g][i] = RawEight<READING>::fresh(value + value_at(g) * SIZE);
+        }
+    }
+
+    // The newest token is number `place` of the tile.
+    __device__ __forceinline__ void put(uint32_t place, const uint8_t* key, const uint8_t* value,
+                                        uint32_t n) {
+#pragma unroll
+        for (uint32_t c = 0; c < 2 * GROUPS; ++c)
+            if (token() == place && at(c) < n) keys[c] = RawEight<READING>(key + at(c) * SIZE);
+#pragma unroll
+        for (uint32_t g = 0; g < GROUPS; ++g)
+#pragma unroll
+            for (uint32_t i = 0; i < 2; ++i)
+                if (value_token(i) == place && value_at(g) < n)
+                    values[g][i] = RawEight<READING>(value + value_at(g) * SIZE);
+    }
+};
+
+// Element `at` of a head, of heads of n elements one behind the other.
+struct Element {
+    uint32_t head, at;
+
+    __device__ __forceinline__ Element(uint32_t index, uint32_t n) : head(index / n), at(index % n) {}
+    __device__ __forceinline__ void advance(uint32_t by, uint32_t n) {
+        for (at += by; at >= n; at -= n) ++head;
     }
 };
 
 // What a block's warps do. The row in shared memory: queries, the newest key and value as the cache will hold
-// them, and behind them what warps have seen. Of a tile, a team of four lanes has a token.
+// them, and behind them what warps have seen. The cache is read while queries are awaited.
+//
+// Scores are queries times keys, results values times weights: products of matrices that read 11 bits of a
+// factor, as TF32. Queries and weights are two such parts each, which are rows of their own: row r is head
+// r % 4, its upper part below 4, what is left from 4 on. The cache's 16 bits fit one.
 template <int READING, int HEADS>
 struct Attention {
     static constexpr uint32_t SIZE = READING == READ_F32 ? 4 : 2;
-    static constexpr int GROUPS = WALK_HEAD_GROUPS;  // pairs of elements of a head that a lane adds up
+    static constexpr int GROUPS = WALK_HEAD_GROUPS;
 
     const nocopy_stage& s;
     float* row;
     uint32_t* words;  // of the exchange
     const volatile int32_t* stop;
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    float largest[HEADS], sum[HEADS], seen[HEADS][GROUPS][2];
+    Eight queries[2 * GROUPS];              // of row lane / 4: pieces as of keys
+    float largest = LOWEST, sum = 0.0f;     // of its head; the sum of this lane's tokens
+    float seen[GROUPS][EIGHT / 2][4] = {};  // of elements of a piece, two each, those of two rows
 
-    // take() waits for the warp's next tile, release() lets go of it.
-    template <typename Take, typename Release>
-    __device__ __forceinline__ void run(uint32_t slot_bytes, Take take, Release release) {
-        const nocopy_launch& launch = s.launch;
-        const AttentionJob job(launch, HEADS);
+    __device__ __forceinline__ void run() {
+        const AttentionJob job(s.launch, HEADS);
         if (job.idle) return;
-        const uint32_t n = job.n;
-        const Tokens tokens(launch, 0);
-        const Part part(tokens, job.split, job.most, FEWEST_TOKENS);
-        const uint32_t parts = part.parts;
-        const bool empty = tokens.start >= tokens.stop, alone = parts == 1;
-        const CachedHead cached(launch, job, slot_bytes);
-        // Whose row the blocks have just handed on.
-        const uint32_t newest = (uint32_t)*Tensor(launch, 4).as<int32_t>();
+        const uint32_t n = job.n, newest = s.share.newest, end = s.share.stop, parts = s.share.parts;
+        const bool alone = parts == 1;
+        const CachedHead cached(s.launch, job);
+        uint32_t at = s.share.start + warp * TILE;
+        CachedTile<READING> tile;
+        if (at < end) tile.bring(cached, n, at, min(TILE, end - at), newest);
+        // Of what the warps have seen, and the block's share of what parts come to: a thread reads an element
+        // of one part, and then has that of the part that its lane is for.
+        const Element own(threadIdx.x, n);
+        const uint32_t all = job.heads * n, width = (all + job.most - 1) / job.most, lanes = lanes_for(parts);
+        const uint32_t first = min(job.split * width, all), count = min(width, all - first);
         bring_heads(job);
-#pragma unroll
-        for (int h = 0; h < HEADS; ++h) {
-            largest[h] = LOWEST, sum[h] = 0.0f;
-#pragma unroll
-            for (int g = 0; g < GROUPS; ++g) seen[h][g][0] = seen[h][g][1] = 0.0f;
-        }
-        const uint32_t end = (uint32_t)part.stop;
+        hold_queries(job);
+        const uint8_t *key = (const uint8_t*)(row + job.heads * n), *value = key + n * SIZE;
 #pragma unroll 1
-        for (uint32_t at = (uint32_t)part.start + warp * cached.tile; at < end;
-             at += WALK_WARPS * cached.tile) {
-            see(take(), min(cached.tile, end - at), newest - at, cached, job);
-            release();
+        for (uint32_t next; at < end; at = next) {
+            next = at + WALK_WARPS * TILE;
+            CachedTile<READING> following;
+            if (next < end) following.bring(cached, n, next, min(TILE, end - next), newest);
+            if (newest - at < TILE) tile.put(newest - at, key, value, n);
+            see(tile, min(TILE, end - at));
+            tile = following;
         }
-        float* states = row + (job.heads + 2) * n;  // [warp][head]: largest, sum, n values
-        auto state = [&](uint32_t r, uint32_t h) { return states + (r * HEADS + h) * (n + 2); };
-        keep(job, [&](uint32_t h) { return state(warp, h); });
+        float *states = row + (job.heads + 2) * n, *tops = states + WALK_WARPS * HEADS * n;
+        keep(job, states + warp * HEADS * n, tops + 2 * warp * HEADS);
         meet(WALKERS);
         uint32_t* partial = (words + s.partial) + (uint64_t)job.job * job.most * HEADS * (n + 2);
-        auto partial_of = [&](uint32_t p, uint32_t h) { return partial + (p * HEADS + h) * (n + 2); };
 #pragma unroll 1
-        for (uint32_t e = threadIdx.x; e < job.heads * n; e += WALKERS) {
-            const uint32_t h = e / n, i = e % n;
+        for (Element e = own; e.head < job.heads; e.advance(WALKERS, n)) {
             float largest = LOWEST, sum = 0.0f, value = 0.0f;
-#pragma unroll 2
-            for (uint32_t r = 0; r < WALK_WARPS; ++r) largest = nan_max(largest, state(r, h)[0]);
-#pragma unroll 2
+#pragma unroll
+            for (uint32_t r = 0; r < WALK_WARPS; ++r)
+                largest = nan_max(largest, tops[2 * (r * HEADS + e.head)]);
+#pragma unroll
             for (uint32_t r = 0; r < WALK_WARPS; ++r) {
-                const float keep = expf(state(r, h)[0] - largest);
-                sum = fmaf(keep, state(r, h)[1], sum);
-                value = fmaf(keep, state(r, h)[2 + i], value);
+                const uint32_t at = r * HEADS + e.head;
+                const float keep = expf(tops[2 * at] - largest);
+                sum = fmaf(keep, tops[2 * at + 1], sum);
+                value = fmaf(keep, states[at * n + e.at], value);
             }
-            if (alone && job.split == 0) publish_head(job.head + h, i, n, empty ? 0.0f : value / sum);
+            if (alone && job.split == 0)
+                publish_head(job.head + e.head, e.at, n, s.share.empty ? 0.0f : value / sum);
             // Parts that nobody needs too: every use of a place writes all of it.
-            uint32_t* to = partial_of(job.split, h);
-            store_tagged(to + 2 + i, __float_as_uint(value), s.partial_tag);
-            if (i == 0) {
-                store_tagged(to, __float_as_uint(largest), s.partial_tag);
-                store_tagged(to + 1, __float_as_uint(sum), s.partial_tag);
+            uint32_t* to = partial + job.split * HEADS * (n + 2);
+            store_tagged(to + e.head * n + e.at, __float_as_uint(value), s.partial_tag);
+            if (e.at == 0) {
+                store_tagged(to + HEADS * n + 2 * e.head, __float_as_uint(largest), s.partial_tag);
+                store_tagged(to + HEADS * n + 2 * e.head + 1, __float_as_uint(sum), s.partial_tag);
             }
         }
         meet(WALKERS);  // all have read the states
-        if (alone || job.split >= parts) return;
-        // The block's share of the elements: a lane reads that of one part.
-        const uint32_t all = job.heads * n, lanes = lanes_for(parts), p = lane % lanes;
-        const uint32_t first = all * job.split / parts, stop = all * (job.split + 1) / parts;
+        if (alone) return;
+        float* read = states;  // of each part and element: its value, the largest score, the sum
 #pragma unroll 1
-        for (uint32_t base = first + warp * (32 / lanes); base < stop; base += WALKERS / lanes) {
-            const uint32_t e = min(base + lane / lanes, stop - 1), h = e / n, i = e % n;
-            float largest = LOWEST, sum = 0.0f, value = 0.0f;
-            if (p < parts) read_part(partial_of(p, h), i, s.partial_tag, largest, sum, value);
-            float top = largest;
+        for (uint32_t i = threadIdx.x; i < parts * count; i += WALKERS) {
+            const uint32_t p = i / count;
+            const Element e(first + i % count, n);
+            read_part(partial + p * HEADS * (n + 2), HEADS * n + 2 * e.head, e.head * n + e.at, read + 3 * i);
+        }
+        meet(WALKERS);
+#pragma unroll 1
+        for (uint32_t i = threadIdx.x; i - lane < count * lanes; i += WALKERS) {
+            const uint32_t p = i % lanes, index = i / lanes;
+            const bool there = p < parts && index < count;
+            const float* part = read + 3 * (p * count + index);
+            float top = there ? part[1] : LOWEST;
             for (uint32_t mask = lanes / 2; mask; mask /= 2)
                 top = nan_max(top, __shfl_xor_sync(~0u, top, mask));
-            const float keep = p < parts ? expf(largest - top) : 0.0f;
-            sum *= keep, value *= keep;
+            const float keep = there ? expf(part[1] - top) : 0.0f;
+            float value = there ? keep * part[0] : 0.0f, sum = there ? keep * part[2] : 0.0f;
             for (uint32_t mask = lanes / 2; mask; mask /= 2) {
                 sum += __shfl_xor_sync(~0u, sum, mask);
                 value += __shfl_xor_sync(~0u, value, mask);
             }
-            if (p == 0 && base + lane / lanes < stop) publish_head(job.head + h, i, n, value / sum);
+            if (p || !there) continue;
+            const Element e(first + index, n);
+            publish_head(job.head + e.head, e.at, n, value / sum);
         }
+        meet(WALKERS);  // all have read the parts
     }
 
     // The smallest power of two that is as large.
@@ -146,110 +215,122 @@ struct Attention {
         return lanes;
     }
 
-    // Largest, sum and value i of a part.
-    __device__ __forceinline__ void read_part(const uint32_t* at, uint32_t i, uint32_t tag, float& largest,
-                                              float& sum, float& value) const {
+    // A value of a part, its largest score, and the sum of its weights.
+    __device__ __forceinline__ void read_part(const uint32_t* part, uint32_t top, uint32_t at,
+                                              float* to) const {
         Patience patience{stop};
         uint32_t words[3];
         bool missing;
         do {
-            words[0] = load_tagged_word(at), words[1] = load_tagged_word(at + 1);
-            words[2] = load_tagged_word(at + 2 + i);
-            missing = (((words[0] ^ tag) | (words[1] ^ tag) | (words[2] ^ tag)) & 1) != 0;
+            words[0] = load_tagged_word(part + at);
+            words[1] = load_tagged_word(part + top), words[2] = load_tagged_word(part + top + 1);
+            missing =
+                (((words[0] ^ s.partial_tag) | (words[1] ^ s.partial_tag) | (words[2] ^ s.partial_tag)) &
+                 1) != 0;
             if (missing) relax();
         } while (missing && !patience.over());
-        largest = __uint_as_float(words[0]), sum = __uint_as_float(words[1]);
-        value = __uint_as_float(words[2]);
+#pragma unroll
+        for (int i = 0; i < 3; ++i) to[i] = __uint_as_float(words[i]);
     }
 
     __device__ __forceinline__ void publish_head(uint32_t head, uint32_t i, uint32_t n, float value) const {
         store_tagged((words + s.target + head * n + i), __float_as_uint(value), s.target_tag);
     }
 
-    // A tile of `count` tokens, of which the newest one, if it is there, is not in the cache yet.
-    __device__ __forceinline__ void see(const uint8_t* slot, uint32_t count, uint32_t newest,
-                                        const CachedHead& cached, const AttentionJob& job) {
-        const uint32_t n = job.n, token = min(lane / 4, count - 1);
-        const uint8_t *newest_key = (const uint8_t*)(row + job.heads * n),
-                      *newest_value = newest_key + cached.bytes;
-        const uint8_t* key = token == newest ? newest_key : slot + token * cached.step;
-        float scores[HEADS] = {};
-#pragma unroll 1
-        for (uint32_t c = EIGHT * (lane % 4); c < n; c += 4 * EIGHT) {
-            const Eight k = RawEight<READING>(key + c * SIZE).decoded();
+    // The part of a value that row lane / 4 takes.
+    __device__ __forceinline__ float part_of(float value) const {
+        const float upper = tf32_part(value);
+        return lane < 16 ? upper : value - upper;
+    }
+
+    __device__ __forceinline__ void hold_queries(const AttentionJob& job) {
+        const uint32_t head = min(lane / 4 % 4, job.heads - 1);
 #pragma unroll
-            for (int h = 0; h < HEADS; ++h) {
-                const uint8_t* query = (const uint8_t*)(row + min((uint32_t)h, job.heads - 1) * n + c);
-                scores[h] += dot(RawEight<READ_F32>(query).decoded(), k);
+        for (uint32_t c = 0; c < 2 * GROUPS; ++c) {
+            const uint32_t at = CachedTile<READING>::at(c);
+            const uint8_t* query = (const uint8_t*)(row + head * job.n + at);
+            queries[c] = (at < job.n ? RawEight<READ_F32>(query) : RawEight<READ_F32>()).decoded();
+#pragma unroll
+            for (uint32_t j = 0; j < EIGHT; ++j) queries[c].v[j] = part_of(queries[c].v[j]);
+        }
+    }
+
+    // A tile of `count` tokens; of its scores and weights, a lane has those of two tokens for one row.
+    __device__ __forceinline__ void see(const CachedTile<READING>& tile, uint32_t count) {
+        float scores[4] = {};
+#pragma unroll
+        for (uint32_t c = 0; c < 2 * GROUPS; ++c) {
+            const Eight key = tile.keys[c].decoded(), &query = queries[c];
+#pragma unroll
+            for (uint32_t j = 0; j < EIGHT; j += 2) {
+                multiply_tf32(scores, query.v[j], 0.0f, query.v[j + 1], 0.0f, key.v[j], key.v[j + 1]);
+                if constexpr (READING == READ_F32)
+                    multiply_tf32(scores, query.v[j], 0.0f, query.v[j + 1], 0.0f, rest(key.v[j]),
+                                  rest(key.v[j + 1]));
             }
         }
-        float weights[HEADS];
+        bool there[2];
+        float top = largest, weights[2];
 #pragma unroll
-        for (int h = 0; h < HEADS; ++h) {
-            float score = scores[h];
-            score += __shfl_xor_sync(~0u, score, 1);
-            score += __shfl_xor_sync(~0u, score, 2);
-            score *= param_f32(s.launch, 0);
+        for (uint32_t i = 0; i < 2; ++i) {
+            scores[i] = param_f32(s.launch, 0) * (scores[i] + __shfl_xor_sync(~0u, scores[i], 16));
 #ifndef NO_SOFTCAP
             const float softcap = param_f32(s.launch, 1);
-            if (softcap != 0.0f) score = capped(score, softcap);
+            if (softcap != 0.0f) scores[i] = capped(scores[i], softcap);
 #endif
-            const bool there = lane / 4 < count;
-            float top = there ? score : LOWEST;
-            for (int mask = 4; mask < 32; mask *= 2) top = nan_max(top, __shfl_xor_sync(~0u, top, mask));
-            top = nan_max(top, largest[h]);
-            const float before = expf(largest[h] - top);
-            weights[h] = there ? expf(score - top) : 0.0f;
-            largest[h] = top;
-            sum[h] = fmaf(sum[h], before, weights[h]);
-#pragma unroll
-            for (int g = 0; g < GROUPS; ++g) seen[h][g][0] *= before, seen[h][g][1] *= before;
+            there[i] = CachedTile<READING>::value_token(i) < count;
+            if (there[i]) top = nan_max(top, scores[i]);
         }
-#pragma unroll 1
-        for (uint32_t t = 0; t < count; ++t) {
-            const uint8_t* value = t == newest ? newest_value : slot + (cached.tile + t) * cached.step;
-            float w[HEADS];
+        top = nan_max(top, __shfl_xor_sync(~0u, top, 1));
+        top = nan_max(top, __shfl_xor_sync(~0u, top, 2));
+        const float before = expf(largest - top);
+        largest = top;
+        sum *= before;
 #pragma unroll
-            for (int h = 0; h < HEADS; ++h) w[h] = __shfl_sync(~0u, weights[h], 4 * t);
+        for (uint32_t i = 0; i < 2; ++i) {
+            weights[i] = there[i] ? expf(scores[i] - top) : 0.0f;
+            sum += weights[i];
+            weights[i] = part_of(weights[i]);
+        }
+        const float even = __shfl_sync(~0u, before, 8 * lane % 16);
+        const float odd = __shfl_sync(~0u, before, 8 * lane % 16 + 4);
 #pragma unroll
-            for (int g = 0; g < GROUPS; ++g) {
-                const uint32_t e = 64 * g + 2 * lane;
-                if (e >= n) continue;
-                float v[2];
-                two_at(value + e * SIZE, v);
+        for (int g = 0; g < GROUPS; ++g) {
+            const Eight a = tile.values[g][0].decoded(), b = tile.values[g][1].decoded();
 #pragma unroll
-                for (int h = 0; h < HEADS; ++h) {
-                    seen[h][g][0] = fmaf(w[h], v[0], seen[h][g][0]);
-                    seen[h][g][1] = fmaf(w[h], v[1], seen[h][g][1]);
-                }
+            for (uint32_t j = 0; j < EIGHT / 2; ++j) {
+                float (&d)[4] = seen[g][j];
+                d[0] *= even, d[1] *= odd, d[2] *= even, d[3] *= odd;
+                multiply_tf32(d, a.v[2 * j], a.v[2 * j + 1], b.v[2 * j], b.v[2 * j + 1], weights[0],
+                              weights[1]);
+                if constexpr (READING == READ_F32)
+                    multiply_tf32(d, rest(a.v[2 * j]), rest(a.v[2 * j + 1]), rest(b.v[2 * j]),
+                                  rest(b.v[2 * j + 1]), weights[0], weights[1]);
             }
         }
     }
 
-    static __device__ __forceinline__ void two_at(const uint8_t* at, float (&v)[2]) {
-        if constexpr (READING == READ_F32) {
-            v[0] = read_as<float>(at), v[1] = read_as<float>(at + 4);
-        } else {
-            const uint32_t pair = read_as<uint32_t>(at);
-            v[0] = READING == READ_BF16 ? __uint_as_float(pair << 16) : f16_to_f32((uint16_t)pair);
-            v[1] = READING == READ_BF16 ? __uint_as_float(pair & 0xffff0000)
-                                        : f16_to_f32((uint16_t)(pair >> 16));
-        }
-    }
+    static __device__ __forceinline__ float rest(float value) { return value - tf32_part(value); }
 
-    // What the warp has seen, for the others.
-    template <typename State>
-    __device__ __forceinline__ void keep(const AttentionJob& job, State state) {
+    // What the warp has seen, for the others: of a head n values; its largest score and the sum of weights.
+    __device__ __forceinline__ void keep(const AttentionJob& job, float* values, float* tops) {
+        sum += __shfl_xor_sync(~0u, sum, 1);
+        sum += __shfl_xor_sync(~0u, sum, 2);
+        if (lane % 4 == 0 && lane / 4 < job.heads)
+            tops[2 * (lane / 4)] = largest, tops[2 * (lane / 4) + 1] = sum;
+        // A lane has the upper parts of two heads, or what is left of them; then all of one of the two.
+        const bool upper = lane % 4 < 2;
+        const uint32_t head = lane % 2 * 2 + !upper;
 #pragma unroll
-        for (int h = 0; h < HEADS; ++h) {
-            for (int mask = 4; mask < 32; mask *= 2) sum[h] += __shfl_xor_sync(~0u, sum[h], mask);
-            if (h >= job.heads) continue;
-            float* to = state(h);
-            if (lane == 0) to[0] = largest[h], to[1] = sum[h];
+        for (int g = 0; g < GROUPS; ++g) {
+            float* to = values + head * job.n + CachedTile<READING>::value_at(g);
+            const bool own = head < job.heads && CachedTile<READING>::value_at(g) < job.n;
 #pragma unroll
-            for (int g = 0; g < GROUPS; ++g) {
-                const uint32_t e = 64 * g + 2 * lane;
-                if (e < job.n) to[2 + e] = seen[h][g][0], to[3 + e] = seen[h][g][1];
+            for (uint32_t j = 0; j < EIGHT / 2; ++j) {
+                const float (&d)[4] = seen[g][j];
+                TwoFloats both = {(upper ? d[0] : d[1]) + __shfl_xor_sync(~0u, upper ? d[1] : d[0], 2),
+                                  (upper ? d[2] : d[3]) + __shfl_xor_sync(~0u, upper ? d[3] : d[2], 2)};
+                if (own) *(TwoFloats*)(to + 2 * j) = both;
             }
         }
     }

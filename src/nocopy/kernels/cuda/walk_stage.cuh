@@ -6,14 +6,13 @@
 #include "barrier.cuh"
 #include "row_product.cuh"
 
-constexpr uint32_t WALK_WARPS = 8, STREAMERS = 2, KEEPERS = 1;
+constexpr uint32_t WALK_WARPS = 8, STREAMERS = 3, KEEPERS = 1;
 constexpr uint32_t WALK_THREADS = 32 * (WALK_WARPS + STREAMERS + KEEPERS), WALKERS = 32 * WALK_WARPS;
 constexpr uint32_t NO_TAG = 2;          // the row lies in memory since before the kernel began
 constexpr uint32_t NOWHERE = ~0u;       // nobody needs it
 constexpr uint32_t FEWEST_TOKENS = 64;  // of a part of attention
 constexpr uint32_t STAGES_HELD = 16, STAGES_AHEAD = 8;  // in shared memory; of them behind the one at hand
 constexpr uint32_t CANDIDATE_WORDS = 4;
-constexpr uint32_t MOST_TOKENS = 8;  // whose rows of the cache lie in a warp's slot
 constexpr int MOST_HELD = 8;
 
 // What the kernel is compiled for: sets of dtypes, 1 << dtype each, of weights and caches.
@@ -46,10 +45,17 @@ struct nocopy_stage {
     uint32_t target, target_tag;    // and where its results go
     uint32_t best, best_tag;        // where each block's likeliest result goes
     uint32_t partial, partial_tag;  // where parts of attention go
-    uint32_t each[3], more[3];      // pairs of a product that each block has; how many blocks have one more
-    uint32_t keys, values;          // words from the queries to the keys and to the values
-    uint32_t held;                  // words of four elements of the row that a lane keeps in registers
-    uint32_t chunks;                // of a row
+    union {
+        struct {
+            uint32_t each[3], more[3];  // pairs of a product that each block has; how many have one more
+        };
+        struct {
+            uint32_t start, stop, newest, parts, empty;
+        } share;  // of attention, which the block puts there: its part of the tokens, and the newest token
+    };
+    uint32_t keys, values;  // words from the queries to the keys and to the values
+    uint32_t held;          // words of four elements of the row that a lane keeps in registers
+    uint32_t chunks;        // of a row
     union {
         nocopy_fused product;
         nocopy_launch launch;  // of the op
@@ -62,11 +68,13 @@ struct nocopy_walk {
     uint32_t count;              // stages
     uint32_t slots, slot_bytes;  // of a warp's ring
     uint32_t ahead, one_more;    // copies of a warp that are on their way; how many warps have one more
+    uint32_t pace;               // cycles from the start of one to that of the next, at least
+    uint32_t scouted;            // pieces behind a full ring that the second cache is to hold
     uint32_t row_words;          // of shared memory
 };
 
 static_assert(sizeof(nocopy_stage) == 416, "device/cuda_walk.py packs this struct");
-static_assert(sizeof(nocopy_walk) == 48, "device/cuda_walk.py packs this struct");
+static_assert(sizeof(nocopy_walk) == 56, "device/cuda_walk.py packs this struct");
 
 #if __CUDA_ARCH__ >= 900
 
@@ -116,6 +124,7 @@ struct WalkMemory {
     uint64_t* best;
     float* squares;
     volatile uint32_t *stage, *kept;  // that the block is at; stages that the keeper has seen begin
+    volatile uint32_t* begun;  // of each warp: twice its slots that were filled, and 1 if none is empty
 
     __device__ __forceinline__ WalkMemory(const nocopy_walk& w) {
         rings = dynamic_shared();
@@ -128,6 +137,7 @@ struct WalkMemory {
         squares = (float*)(best + WALK_WARPS);
         stage = (uint32_t*)(squares + WALK_WARPS);
         kept = stage + 1;
+        begun = kept + 1;
     }
 };
 

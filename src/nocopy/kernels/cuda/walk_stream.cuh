@@ -1,26 +1,18 @@
-// The warps of walk.cu that bring what others compute with: weights, stages, and what is to lie in the second
-// cache.
+// The warps of walk.cu that bring what others compute with: weights, stages, a block's share of the tokens,
+// and what is to lie in the second cache.
 #pragma once
 
 #include "walk_attention.cuh"
 
 #if __CUDA_ARCH__ >= 900
 
-// Weights on their way to one warp: all that its pieces of all products need, in order. EACH lanes of a
-// streamer keep one each. What is copied next is known before there is room for it.
-struct Stream {
-    static constexpr uint32_t EACH = WALK_WARPS / STREAMERS;
-
+// The pieces of weights that one warp needs, of all products, in order.
+struct Pieces {
     const nocopy_walk& walk;
     const WalkMemory& shared;
-    const uint32_t warp = (WALK_THREADS - 1 - threadIdx.x) / 32 * EACH + threadIdx.x % 32;
-    uint64_t *filled = shared.filled + warp * walk.slots, *emptied = shared.emptied + warp * walk.slots;
-    uint8_t* ring = shared.rings + warp * walk.slots * walk.slot_bytes;
-    uint32_t stage = ~0u, product = 0, products = 0;  // of what is copied next
-    uint32_t piece = 0, start = 0, stop = 0;          // of the stage; of them the product's
-    bool attends = false;
-    uint32_t begun = 0, arrived = 0;  // slots, counted from the start
-    uint32_t begin_at = 0, begin_parity = 1, arrive_at = 0, arrive_parity = 0;
+    const uint32_t warp;
+    uint32_t stage = ~0u, product = 0, products = 0;            // of the next piece
+    uint32_t piece = 0, start = 0, stop = 0;                    // of the stage; of them the product's
     const uint8_t* weight = nullptr;                            // the weight's first row
     uint64_t apart = 0;                                         // bytes from a row of a pair to the other
     uint32_t row_bytes = 0, first = 0;                          // the first pair
@@ -28,51 +20,14 @@ struct Stream {
     uint32_t chunks = 0, reciprocal = 0, width = 0, whole = 0;  // of a row; bytes of a chunk and of all
     const uint8_t* next = nullptr;                              // a piece of the pair's first row
     uint64_t next_apart = 0;
-    uint32_t next_bytes = 0, next_tokens = 0;
-    CachedHead cached;  // of a stage of attention: then pieces are tiles of its tokens [start, stop)
+    uint32_t next_bytes = 0;
 
-    __device__ __forceinline__ void run() {
-        if (threadIdx.x % 32 >= EACH) return;
-        const uint32_t limit = walk.ahead + (warp < walk.one_more);
-        for (;;) {
-            if (arrived < begun && passed(filled + arrive_at, arrive_parity)) {
-                ++arrived;
-                if (++arrive_at == walk.slots) arrive_at = 0, arrive_parity ^= 1;
-            }
-            // Nothing has emptied a slot before its first use: that phase counts as passed.
-            if (next && begun - arrived < limit && passed(emptied + begin_at, begin_parity)) {
-                copy(filled + begin_at, ring + begin_at * walk.slot_bytes);
-                ++begun;
-                if (++begin_at == walk.slots) begin_at = 0, begin_parity ^= 1;
-                next = nullptr;
-            }
-            if (!next && !prepare() && stage + 1 == walk.count && arrived == begun) return;
-            relax();
-        }
-    }
+    __device__ __forceinline__ Pieces(const nocopy_walk& w, const WalkMemory& m, uint32_t of)
+        : walk(w), shared(m), warp(of) {}
 
-    __device__ __forceinline__ void copy(uint64_t* barrier, uint8_t* to) const {
-        if (!next_tokens) return copy_pair(barrier, to, next, next + next_apart, next_bytes);
-        announce(barrier, 2 * next_tokens * cached.bytes);
-        const uint8_t *key = next, *value = next + next_apart;
-        for (uint32_t i = 0; i < next_tokens; ++i) {
-            copy_announced(barrier, to + i * cached.step, key, cached.bytes);
-            copy_announced(barrier, to + (cached.tile + i) * cached.step, value, cached.bytes);
-            key += cached.key_row, value += cached.value_row;
-        }
-    }
-
-    // What is copied next; false if there is none, or if its stage is not held yet.
+    // False if there is none, or if its stage is not held yet.
     __device__ __forceinline__ bool prepare() {
         if (piece >= stop && !(next_product() && piece < stop)) return false;
-        if (attends) {
-            next = cached.keys + piece * cached.key_row;
-            next_apart = cached.values + piece * cached.value_row - next;
-            next_tokens = min(cached.tile, stop - piece);
-            piece += WALK_WARPS * cached.tile;
-            return true;
-        }
-        next_tokens = 0;
         const uint32_t local = piece - start, index = reciprocal ? __umulhi(local, reciprocal) : local;
         const uint32_t skip = (local - index * chunks) * width, pair = first + index;
         const uint32_t head = half_reciprocal ? __umulhi(pair, half_reciprocal) : pair;
@@ -91,16 +46,10 @@ struct Stream {
             ++product;
         } else {
             if (stage + 1 == walk.count || stage + 1 >= *shared.kept + STAGES_AHEAD) return false;
-            // The newest token of the pass before is in the cache once the block begins this one
-            // (`see_cache`).
-            if (shared.stages[(stage + 1) % STAGES_HELD].kind == STAGE_ATTENTION && stage > *shared.kept)
-                return false;
             __threadfence_block();  // the stage is held
             ++stage;
             const nocopy_stage& s = shared.stages[stage % STAGES_HELD];
             product = products = piece = stop = 0;
-            attends = s.kind == STAGE_ATTENTION;
-            if (attends) next_tiles(s.launch);
             if (s.kind != STAGE_PRODUCT) return true;
             products = s.product.gate ? 1 : s.product.count;
             piece = warp;
@@ -119,17 +68,74 @@ struct Stream {
         return true;
     }
 
-    __device__ __forceinline__ void next_tiles(const nocopy_launch& launch) {
-        const AttentionJob job(launch, AttentionJob::at_once(launch));
-        if (job.idle) return;
-        const Part part(Tokens(launch, 0), job.split, job.most, FEWEST_TOKENS);
-        cached = CachedHead(launch, job, walk.slot_bytes);
-        piece = (uint32_t)part.start + warp * cached.tile, stop = (uint32_t)part.stop;
-    }
-
     static __device__ __forceinline__ uint32_t bytes_of(uint32_t dtype, uint32_t elements) {
         if (is_blocks(dtype)) return elements / block_elements(dtype) * block_bytes(dtype);
         return elements * (dtype == NOCOPY_F32 ? 4 : 2);
+    }
+};
+
+// Weights on their way to one warp. A lane of a streamer keeps one. What is copied next is known before there
+// is room for it.
+struct Stream : Pieces {
+    uint64_t *filled, *emptied;
+    uint8_t* ring;
+    uint32_t begun = 0, arrived = 0;  // slots, counted from the start
+    uint32_t begin_at = 0, begin_parity = 1, arrive_at = 0, arrive_parity = 0;
+    uint32_t last = cycles();  // when it last began one
+
+    __device__ __forceinline__ Stream(const nocopy_walk& w, const WalkMemory& m)
+        : Pieces(w, m, (WALK_THREADS - 1 - threadIdx.x) / 32 + STREAMERS * (threadIdx.x % 32)),
+          filled(m.filled + warp * w.slots),
+          emptied(m.emptied + warp * w.slots),
+          ring(m.rings + warp * w.slots * w.slot_bytes) {}
+
+    __device__ __forceinline__ void run() {
+        if (warp >= WALK_WARPS) return;
+        const uint32_t limit = walk.ahead + (warp < walk.one_more);
+        for (;;) {
+            if (arrived < begun && passed(filled + arrive_at, arrive_parity)) {
+                ++arrived;
+                if (++arrive_at == walk.slots) arrive_at = 0, arrive_parity ^= 1;
+            }
+            if (next && begun - arrived < limit && cycles() - last >= walk.pace) {
+                // Nothing has emptied a slot before its first use: that phase counts as passed.
+                const bool room = passed(emptied + begin_at, begin_parity);
+                if (room) {
+                    last = cycles();
+                    copy_pair(filled + begin_at, ring + begin_at * walk.slot_bytes, next, next + next_apart,
+                              next_bytes);
+                    ++begun;
+                    if (++begin_at == walk.slots) begin_at = 0, begin_parity ^= 1;
+                    next = nullptr;
+                }
+                shared.begun[warp] = 2 * begun + !room;
+            }
+            if (!next && !prepare() && stage + 1 == walk.count && arrived == begun) return;
+            relax();
+        }
+    }
+};
+
+// While a warp's ring is full, has the second cache hold the pieces behind it: so memory goes on while blocks
+// wait for each other.
+struct Scout : Pieces {
+    uint32_t seen = 0, last = cycles();  // pieces behind it; when it last asked for one
+
+    __device__ __forceinline__ Scout(const nocopy_walk& w, const WalkMemory& m)
+        : Pieces(w, m, threadIdx.x % 32) {}
+
+    __device__ __forceinline__ void look() {
+        if (warp >= WALK_WARPS || (!next && !prepare())) return;
+        const uint32_t begun = shared.begun[warp], ahead = seen - begun / 2;
+        const bool behind = (int32_t)ahead < 0;
+        if (!behind && (begun % 2 == 0 || ahead >= walk.scouted || cycles() - last < walk.pace)) return;
+        if (!behind) {
+            prefetch(next, next_bytes);
+            prefetch(next + next_apart, next_bytes);
+            last = cycles();
+        }
+        ++seen;
+        next = nullptr;
     }
 };
 
@@ -139,9 +145,20 @@ struct Keeper {
     const WalkMemory& shared;
     const uint32_t lane = threadIdx.x % 32;
 
+    // What is there when the others begin.
+    __device__ __forceinline__ void begin() const {
+        for (uint32_t s = 0; s < STAGES_AHEAD; ++s) hold_stage(s);
+        __syncwarp();
+        for (uint32_t s = 0; s < min(2u, walk.count); ++s) share_tokens(shared.stages[s]);
+    }
+
     __device__ __forceinline__ void run() const {
+        Scout scout(walk, shared);
         for (uint32_t s = 0; s < walk.count; ++s) {
-            while (*shared.stage < s + 1) relax();
+            while (*shared.stage < s + 1) {
+                scout.look();
+                relax();
+            }
             __threadfence_block();
             hold_stage(s + STAGES_AHEAD);  // where nobody looks any more
             prepare(s);
@@ -165,6 +182,7 @@ struct Keeper {
     __device__ __forceinline__ void prepare(uint32_t s) const {
         if (s && shared.stages[s % STAGES_HELD].kind == STAGE_GATHER)
             see_cache(shared.stages[(s - 1) % STAGES_HELD]);  // the block knows what is likeliest
+        if (s + 2 < walk.count) share_tokens(shared.stages[(s + 2) % STAGES_HELD]);
         if (s + 1 == walk.count) return;
         const nocopy_stage& next = shared.stages[(s + 1) % STAGES_HELD];
         if (next.kind != STAGE_PRODUCT || !next.product.norm) return;
@@ -172,12 +190,32 @@ struct Keeper {
             prefetch((const uint8_t*)((const float*)next.product.norm + i));
     }
 
+    // The block's part of the tokens that a stage attends to, whose rows the second cache is to hold.
+    __device__ __forceinline__ void share_tokens(nocopy_stage& s) const {
+        if (s.kind != STAGE_ATTENTION) return;
+        const AttentionJob job(s.launch, AttentionJob::at_once(s.launch));
+        if (job.idle) return;
+        const Tokens tokens(s.launch, 0);
+        const Part part(tokens, job.split, job.most, FEWEST_TOKENS);
+        if (lane == 0) {
+            const bool empty = tokens.start >= tokens.stop;
+            const uint32_t newest = (uint32_t)*Tensor(s.launch, 4).as<int32_t>();
+            s.share = {(uint32_t)part.start, (uint32_t)part.stop, newest, part.parts, empty};
+        }
+        const CachedHead cached(s.launch, job);
+        const uint32_t bytes = job.n * (s.dtype == NOCOPY_F32 ? 4 : 2);
+        for (uint32_t t = (uint32_t)part.start + lane; t < (uint32_t)part.stop; t += 32)
+            for (uint32_t at = 0; at < bytes; at += 128) {
+                prefetch(cached.keys + t * cached.key_row + at);
+                prefetch(cached.values + t * cached.value_row + at);
+            }
+    }
+
     // Rows of the cache that other blocks wrote before they said what is likeliest are there for this block.
     __device__ __forceinline__ void see_cache(const nocopy_stage& s) const {
         for (uint32_t b = lane; b < gridDim.x; b += 32)
             load_tagged((const uint32_t*)walk.exchange + s.source + CANDIDATE_WORDS * b);
         __threadfence();
-        show_global();  // to the copies of others too, which begin after `kept`
     }
 };
 
