@@ -30,11 +30,11 @@ from nocopy.device.cuda_walk_stage import (
     Stage,
     chunks_of,
 )
-from nocopy.memory.dtype import DType
+from nocopy.memory.dtype import QUANTISED, DType
 from nocopy.tape.ops import GLU
 from nocopy.tape.record import Space
 
-WALK = struct.Struct("<3Q8I")
+WALK = struct.Struct("<3Q9I4x")
 """`nocopy_walk` there."""
 THREADS = 384
 """Of a block, those included that do not compute."""
@@ -42,7 +42,8 @@ IN_FLIGHT = 64 << 10
 """Bytes of weights that are on their way to a multiprocessor: more delay what blocks wait for, fewer leave
 memory idle."""
 PACE = 1.5
-"""How much faster than memory's clocks allow copies are started: a limit to queues, not to what arrives."""
+"""How much faster than memory's clocks allow copies are started: a limit to queues, not to what arrives.
+Blocks are not paced: what they are computed with takes longer than what they come through."""
 SCOUTED = 8
 """Pieces of each warp that are fetched to the second cache while its ring is full."""
 SUMS_BYTES = 1024 * 8
@@ -330,7 +331,7 @@ class Walks:
         grid = min(self._chip.multiprocessors, *shares)
         slot_bytes = max(stage.slot_bytes for stage in run.stages)
         row_words = max(stage.row_words(grid) for stage in run.stages)
-        fixed = row_words * 4 + SUMS_BYTES + STAGES_HELD * STAGE.size + 256 + 2 * 8 * 64 * WARPS
+        fixed = row_words * 4 + SUMS_BYTES + STAGES_HELD * STAGE.size + 512 + 2 * 8 * 64 * WARPS
         slots = min((self._chip.block_shared_bytes - fixed) // (WARPS * slot_bytes), 64)
         if slots < 2 or any(stage.jobs > grid for stage in run.stages):
             return None
@@ -341,9 +342,11 @@ class Walks:
         in_flight = max(IN_FLIGHT // slot_bytes, WARPS)
         ahead = min(in_flight // WARPS, slots)
         one_more = in_flight % WARPS if ahead < slots else 0
-        pace = int(slot_bytes * WARPS / self._chip.bytes_per_cycle / PACE)
-        scouted = SCOUTED if all(stage.held for stage in run.stages if stage.group) else 0
-        tail = len(run.stages), slots, slot_bytes, ahead, one_more, pace, scouted, row_words
+        scouting = int(slot_bytes * WARPS / self._chip.bytes_per_cycle / PACE)
+        products = [stage for stage in run.stages if stage.group]
+        pace = 0 if any(stage.dtype in QUANTISED for stage in products) else scouting
+        scouted = SCOUTED if all(stage.held for stage in products) else 0
+        tail = len(run.stages), slots, slot_bytes, ahead, one_more, pace, scouted, scouting, row_words
         shared = fixed + slots * WARPS * slot_bytes
         shape = Shape("walk", "walk", grid, (THREADS, 1), defines=_defines(run.stages))
         return WalkLaunch(shape, stages, self._words, shared, tail, self._stop)

@@ -64,14 +64,9 @@ struct Walker {
 
     // Rows
 
-    // What the keeper does while a stage begins is there two stages later.
     __device__ __forceinline__ void begin_stage(uint32_t index) const {
-        if (threadIdx.x == 0) {
-            __threadfence_block();
-            *shared.stage = index + 1;
-        }
-        while (*shared.kept + 1 < index) relax();
-        __threadfence_block();
+        if (threadIdx.x == 0) arrive(shared.begins + index % TURNS);
+        await(shared.prepared + index % TURNS, index / TURNS % 2);
     }
 
     __device__ __forceinline__ void bring_linear(uint32_t word, uint32_t count, uint32_t tag) const {
@@ -454,11 +449,12 @@ extern "C" __global__ void __launch_bounds__(WALK_THREADS, 1) walk(const __grid_
     const WalkMemory shared(walk);
     if (threadIdx.x == 0) {
         for (uint32_t i = 0; i < 2 * WALK_WARPS * walk.slots; ++i) begin_barrier(shared.filled + i, 1);
-        *shared.stage = *shared.kept = 0;
-        for (uint32_t w = 0; w < WALK_WARPS; ++w) shared.begun[w] = 0;
+        for (uint32_t i = 0; i < STAGES_HELD; ++i) begin_barrier(shared.held + i, 32);
+        for (uint32_t i = 0; i < TURNS; ++i)
+            begin_barrier(shared.begins + i, 1), begin_barrier(shared.prepared + i, 32);
+        for (uint32_t w = 0; w < WALK_WARPS; ++w) shared.copied[w] = 0;
         show_barriers();
     }
-    if (threadIdx.x < 32) Keeper{walk, shared}.begin();
     __syncthreads();
     if (threadIdx.x < WALKERS)
         Walker{walk, shared}.run();

@@ -12,6 +12,7 @@ constexpr uint32_t NO_TAG = 2;          // the row lies in memory since before t
 constexpr uint32_t NOWHERE = ~0u;       // nobody needs it
 constexpr uint32_t FEWEST_TOKENS = 64;  // of a part of attention
 constexpr uint32_t STAGES_HELD = 16, STAGES_AHEAD = 8;  // in shared memory; of them behind the one at hand
+constexpr uint32_t TURNS = 4;  // stages that have barriers of their own for what is begun and prepared
 constexpr uint32_t CANDIDATE_WORDS = 4;
 constexpr int MOST_HELD = 8;
 
@@ -69,12 +70,13 @@ struct nocopy_walk {
     uint32_t slots, slot_bytes;  // of a warp's ring
     uint32_t ahead, one_more;    // copies of a warp that are on their way; how many warps have one more
     uint32_t pace;               // cycles from the start of one to that of the next, at least
-    uint32_t scouted;            // pieces behind a full ring that the second cache is to hold
-    uint32_t row_words;          // of shared memory
+    uint32_t scouted,
+        scouting;        // pieces behind a full ring for the second cache; cycles from one to the next
+    uint32_t row_words;  // of shared memory
 };
 
 static_assert(sizeof(nocopy_stage) == 416, "device/cuda_walk.py packs this struct");
-static_assert(sizeof(nocopy_walk) == 56, "device/cuda_walk.py packs this struct");
+static_assert(sizeof(nocopy_walk) == 64, "device/cuda_walk.py packs this struct");
 
 #if __CUDA_ARCH__ >= 900
 
@@ -123,8 +125,9 @@ struct WalkMemory {
     uint64_t *filled, *emptied;  // of each slot of each warp
     uint64_t* best;
     float* squares;
-    volatile uint32_t *stage, *kept;  // that the block is at; stages that the keeper has seen begin
-    volatile uint32_t* begun;  // of each warp: twice its slots that were filled, and 1 if none is empty
+    uint64_t* held;               // a barrier of each place for a stage: it is there
+    uint64_t *begins, *prepared;  // of stages in turn: the block has begun it; what it needs is there
+    uint32_t* copied;  // of each warp: twice its pieces that were copied, and 1 if its ring is full
 
     __device__ __forceinline__ WalkMemory(const nocopy_walk& w) {
         rings = dynamic_shared();
@@ -135,9 +138,10 @@ struct WalkMemory {
         emptied = filled + WALK_WARPS * w.slots;
         best = emptied + WALK_WARPS * w.slots;
         squares = (float*)(best + WALK_WARPS);
-        stage = (uint32_t*)(squares + WALK_WARPS);
-        kept = stage + 1;
-        begun = kept + 1;
+        held = (uint64_t*)(squares + WALK_WARPS);
+        begins = held + STAGES_HELD;
+        prepared = begins + TURNS;
+        copied = (uint32_t*)(prepared + TURNS);
     }
 };
 

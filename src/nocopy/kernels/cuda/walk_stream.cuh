@@ -45,9 +45,11 @@ struct Pieces {
         if (product + 1 < products) {
             ++product;
         } else {
-            if (stage + 1 == walk.count || stage + 1 >= *shared.kept + STAGES_AHEAD) return false;
-            __threadfence_block();  // the stage is held
-            ++stage;
+            const uint32_t following = stage + 1;
+            if (following == walk.count ||
+                !passed(shared.held + following % STAGES_HELD, following / STAGES_HELD % 2))
+                return false;
+            stage = following;
             const nocopy_stage& s = shared.stages[stage % STAGES_HELD];
             product = products = piece = stop = 0;
             if (s.kind != STAGE_PRODUCT) return true;
@@ -82,6 +84,7 @@ struct Stream : Pieces {
     uint32_t begun = 0, arrived = 0;  // slots, counted from the start
     uint32_t begin_at = 0, begin_parity = 1, arrive_at = 0, arrive_parity = 0;
     uint32_t last = cycles();  // when it last began one
+    uint32_t told = 0;         // to the scout
 
     __device__ __forceinline__ Stream(const nocopy_walk& w, const WalkMemory& m)
         : Pieces(w, m, (WALK_THREADS - 1 - threadIdx.x) / 32 + STREAMERS * (threadIdx.x % 32)),
@@ -108,11 +111,16 @@ struct Stream : Pieces {
                     if (++begin_at == walk.slots) begin_at = 0, begin_parity ^= 1;
                     next = nullptr;
                 }
-                shared.begun[warp] = 2 * begun + !room;
+                tell(2 * begun + !room);
             }
             if (!next && !prepare() && stage + 1 == walk.count && arrived == begun) return;
             relax();
         }
+    }
+
+    __device__ __forceinline__ void tell(uint32_t word) {
+        if (word != told) atomicExch(shared.copied + warp, word);
+        told = word;
     }
 };
 
@@ -124,18 +132,20 @@ struct Scout : Pieces {
     __device__ __forceinline__ Scout(const nocopy_walk& w, const WalkMemory& m)
         : Pieces(w, m, threadIdx.x % 32) {}
 
+    // Goes past all that has been copied.
     __device__ __forceinline__ void look() {
-        if (warp >= WALK_WARPS || (!next && !prepare())) return;
-        const uint32_t begun = shared.begun[warp], ahead = seen - begun / 2;
-        const bool behind = (int32_t)ahead < 0;
-        if (!behind && (begun % 2 == 0 || ahead >= walk.scouted || cycles() - last < walk.pace)) return;
-        if (!behind) {
-            prefetch(next, next_bytes);
-            prefetch(next + next_apart, next_bytes);
-            last = cycles();
+        if (warp >= WALK_WARPS) return;
+        const uint32_t word = atomicAdd(shared.copied + warp, 0u), copied = word / 2;
+        while (next || prepare()) {
+            if ((int32_t)(seen - copied) >= 0) {
+                if (word % 2 == 0 || seen - copied >= walk.scouted || cycles() - last < walk.scouting) return;
+                prefetch(next, next_bytes);
+                prefetch(next + next_apart, next_bytes);
+                last = cycles();
+            }
+            ++seen;
+            next = nullptr;
         }
-        ++seen;
-        next = nullptr;
     }
 };
 
@@ -145,28 +155,17 @@ struct Keeper {
     const WalkMemory& shared;
     const uint32_t lane = threadIdx.x % 32;
 
-    // What is there when the others begin.
-    __device__ __forceinline__ void begin() const {
-        for (uint32_t s = 0; s < STAGES_AHEAD; ++s) hold_stage(s);
-        __syncwarp();
-        for (uint32_t s = 0; s < min(2u, walk.count); ++s) share_tokens(shared.stages[s]);
-    }
-
     __device__ __forceinline__ void run() const {
         Scout scout(walk, shared);
+        for (uint32_t s = 0; s < STAGES_AHEAD; ++s) hold_stage(s);
+        for (uint32_t s = 0; s < 2; ++s) prepare(s);
         for (uint32_t s = 0; s < walk.count; ++s) {
-            while (*shared.stage < s + 1) {
-                scout.look();
-                relax();
-            }
-            __threadfence_block();
+            do scout.look();  // so it is never so far behind that its stage is overwritten
+            while (!passed(shared.begins + s % TURNS, s / TURNS % 2));
             hold_stage(s + STAGES_AHEAD);  // where nobody looks any more
-            prepare(s);
-            __syncwarp();
-            if (lane == 0) {
-                __threadfence_block();
-                *shared.kept = s + 1;
-            }
+            if (s && shared.stages[s % STAGES_HELD].kind == STAGE_GATHER)
+                see_cache(shared.stages[(s - 1) % STAGES_HELD]);  // the block knows what is likeliest
+            prepare(s + 2);
         }
     }
 
@@ -176,23 +175,24 @@ struct Keeper {
         const uint32_t* from = (const uint32_t*)((const nocopy_stage*)walk.stages + index);
         uint32_t* to = (uint32_t*)(shared.stages + index % STAGES_HELD);
         for (uint32_t i = lane; i < words; i += 32) to[i] = from[i];
+        __syncwarp();
+        arrive(shared.held + index % STAGES_HELD);
     }
 
-    // While the block is at stage s: what the next one reads beside rows.
-    __device__ __forceinline__ void prepare(uint32_t s) const {
-        if (s && shared.stages[s % STAGES_HELD].kind == STAGE_GATHER)
-            see_cache(shared.stages[(s - 1) % STAGES_HELD]);  // the block knows what is likeliest
-        if (s + 2 < walk.count) share_tokens(shared.stages[(s + 2) % STAGES_HELD]);
-        if (s + 1 == walk.count) return;
-        const nocopy_stage& next = shared.stages[(s + 1) % STAGES_HELD];
-        if (next.kind != STAGE_PRODUCT || !next.product.norm) return;
-        for (uint32_t i = 32 * lane; i < next.product.k; i += 32 * 32)
-            prefetch((const uint8_t*)((const float*)next.product.norm + i));
+    // What a stage reads beside rows.
+    __device__ __forceinline__ void prepare(uint32_t index) const {
+        if (index >= walk.count) return;
+        nocopy_stage& s = shared.stages[index % STAGES_HELD];
+        if (s.kind == STAGE_ATTENTION) share_tokens(s);
+        if (s.kind == STAGE_PRODUCT && s.product.norm)
+            for (uint32_t i = 32 * lane; i < s.product.k; i += 32 * 32)
+                prefetch((const uint8_t*)((const float*)s.product.norm + i));
+        __syncwarp();
+        arrive(shared.prepared + index % TURNS);
     }
 
     // The block's part of the tokens that a stage attends to, whose rows the second cache is to hold.
     __device__ __forceinline__ void share_tokens(nocopy_stage& s) const {
-        if (s.kind != STAGE_ATTENTION) return;
         const AttentionJob job(s.launch, AttentionJob::at_once(s.launch));
         if (job.idle) return;
         const Tokens tokens(s.launch, 0);
