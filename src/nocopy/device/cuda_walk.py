@@ -34,7 +34,7 @@ from nocopy.memory.dtype import QUANTISED, DType
 from nocopy.tape.ops import GLU
 from nocopy.tape.record import Space
 
-WALK = struct.Struct("<3Q9I4x")
+WALK = struct.Struct("<3Q8I")
 """`nocopy_walk` there."""
 THREADS = 384
 """Of a block, those included that do not compute."""
@@ -344,9 +344,8 @@ class Walks:
         one_more = in_flight % WARPS if ahead < slots else 0
         scouting = int(slot_bytes * WARPS / self._chip.bytes_per_cycle / PACE)
         products = [stage for stage in run.stages if stage.group]
-        pace = 0 if any(stage.dtype in QUANTISED for stage in products) else scouting
         scouted = SCOUTED if all(stage.held for stage in products) else 0
-        tail = len(run.stages), slots, slot_bytes, ahead, one_more, pace, scouted, scouting, row_words
+        tail = len(run.stages), slots, slot_bytes, ahead, one_more, scouted, scouting, row_words
         shared = fixed + slots * WARPS * slot_bytes
         shape = Shape("walk", "walk", grid, (THREADS, 1), defines=_defines(run.stages))
         return WalkLaunch(shape, stages, self._words, shared, tail, self._stop)

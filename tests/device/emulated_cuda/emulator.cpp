@@ -138,13 +138,6 @@ static T atomicAdd(T* where, T value) {
 }
 
 template <typename T>
-static T atomicExch(T* where, T value) {
-    T old = *where;
-    *where = value;
-    return old;
-}
-
-template <typename T>
 static T min(T a, T b) {
     return b < a ? b : a;
 }

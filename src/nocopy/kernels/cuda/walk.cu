@@ -65,7 +65,8 @@ struct Walker {
     // Rows
 
     __device__ __forceinline__ void begin_stage(uint32_t index) const {
-        if (threadIdx.x == 0) arrive(shared.begins + index % TURNS);
+        __syncwarp();
+        if (lane == 0) arrive(shared.begins + index % TURNS);
         await(shared.prepared + index % TURNS, index / TURNS % 2);
     }
 
@@ -451,8 +452,7 @@ extern "C" __global__ void __launch_bounds__(WALK_THREADS, 1) walk(const __grid_
         for (uint32_t i = 0; i < 2 * WALK_WARPS * walk.slots; ++i) begin_barrier(shared.filled + i, 1);
         for (uint32_t i = 0; i < STAGES_HELD; ++i) begin_barrier(shared.held + i, 32);
         for (uint32_t i = 0; i < TURNS; ++i)
-            begin_barrier(shared.begins + i, 1), begin_barrier(shared.prepared + i, 32);
-        for (uint32_t w = 0; w < WALK_WARPS; ++w) shared.copied[w] = 0;
+            begin_barrier(shared.begins + i, WALK_WARPS), begin_barrier(shared.prepared + i, 32);
         show_barriers();
     }
     __syncthreads();

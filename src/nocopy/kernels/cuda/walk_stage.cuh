@@ -69,14 +69,13 @@ struct nocopy_walk {
     uint32_t count;              // stages
     uint32_t slots, slot_bytes;  // of a warp's ring
     uint32_t ahead, one_more;    // copies of a warp that are on their way; how many warps have one more
-    uint32_t pace;               // cycles from the start of one to that of the next, at least
     uint32_t scouted,
         scouting;        // pieces behind a full ring for the second cache; cycles from one to the next
     uint32_t row_words;  // of shared memory
 };
 
 static_assert(sizeof(nocopy_stage) == 416, "device/cuda_walk.py packs this struct");
-static_assert(sizeof(nocopy_walk) == 64, "device/cuda_walk.py packs this struct");
+static_assert(sizeof(nocopy_walk) == 56, "device/cuda_walk.py packs this struct");
 
 #if __CUDA_ARCH__ >= 900
 
@@ -127,7 +126,6 @@ struct WalkMemory {
     float* squares;
     uint64_t* held;               // a barrier of each place for a stage: it is there
     uint64_t *begins, *prepared;  // of stages in turn: the block has begun it; what it needs is there
-    uint32_t* copied;  // of each warp: twice its pieces that were copied, and 1 if its ring is full
 
     __device__ __forceinline__ WalkMemory(const nocopy_walk& w) {
         rings = dynamic_shared();
@@ -141,7 +139,6 @@ struct WalkMemory {
         held = (uint64_t*)(squares + WALK_WARPS);
         begins = held + STAGES_HELD;
         prepared = begins + TURNS;
-        copied = (uint32_t*)(prepared + TURNS);
     }
 };
 

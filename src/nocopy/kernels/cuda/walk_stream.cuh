@@ -8,9 +8,9 @@
 
 // The pieces of weights that one warp needs, of all products, in order.
 struct Pieces {
-    const nocopy_walk& walk;
-    const WalkMemory& shared;
-    const uint32_t warp;
+    const nocopy_walk* walk;
+    const WalkMemory* shared;
+    uint32_t warp;
     uint32_t stage = ~0u, product = 0, products = 0;            // of the next piece
     uint32_t piece = 0, start = 0, stop = 0;                    // of the stage; of them the product's
     const uint8_t* weight = nullptr;                            // the weight's first row
@@ -23,7 +23,7 @@ struct Pieces {
     uint32_t next_bytes = 0;
 
     __device__ __forceinline__ Pieces(const nocopy_walk& w, const WalkMemory& m, uint32_t of)
-        : walk(w), shared(m), warp(of) {}
+        : walk(&w), shared(&m), warp(of) {}
 
     // False if there is none, or if its stage is not held yet.
     __device__ __forceinline__ bool prepare() {
@@ -46,17 +46,17 @@ struct Pieces {
             ++product;
         } else {
             const uint32_t following = stage + 1;
-            if (following == walk.count ||
-                !passed(shared.held + following % STAGES_HELD, following / STAGES_HELD % 2))
+            if (following == walk->count ||
+                !passed(shared->held + following % STAGES_HELD, following / STAGES_HELD % 2))
                 return false;
             stage = following;
-            const nocopy_stage& s = shared.stages[stage % STAGES_HELD];
+            const nocopy_stage& s = shared->stages[stage % STAGES_HELD];
             product = products = piece = stop = 0;
             if (s.kind != STAGE_PRODUCT) return true;
             products = s.product.gate ? 1 : s.product.count;
             piece = warp;
         }
-        const nocopy_stage& s = shared.stages[stage % STAGES_HELD];
+        const nocopy_stage& s = shared->stages[stage % STAGES_HELD];
         const nocopy_fused& f = s.product;
         const nocopy_product& p = f.products[product];
         chunks = s.chunks, reciprocal = f.reciprocal;
@@ -77,75 +77,56 @@ struct Pieces {
 };
 
 // Weights on their way to one warp. A lane of a streamer keeps one. What is copied next is known before there
-// is room for it.
+// is room for it; while there is none, the second cache is to hold what comes next, so that memory goes on
+// while blocks wait for each other.
 struct Stream : Pieces {
     uint64_t *filled, *emptied;
     uint8_t* ring;
-    uint32_t begun = 0, arrived = 0;  // slots, counted from the start
+    uint32_t begun = 0, arrived = 0;  // pieces, counted from the start
     uint32_t begin_at = 0, begin_parity = 1, arrive_at = 0, arrive_parity = 0;
-    uint32_t last = cycles();  // when it last began one
-    uint32_t told = 0;         // to the scout
+    Pieces far;                             // of pieces that were fetched to the second cache, the next one
+    uint32_t fetched = 0, last = cycles();  // pieces before that one; when the last one was asked for
 
     __device__ __forceinline__ Stream(const nocopy_walk& w, const WalkMemory& m)
         : Pieces(w, m, (WALK_THREADS - 1 - threadIdx.x) / 32 + STREAMERS * (threadIdx.x % 32)),
           filled(m.filled + warp * w.slots),
           emptied(m.emptied + warp * w.slots),
-          ring(m.rings + warp * w.slots * w.slot_bytes) {}
+          ring(m.rings + warp * w.slots * w.slot_bytes),
+          far(*this) {}
 
     __device__ __forceinline__ void run() {
         if (warp >= WALK_WARPS) return;
-        const uint32_t limit = walk.ahead + (warp < walk.one_more);
+        const uint32_t limit = walk->ahead + (warp < walk->one_more);
         for (;;) {
             if (arrived < begun && passed(filled + arrive_at, arrive_parity)) {
                 ++arrived;
-                if (++arrive_at == walk.slots) arrive_at = 0, arrive_parity ^= 1;
+                if (++arrive_at == walk->slots) arrive_at = 0, arrive_parity ^= 1;
             }
-            if (next && begun - arrived < limit && cycles() - last >= walk.pace) {
+            if (next && begun - arrived < limit) {
                 // Nothing has emptied a slot before its first use: that phase counts as passed.
-                const bool room = passed(emptied + begin_at, begin_parity);
-                if (room) {
-                    last = cycles();
-                    copy_pair(filled + begin_at, ring + begin_at * walk.slot_bytes, next, next + next_apart,
+                if (passed(emptied + begin_at, begin_parity)) {
+                    copy_pair(filled + begin_at, ring + begin_at * walk->slot_bytes, next, next + next_apart,
                               next_bytes);
                     ++begun;
-                    if (++begin_at == walk.slots) begin_at = 0, begin_parity ^= 1;
+                    if (++begin_at == walk->slots) begin_at = 0, begin_parity ^= 1;
                     next = nullptr;
+                } else if (walk->scouted) {
+                    scout();
                 }
-                tell(2 * begun + !room);
             }
-            if (!next && !prepare() && stage + 1 == walk.count && arrived == begun) return;
+            if (!next && !prepare() && stage + 1 == walk->count && arrived == begun) return;
             relax();
         }
     }
 
-    __device__ __forceinline__ void tell(uint32_t word) {
-        if (word != told) atomicExch(shared.copied + warp, word);
-        told = word;
-    }
-};
-
-// While a warp's ring is full, has the second cache hold the pieces behind it: so memory goes on while blocks
-// wait for each other.
-struct Scout : Pieces {
-    uint32_t seen = 0, last = cycles();  // pieces behind it; when it last asked for one
-
-    __device__ __forceinline__ Scout(const nocopy_walk& w, const WalkMemory& m)
-        : Pieces(w, m, threadIdx.x % 32) {}
-
-    // Goes past all that has been copied.
-    __device__ __forceinline__ void look() {
-        if (warp >= WALK_WARPS) return;
-        const uint32_t word = atomicAdd(shared.copied + warp, 0u), copied = word / 2;
-        while (next || prepare()) {
-            if ((int32_t)(seen - copied) >= 0) {
-                if (word % 2 == 0 || seen - copied >= walk.scouted || cycles() - last < walk.scouting) return;
-                prefetch(next, next_bytes);
-                prefetch(next + next_apart, next_bytes);
-                last = cycles();
-            }
-            ++seen;
-            next = nullptr;
-        }
+    __device__ __forceinline__ void scout() {
+        if ((int32_t)(fetched - begun) <= 0) far = *this, fetched = begun;
+        if (fetched - begun >= walk->scouted || cycles() - last < walk->scouting) return;
+        if (!far.next && !far.prepare()) return;
+        prefetch(far.next, far.next_bytes);
+        prefetch(far.next + far.next_apart, far.next_bytes);
+        last = cycles(), ++fetched;
+        far.next = nullptr;
     }
 };
 
@@ -156,12 +137,10 @@ struct Keeper {
     const uint32_t lane = threadIdx.x % 32;
 
     __device__ __forceinline__ void run() const {
-        Scout scout(walk, shared);
         for (uint32_t s = 0; s < STAGES_AHEAD; ++s) hold_stage(s);
         for (uint32_t s = 0; s < 2; ++s) prepare(s);
         for (uint32_t s = 0; s < walk.count; ++s) {
-            do scout.look();  // so it is never so far behind that its stage is overwritten
-            while (!passed(shared.begins + s % TURNS, s / TURNS % 2));
+            await(shared.begins + s % TURNS, s / TURNS % 2);
             hold_stage(s + STAGES_AHEAD);  // where nobody looks any more
             if (s && shared.stages[s % STAGES_HELD].kind == STAGE_GATHER)
                 see_cache(shared.stages[(s - 1) % STAGES_HELD]);  // the block knows what is likeliest
