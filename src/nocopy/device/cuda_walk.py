@@ -38,14 +38,14 @@ WALK = struct.Struct("<3Q8I")
 """`nocopy_walk` there."""
 THREADS = 384
 """Of a block, those included that do not compute."""
-IN_FLIGHT = 64 << 10
+IN_FLIGHT, MORE_IN_FLIGHT = 32 << 10, 64 << 10
 """Bytes of weights that are on their way to a multiprocessor: more delay what blocks wait for, fewer leave
-memory idle."""
-PACE = 1.5
-"""How much faster than memory's clocks allow copies are started: a limit to queues, not to what arrives.
-Blocks are not paced: what they are computed with takes longer than what they come through."""
+memory idle, or what pieces in blocks, which are small, are multiplied with."""
+LONG_PRODUCTS = 64 << 20
+"""Bytes of a run's mean product from which memory counts more than waiting: `MORE_IN_FLIGHT`."""
 SCOUTED = 8
-"""Pieces of each warp that are fetched to the second cache while its ring is full."""
+"""Pieces of each warp that are fetched to the second cache while its ring is full: not of blocks, whose
+arithmetic takes longer than memory."""
 SUMS_BYTES = 1024 * 8
 WORD_BYTES = 16
 """What addresses and steps of the cache's rows are multiples of: lanes read so many at once."""
@@ -339,12 +339,14 @@ class Walks:
         stages = b"".join(stage.pack(grid, kept) for stage in run.stages)
         if not kept.possible:
             return None
-        in_flight = max(IN_FLIGHT // slot_bytes, WARPS)
+        products = [stage for stage in run.stages if stage.group]
+        blocks = any(stage.dtype in QUANTISED for stage in products)
+        more = blocks or sum(stage.nbytes for stage in products) > LONG_PRODUCTS * len(products)
+        in_flight = max((MORE_IN_FLIGHT if more else IN_FLIGHT) // slot_bytes, WARPS)
         ahead = min(in_flight // WARPS, slots)
         one_more = in_flight % WARPS if ahead < slots else 0
-        scouting = int(slot_bytes * WARPS / self._chip.bytes_per_cycle / PACE)
-        products = [stage for stage in run.stages if stage.group]
-        scouted = SCOUTED if all(stage.held for stage in products) else 0
+        scouting = int(slot_bytes * WARPS / self._chip.bytes_per_cycle)
+        scouted = 0 if blocks else SCOUTED
         tail = len(run.stages), slots, slot_bytes, ahead, one_more, scouted, scouting, row_words
         shared = fixed + slots * WARPS * slot_bytes
         shape = Shape("walk", "walk", grid, (THREADS, 1), defines=_defines(run.stages))

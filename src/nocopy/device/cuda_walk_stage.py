@@ -84,6 +84,14 @@ class Stage:
         return Fields.unpack(self.launch.record) if self.launch and self.kind == ATTENTION else None
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of a product's weights."""
+        if not self.group:
+            return 0
+        rows = sum(p.rows for p in self.group.products)
+        return rows * self.group.k // self.dtype.block * self.dtype.itemsize
+
+    @property
     def slot_bytes(self) -> int:
         """Bytes that a warp's slot must hold: pieces of two rows of a product; 0 for another stage."""
         return 2 * self.group.chunk // self.dtype.block * self.dtype.itemsize if self.group else 0

@@ -69,9 +69,9 @@ struct nocopy_walk {
     uint32_t count;              // stages
     uint32_t slots, slot_bytes;  // of a warp's ring
     uint32_t ahead, one_more;    // copies of a warp that are on their way; how many warps have one more
-    uint32_t scouted,
-        scouting;        // pieces behind a full ring for the second cache; cycles from one to the next
-    uint32_t row_words;  // of shared memory
+    uint32_t scouted;            // pieces behind a full ring that the second cache is to hold
+    uint32_t scouting;           // cycles from one of them to the next, at least
+    uint32_t row_words;          // of shared memory
 };
 
 static_assert(sizeof(nocopy_stage) == 416, "device/cuda_walk.py packs this struct");
