@@ -51,7 +51,7 @@ class HostConfig(ctypes.Structure):
     )
 
 
-_RANGE = Struct("@3Q")
+RANGE = Struct("@3Q")
 """`nocopy_range`."""
 _P, _U32, _U64, _I32 = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_int32
 _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
@@ -59,8 +59,7 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "nocopy_player_create": (_P, (_U32, ctypes.c_char_p)),
     "nocopy_player_destroy": (None, (_P,)),
     "nocopy_play": (_I32, (_P, _P, _U64, _P, ctypes.c_double)),
-    "nocopy_populate": (None, (ctypes.c_char_p, _U64)),
-    "nocopy_populate_rest": (None, ()),
+    "nocopy_populate": (None, (_P, ctypes.c_char_p, _U64)),
     "nocopy_host_create": (_P, (ctypes.POINTER(HostConfig),)),
     "nocopy_host_destroy": (None, (_P,)),
     "nocopy_host_settings": (ctypes.POINTER(HostConfig), (_P,)),
@@ -125,34 +124,6 @@ def address(function: str) -> int:
     pointer = ctypes.cast(getattr(library(), function), ctypes.c_void_p).value
     assert pointer is not None
     return pointer
-
-
-def populate(*ranges: tuple[int, int, bool]) -> None:
-    """Have pages of private mappings ready before they are touched, one after another, while this goes on.
-
-    A hint, which does nothing where the library was not built.
-
-    Args:
-        *ranges: address and bytes of whole pages, and whether they will be written.
-    """
-    try:
-        function = library().nocopy_populate
-    except DeviceUnavailableError:
-        return
-    function(b"".join(_RANGE.pack(*each) for each in ranges), len(ranges))
-
-
-def populate_rest() -> None:
-    """Take part in what `populate` was asked for, until nothing of it is left to begin.
-
-    For whoever is about to touch the pages: a pass waits for each of its threads, and making pages ready
-    would interrupt one of them.
-    """
-    try:
-        function = library().nocopy_populate_rest
-    except DeviceUnavailableError:
-        return
-    function()
 
 
 def levels() -> list[str]:

@@ -6,18 +6,17 @@ publish       the same                                  beside writing them as d
 thaw          the file becomes a session                beside reading the tokens again (re-prefill)
 thaw of new   the same, of a file that this process     beside thawing one that it has thawed before
               has not opened before
-first token   thaw, then one token: a token, and the    beside one token of the session that was frozen
-              median of how much more the two took
+first token   thaw, then one token: a token, and the    beside one token after it: the same one of the same
+              median of how much more the two took      session, which was cut back
 at most       the same with the upper end of the 95 %   beside the same
               interval of that median
-beyond        thaw, then one token without its          beside the upper end of its 95 % interval
-              arithmetic, less that of the session
-              that was frozen; not on devices that
-              lock pages in memory
+beyond        the same difference for a token of        beside the upper end of its 95 % interval
+              `LAYERS` of the model's layers
 
-What a token takes varies by more than a thaw does, the more so the longer the conversation. Its arithmetic is
-the same after a thaw; `beyond` measures all that is not: the device touches each page that a token reads or
-writes, and all of the program runs but the kernels.
+What a token takes varies by more than a thaw does, the more so the longer the conversation. What a thaw
+leaves for later is done within the first layers and with the logits: a token of few layers takes as much
+more, and shows it more exactly. Where in memory keys and values lie changes a token, too: so one session is
+compared with itself.
 
 The file is written to the user's cache directory and is in the page cache when it is thawed, without
 verification. Its size is what it takes on the disk. Reading the tokens again is measured up to `READ` tokens.
@@ -30,7 +29,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -39,15 +39,19 @@ from time import perf_counter
 from nocopy.bench.llama import fill_with_noise, model_file, tokens
 from nocopy.bench.result import Result, Row, row
 from nocopy.bench.runner import Progress, silent
-from nocopy.bench.timing import LEAST_SAMPLES, MOST_SAMPLES, interleaved, interval, turns
+from nocopy.bench.timing import MOST_SAMPLES, interleaved, interval, turns
 from nocopy.device.protocol import Device, Program
+from nocopy.memory.dtype import DType
 from nocopy.memory.linear import LinearMemory
+from nocopy.models.forward import decoder
 from nocopy.models.ggml import GGMLType
+from nocopy.session.engine import Engine
 from nocopy.session.language import LanguageModel
 from nocopy.session.own import OwnSession
+from nocopy.session.region import Region
 from nocopy.snapshot.publish import sync_folder
 from nocopy.snapshot.session import freeze_session, thaw_session
-from nocopy.tape import Space, Tape, TapeBuilder, Tensor
+from nocopy.tape import Space, Tape, Tensor
 
 AXIS = "tokens of the conversation"
 LENGTHS = (24, 256, 4096, 32768)
@@ -58,10 +62,8 @@ SECONDS = 6.0
 """For writing files of one size, likewise for thawing; first tokens take up to fifty times as long."""
 MOST_PAIRS = 1000
 """Tokens that are compared with first tokens."""
-LAYERS = 0.003
-"""Seconds that a token spends with its layers at least, before it writes logits."""
-READ_AROUND = 65536
-"""Bytes that the system maps around a page of a file that is read, at least."""
+LAYERS = 2
+"""Of a token that shows what a thaw leaves for later: milliseconds, while pages take one at most."""
 SLOW_DISK = 64 << 20
 """Bytes a second."""
 STEP = 16 << 20
@@ -149,11 +151,6 @@ def _of(model: LanguageModel, session: OwnSession, path: Path, peer: str, read: 
     def thaw_new() -> Callable[[], None]:
         return thaw_session(model, next(unseen), verify="off").session.close
 
-    def first_token() -> Callable[[], None]:
-        thawed = thaw_session(model, path, verify="off").session
-        thawed.append([token])
-        return thawed.close
-
     def next_token() -> Callable[[], None]:
         session.append([token])
         return lambda: session.truncate(length)
@@ -164,73 +161,66 @@ def _of(model: LanguageModel, session: OwnSession, path: Path, peer: str, read: 
     thawing, new = 1e3 * median(times["thaw"]), 1e3 * median(times["new"])
     found.append(row(f"thaw {case}", thawing, "ms", peer, 1e3 * read))
     found.append(row(f"thaw of new {case}", new, "ms", "thaw", thawing))
-    times = turns({"next": next_token, "first": first_token}, seconds=50 * SECONDS, most=MOST_PAIRS)
-    # From one turn to the next a machine's speed changes by more than a thaw takes, within a turn less.
-    more = [first - plain for first, plain in zip(times["first"], times["next"], strict=True)]
-    plain = median(times["next"])
+    plain, more = _more(model, path, seconds=50 * SECONDS)
     for name, much in (("first token", median(more)), ("at most", interval(more)[1])):
         found.append(row(f"{name} {case}", 1e3 * (plain + much), "ms", "next token", 1e3 * plain))
-    if not session.engine.device.info.pins:
-        beyond = [1e3 * seconds for seconds in _beyond(model, session, path, next_token)]
-        found.append(row(f"beyond {case}", median(beyond), "ms", "at most, 95 %", interval(beyond)[1]))
+    _, more = _more(model, path, seconds=5 * SECONDS, layers=LAYERS)
+    beyond = [1e3 * seconds for seconds in more]
+    found.append(row(f"beyond {case}", median(beyond), "ms", "at most, 95 %", interval(beyond)[1]))
     for name in (path, *names):
         name.unlink()
     return found
 
 
-def _beyond(
-    model: LanguageModel, session: OwnSession, path: Path, next_token: Callable[[], Callable[[], None]]
-) -> list[float]:
-    """Seconds of a thaw and a token without its arithmetic, less those of such a token without a thaw."""
-    (token,), length, samples = tokens(1), session.length, list[float]()
-    tapes = _touching(session)
-    end = perf_counter() + 3 * SECONDS
-    while len(samples) < LEAST_SAMPLES or (len(samples) < MOST_SAMPLES and perf_counter() < end):
-        next_token()()
-        start = perf_counter()
-        thawed = thaw_session(model, path, verify="off").session
-        seconds = perf_counter() - start + _touched(thawed, token, tapes)
-        thawed.close()
-        next_token()()
-        samples.append(seconds - _touched(session, token, tapes))
-        session.truncate(length)
-    return samples
+def _more(
+    model: LanguageModel, path: Path, *, seconds: float, layers: int | None = None
+) -> tuple[float, list[float]]:
+    """Seconds of a token, and how many more a thaw and that token took, in each turn.
 
+    Args:
+        model: the session's.
+        path: a session that was frozen.
+        seconds: for all turns.
+        layers: of the model, from the first on; None for all of them.
+    """
+    (token,) = tokens(1)
+    engine, thawed = model.engine, list[OwnSession]()
+    cut: Tape | None = None
 
-def _touching(session: OwnSession) -> list[Tape]:
-    """What touches the pages that the next token does: before its logits, and those of its logits."""
-    engine, region, tapes = session.engine, session.region, (TapeBuilder(), TapeBuilder())
-    cache = region.cache
-    row = cache.offset + session.length * cache.token_bytes
-    pages, apart = (row - cache.offset) // READ_AROUND, READ_AROUND // cache.dtype.itemsize
-    tapes[0].fill(Tensor(Space.GUEST, row, (cache.token_elements,), cache.dtype), 0.0)
-    if pages:
-        read = Tensor(Space.GUEST, cache.offset, (pages,), cache.dtype, (apart,))
-        tapes[0].copy(Tensor(Space.SCRATCH, 0, (pages,), cache.dtype), read)
-    tapes[1].fill(region.logits, 0.0)
-    return [engine.validated(bytes(tape)) for tape in tapes]
-
-
-def _touched(session: OwnSession, token: int, tapes: Sequence[Tape]) -> float:
-    """Append a token without computing anything; returns the seconds without `LAYERS`."""
-    engine = session.engine
-
-    def touch(make: Callable[[], Program]) -> None:
+    def begin(make: Callable[[], Program]) -> None:
+        nonlocal cut
         make()
-        layers, head = (engine.compile(tape, session.pages) for tape in tapes)
-        engine.device.play(layers)
-        end = perf_counter() + LAYERS
-        while perf_counter() < end:
-            pass
-        engine.device.play(head)
+        (session,) = thawed
+        if cut is None:
+            cut = _of_layers(engine, session.region, layers or 0)
+        engine.device.play(engine.compile(cut, session.pages, session.near))
 
-    play = session._play  # pyright: ignore[reportPrivateUsage]
-    session._play = touch  # pyright: ignore[reportPrivateUsage]
-    start = perf_counter()
-    session.append([token])
-    seconds = perf_counter() - start - LAYERS
-    session._play = play  # pyright: ignore[reportPrivateUsage]
-    return seconds
+    def first() -> Callable[[], None]:
+        session = thaw_session(model, path, verify="off").session
+        thawed.append(session)
+        if layers is not None:
+            session._play = begin  # pyright: ignore[reportPrivateUsage]
+        session.append([token])
+        return lambda: session.truncate(session.length - 1)
+
+    def again() -> Callable[[], None]:
+        (session,) = thawed
+        session.append([token])
+        thawed.clear()
+        return session.close
+
+    times = turns({"first": first, "again": again}, seconds=seconds, most=MOST_PAIRS)
+    # From one turn to the next a machine's speed changes by more than a thaw takes, within a turn less.
+    more = [one - other for one, other in zip(times["first"], times["again"], strict=True)]
+    return median(times["again"]), more
+
+
+def _of_layers(engine: Engine, region: Region, layers: int) -> Tape:
+    """A token's pass with only its first layers, and its logits."""
+    logits = Tensor(Space.GUEST, region.logits.offset, (1, engine.config.vocabulary), DType.F32)
+    few = replace(engine.config, layers=layers)
+    weights = engine._weights  # pyright: ignore[reportPrivateUsage]
+    return engine.validated(bytes(decoder(few, weights, region.batch(1), logits).tape))
 
 
 def _write(path: Path, memory: LinearMemory, nbytes: int) -> Callable[[], None]:

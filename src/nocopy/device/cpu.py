@@ -56,7 +56,7 @@ class CpuDevice:
                 f"a player with {threads} threads was asked for; the system refused the threads or"
                 f" {threads} MiB of scratch memory. Ask for fewer: NOCOPY_THREADS=1"
             )
-        self._play = lib.nocopy_play
+        self._play, self._expect = lib.nocopy_play, lib.nocopy_populate
         self._player: int | None = player
         self._finalizer = weakref.finalize(self, lib.nocopy_player_destroy, player)
         details = {"simd": level or names[-1], "threads": str(threads)}
@@ -107,6 +107,11 @@ class CpuDevice:
     def near(self, address: int, nbytes: int, *, ledger: Ledger | None = None) -> None:
         """See `Device.near`: host pages are this device's own."""
         del address, nbytes, ledger
+
+    def expect(self, ranges: Sequence[tuple[int, int, bool]]) -> None:
+        """See `Device.expect`: threads of the team do it before they join what is played."""
+        wanted = b"".join([native.RANGE.pack(*each) for each in ranges])
+        self._expect(self.player, wanted, len(ranges))
 
     def room(self) -> None:
         """See `Device.room`: host pages are its own."""

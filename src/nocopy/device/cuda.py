@@ -212,6 +212,9 @@ class CudaDevice:
         self._pages.append(pages)
         return pages
 
+    def expect(self, ranges: Sequence[tuple[int, int, bool]]) -> None:
+        """See `Device.expect`: it takes no hint."""
+
     def room(self) -> int:
         """See `Device.room`."""
         self._check_open("asking for room")

@@ -156,6 +156,9 @@ class MetalDevice:
         """See `Device.near`: host pages are this device's own."""
         del address, nbytes, ledger
 
+    def expect(self, ranges: Sequence[tuple[int, int, bool]]) -> None:
+        """See `Device.expect`: it takes no hint."""
+
     def room(self) -> None:
         """See `Device.room`: host pages are its own."""
 

@@ -192,6 +192,17 @@ class Device(Protocol):
         """
         ...
 
+    def expect(self, ranges: Sequence[tuple[int, int, bool]]) -> None:
+        """Make host pages ready, while the caller goes on, that programs of this device will soon touch.
+
+        A hint, for pages that were mapped from a file: without it, each is made ready when it is touched.
+
+        Args:
+            ranges: address and bytes of whole pages, and whether they will be written, in the order in which
+                they will be needed.
+        """
+        ...
+
     def room(self) -> int | None:
         """Bytes of its own memory that weights, caches and scratch may still take; None if it cannot tell, or
         has none of its own.

@@ -294,7 +294,7 @@ class LinearMemory:
                 raise
 
     def _refuse_others(self, owner: str | None) -> None:
-        others = [held for held in self.holders if held != owner]
+        others = [hold.owner for hold in self._holds if hold.owner != owner]
         if others:
             raise UsageError(
                 f"new pages for the memory at {self.address:#x} were asked for; it is held by:"

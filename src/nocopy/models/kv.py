@@ -10,6 +10,7 @@ more token then dirties the fewest pages: what a snapshot has to write is what w
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from nocopy.errors import UsageError
 from nocopy.memory.dtype import DType
@@ -41,7 +42,7 @@ class Cache:
         """Elements that one token takes, over all layers."""
         return self.config.layers * 2 * self.config.kv_width
 
-    @property
+    @cached_property
     def token_bytes(self) -> int:
         """Bytes that one token takes, over all layers."""
         return self.token_elements // self.dtype.block * self.dtype.itemsize

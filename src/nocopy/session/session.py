@@ -485,8 +485,8 @@ class Session:
             )
         vocabulary = self.engine.config.vocabulary
         if isinstance(tokens, array) and len(tokens) > MANY:
-            highest = int(np.frombuffer(tokens, np.uint32).max())  # one below 0 is 2^31 or more there
-            if highest < vocabulary:
+            unsigned = np.frombuffer(tokens, np.uint32)  # one below 0 is 2^31 or more there
+            if 0 <= tokens[unsigned.argmax()] < vocabulary:
                 return
         low, high = min(tokens), max(tokens)
         if low < 0 or high >= vocabulary:

@@ -52,12 +52,13 @@ def open_snapshot(
     """
     if verify not in ("eager", "lazy", "off"):
         raise UsageError(f"verify={verify!r} was asked for; it is 'eager', 'lazy' or 'off'")
+    path = os.fspath(path)
     file = _open(path)
     try:
-        source = OpenFile(os.fspath(path), file)
+        source = OpenFile(path, file)
         if not source.regular:
             raise UsageError(f"the snapshot {source.path!r} was asked for; it is not a regular file")
-        snapshot = Snapshot(source.path, file, check_file(source, key))
+        snapshot = Snapshot(source, check_file(source, key))
         if verify == "eager":
             snapshot.verify()
         elif verify == "lazy":
@@ -68,13 +69,13 @@ def open_snapshot(
     return snapshot
 
 
-def _open(path: str | os.PathLike[str]) -> int:
+def _open(path: str) -> int:
     try:
         # Without O_NONBLOCK, opening a FIFO waits for a writer.
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(f"the snapshot {os.fspath(path)!r} was asked for; {reason}") from error
+        raise UsageError(f"the snapshot {path!r} was asked for; {reason}") from error
 
 
 class Snapshot:
@@ -84,12 +85,12 @@ class Snapshot:
     mapped ends the process (SIGBUS), and one that it overwrites changes pages that were not yet touched.
     """
 
-    def __init__(self, path: str, file: int, checked: Checked) -> None:
-        self.path = path
+    def __init__(self, source: OpenFile, checked: Checked) -> None:
+        self.path = source.path
         self.manifest: Manifest = checked.manifest
         self.checked = checked
         """What was read of the file: header, manifest, table."""
-        self._file = file
+        self._source: OpenFile | None = source
         self._stop: threading.Event | None = None
         self._thread: threading.Thread | None = None
         self._damage: SnapshotError | None = None
@@ -150,8 +151,8 @@ class Snapshot:
             MemoryLimitError: the system refuses. The range is then partly filled: give it up.
         """
         if self.compressed:
-            return place_compressed(self.path, self._open_file(), self.chunks(index), address)
-        return place_plain(self.path, self._open_file(), self.memory(index), address)
+            return place_compressed(self.path, self._open().file, self.chunks(index), address)
+        return place_plain(self.path, self._open().file, self.memory(index), address)
 
     def read(self, index: int, offset: int, nbytes: int) -> bytes:
         """Bytes of a memory, all inside it; they are verified if the pages are.
@@ -169,14 +170,13 @@ class Snapshot:
         runs, end = self.memory(index), offset + nbytes
         for run in runs:
             if run.offset <= offset and end <= run.offset + run.nbytes:
-                source = OpenFile(self.path, self._open_file())
-                return source.read(run.position + offset - run.offset, nbytes)
+                return self._open().read(run.position + offset - run.offset, nbytes)
         data = memoryview(bytearray(nbytes))
         for run in runs:
             low, high = max(run.offset, offset), min(run.offset + run.nbytes, end)
             if low < high:
                 position = run.position + low - run.offset
-                fill(self.path, self._open_file(), data[low - offset : high - offset], position)
+                fill(self.path, self._open().file, data[low - offset : high - offset], position)
         return bytes(data)
 
     def skeleton(self) -> bytes:
@@ -186,7 +186,7 @@ class Snapshot:
             ClosedError: the snapshot was closed.
             SnapshotFileError: the file changed since it was opened.
         """
-        source, header = OpenFile(self.path, self._open_file()), self.checked.header
+        source, header = self._open(), self.checked.header
         head = source.read(0, HEADER.size + header.manifest_nbytes)
         return head + source.read(header.table, header.nbytes - header.table)
 
@@ -206,7 +206,7 @@ class Snapshot:
             SnapshotDamagedError: it is not what was written.
             SnapshotFileError: the file cannot be read.
         """
-        data = OpenFile(self.path, self._open_file()).read(position, nbytes)
+        data = self._open().read(position, nbytes)
         if blake3(data).digest() != digest:
             raise SnapshotDamagedError(self.path, f"the chunk at byte {position} of the file")
         return data
@@ -222,12 +222,12 @@ class Snapshot:
             self._thread.join()
             self.check()
         if not self.verified:
-            check_digests(self.path, self._open_file(), self.checked)
+            check_digests(self.path, self._open().file, self.checked)
             self.verified = True
 
     def verify_in_background(self) -> None:
         """Start checking every page. `check` says whether damage was found so far."""
-        file = os.dup(self._open_file())  # `close` may come first
+        file = os.dup(self._open().file)  # `close` may come first
         stop = self._stop = threading.Event()
 
         def work() -> None:
@@ -259,9 +259,9 @@ class Snapshot:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        file, self._file = self._file, -1
-        if file >= 0:
-            os.close(file)
+        source, self._source = self._source, None
+        if source is not None:
+            os.close(source.file)
 
     def _check_index(self, index: int) -> None:
         if not 0 <= index < len(self.manifest.memories):
@@ -270,10 +270,10 @@ class Snapshot:
                 f" it has {len(self.manifest.memories)}"
             )
 
-    def _open_file(self) -> int:
-        if self._file < 0:
+    def _open(self) -> OpenFile:
+        if self._source is None:
             raise ClosedError(f"the snapshot '{self.path}' was used after it was closed; open it again")
-        return self._file
+        return self._source
 
     def __enter__(self) -> Self:
         return self

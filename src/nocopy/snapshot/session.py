@@ -13,10 +13,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from nocopy import native
 from nocopy.errors import SnapshotMismatchError, UsageError
 from nocopy.memory.dtype import DType
 from nocopy.memory.linear import LinearMemory
+from nocopy.memory.pages import PAGE as PAGE_SIZE
 from nocopy.memory.pages import round_up
 from nocopy.session.language import LanguageModel
 from nocopy.session.own import OwnSession
@@ -170,30 +170,32 @@ def _open(model: LanguageModel, snapshot: Snapshot, state: SessionState) -> OwnS
             )
         origin = FileOrigin(snapshot)
         memory.refill(lambda address: origin.place(0, address), fresh=True)
-        if not model.device.info.pins:
-            _expect_token(memory, model.engine.own_region(state.context, kv), state.tokens.count)
+        region = model.engine.own_region(state.context, kv)
+        model.device.expect(_touched(memory.address, memory.size, region, state.tokens.count))
         return tokens_of(snapshot.read(state.tokens.memory, state.tokens.offset, 4 * state.tokens.count))
 
     try:
-        session = model.session(context=state.context, kv=kv, fill=fill)
+        return model.session(context=state.context, kv=kv, fill=fill)
     except UsageError as error:
         raise SnapshotMismatchError(f"the session of the snapshot cannot go on: {error}") from error
-    if not model.device.info.pins:
-        native.populate_rest()
-    return session
 
 
-def _expect_token(memory: LinearMemory, region: Region, length: int) -> None:
-    """Have the pages ready that a token after `length` others touches: the head, its row, the cache."""
-    cache, start = region.cache, memory.address
-    row = region.home + length * cache.token_bytes
-    low, high = row // mmap.PAGESIZE * mmap.PAGESIZE, min(round_up(row + cache.token_bytes), memory.size)
-    head = round_up(region.draw.offset + 1)
-    native.populate(
-        (start, head, True), (start + low, high - low, True), (start + region.home, low - region.home, False)
-    )
+def _touched(start: int, size: int, region: Region, length: int) -> list[tuple[int, int, bool]]:
+    """The pages that a token after `length` others touches, as `Device.expect` takes them: what the session
+    itself writes, the token's row of the cache, the rows before it, the logits.
+    """
+    row = region.home + length * region.cache.token_bytes
+    low, high = row // PAGE_SIZE * PAGE_SIZE, min(round_up(row + region.cache.token_bytes), size)
+    logits, head = round_up(region.logits.offset), round_up(region.draw.offset + 1)
+    return [
+        (start, logits, True),
+        (start + low, high - low, True),
+        (start + region.home, low - region.home, False),
+        (start + logits, head - logits, True),
+    ]
 
 
+_TYPES: Final = dict(DType.__members__)
 _BIASED: Final = ("logit_bias", "seed")
 _NUMBERS: Final = [field.name for field in fields(Sampling) if field.name not in _BIASED]
 
@@ -278,7 +280,7 @@ def kv_type(state: SessionState) -> DType:
     Raises:
         SnapshotMismatchError: there is none of that name.
     """
-    found = DType.__members__.get(state.kv.upper())
+    found = _TYPES.get(state.kv.upper())
     if found is None:
         raise mismatch(f"a session with a KV cache of {state.kv!r}", "there is no such type")
     return found

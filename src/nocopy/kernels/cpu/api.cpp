@@ -29,4 +29,12 @@ int32_t nocopy_play(nocopy_player* player, const nocopy_record* records, uint64_
     return player->play(records, count, bases, timeout_s);
 }
 
+void nocopy_populate(nocopy_player* player, const nocopy_range* ranges, uint64_t count) {
+    try {
+        player->populate(ranges, count);
+    } catch (const std::exception&) {
+        // Out of memory: pages are mapped when they are touched.
+    }
+}
+
 }  // extern "C"

@@ -104,7 +104,8 @@ struct Plan {
 
     Plan(const Attention& a, Team& team, int64_t longest) {
         constexpr int64_t SHORTEST = 4 * TOKENS;  // of a part
-        const int64_t wanted = 4 * (int64_t)threads(team);
+        // Small enough that a thread which joins late is missed for little longer than it was away.
+        const int64_t wanted = 8 * (int64_t)threads(team);
         heads = least(a.per_group(), MOST_QUERIES);
         rows = least(a.rows, most(1, MOST_QUERIES / heads));
         row_tasks = ceil_div(a.rows, rows);

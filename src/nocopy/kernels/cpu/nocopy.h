@@ -45,8 +45,6 @@ NOCOPY_API void nocopy_player_destroy(nocopy_player* player);
 NOCOPY_API int32_t nocopy_play(nocopy_player* player, const nocopy_record* records, uint64_t count,
                                uint8_t* const bases[NOCOPY_SPACES], double timeout_s);
 
-// -- pages ------------------------------------------------------------------------------------------------
-
 // Whole pages of private mappings that will soon be read, or with `write` not 0 be written.
 typedef struct nocopy_range {
     uint8_t* address;
@@ -54,12 +52,11 @@ typedef struct nocopy_range {
     uint64_t write;
 } nocopy_range;
 
-// Has a thread of the library's own put them into the page tables, in order, so that whoever touches them
-// takes no fault for each; returns at once. A hint: it does nothing where the system cannot (Linux can since
-// 5.14), in a forked child, or to pages that are not mapped any more, and never changes what they hold.
-NOCOPY_API void nocopy_populate(const nocopy_range* ranges, uint64_t count);
-// Takes part in what that thread has not begun yet, until nothing is left to begin.
-NOCOPY_API void nocopy_populate_rest(void);
+// Has the player's other threads put them into the page tables, in order, so that whoever touches them takes
+// no fault for each; returns at once, or where there are no others does it itself. What is played meanwhile
+// begins without those threads. A hint: it does nothing where the system cannot (Linux can since 5.14), in a
+// forked child, or to pages that are not mapped any more, and never changes what they hold.
+NOCOPY_API void nocopy_populate(nocopy_player* player, const nocopy_range* ranges, uint64_t count);
 
 // -- the native side of guest calls -----------------------------------------------------------------------
 

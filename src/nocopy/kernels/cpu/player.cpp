@@ -58,4 +58,8 @@ std::int32_t Player::play(const nocopy_record* records, std::uint64_t count, std
     return NOCOPY_OK;
 }
 
+void Player::populate(const nocopy_range* ranges, std::uint64_t count) {
+    if (getpid() == process_) team_->populate(ranges, count);  // a forked child has no threads
+}
+
 }  // namespace nocopy

@@ -21,6 +21,8 @@ class Player {
     // See `nocopy_play`.
     std::int32_t play(const nocopy_record* records, std::uint64_t count, std::uint8_t* const* bases,
                       double timeout_s);
+    // See `nocopy_populate`. Throws std::bad_alloc.
+    void populate(const nocopy_range* ranges, std::uint64_t count);
 
   private:
     const Level& level_;

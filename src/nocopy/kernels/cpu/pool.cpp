@@ -105,13 +105,24 @@ void Team::run(std::uint64_t chunks, Body body, const void* context) {
     }
     const std::uint64_t job = (state_.load(std::memory_order_relaxed) >> 32) + 1;
     state_.store(job << 32 | OPEN);
-    if (const std::uint64_t sleepers = sleepers_.load()) {
-        wake_.fetch_add(1);
-        for (std::uint64_t i = 0; i < sleepers && i < chunks - 1; i++) wake_.notify_one();
-    }
+    wake(chunks - 1);
     work(scratch(0));
     state_.fetch_and(~OPEN);
     wait_for_workers();
+}
+
+void Team::populate(const nocopy_range* ranges, std::uint64_t count) {
+    pages_.add(ranges, count);
+    if (threads_ > 1) return wake(1);
+    while (pages_.next()) continue;
+}
+
+// Wakes so many workers at most.
+void Team::wake(std::uint64_t most) {
+    const std::uint64_t sleepers = sleepers_.load();
+    if (sleepers == 0) return;
+    wake_.fetch_add(1);
+    for (std::uint64_t i = 0; i < sleepers && i < most; i++) wake_.notify_one();
 }
 
 void Team::work(float* scratch) {
@@ -137,6 +148,11 @@ void Team::worker(unsigned index) {
     for (;;) {
         std::uint64_t state = next_job(seen);
         if (stop_.load()) return;
+        if (pages_.waits()) {
+            pages_.next();
+            if (pages_.waits()) wake(1);  // each wakes another, so that the caller need not
+            continue;
+        }
         seen = static_cast<std::uint32_t>(state >> 32);
         while ((state & OPEN) && static_cast<std::uint32_t>(state >> 32) == seen) {
             if (!state_.compare_exchange_weak(state, state + 1)) continue;
@@ -151,12 +167,13 @@ void Team::worker(unsigned index) {
     }
 }
 
-// Waits for a job that is not number `seen`, or for the end; returns the state with that job.
+// Waits for a job that is not number `seen`, for pages, or for the end; returns the state with that job.
 std::uint64_t Team::next_job(std::uint32_t seen) {
     std::uint64_t state = 0;
     const auto ready = [&] {
         state = state_.load(std::memory_order_acquire);
-        return static_cast<std::uint32_t>(state >> 32) != seen || stop_.load(std::memory_order_relaxed);
+        return static_cast<std::uint32_t>(state >> 32) != seen || pages_.waits() ||
+               stop_.load(std::memory_order_relaxed);
     };
     while (!spin(ready)) {
         // The caller changes the state and then looks at sleepers_; we do it the other way round, so at least

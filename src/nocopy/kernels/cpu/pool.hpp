@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "level.hpp"
+#include "populate.hpp"
 
 namespace nocopy {
 
@@ -41,6 +42,9 @@ struct Team {
     bool expired() const { return expired_.load(std::memory_order_relaxed); }
 
     void run(std::uint64_t chunks, Body body, const void* context);
+    // Has workers make pages ready before they join another job; without workers the caller does. Throws
+    // std::bad_alloc.
+    void populate(const nocopy_range* ranges, std::uint64_t count);
 
     static constexpr std::int64_t NO_DEADLINE = std::numeric_limits<std::int64_t>::max();
 
@@ -49,6 +53,7 @@ struct Team {
     void worker(unsigned index);
     std::uint64_t next_job(std::uint32_t seen);
     void wait_for_workers();
+    void wake(std::uint64_t most);
     float* scratch(unsigned index) { return scratch_.get() + index * SCRATCH_FLOATS; }
 
     const unsigned threads_;
@@ -60,6 +65,8 @@ struct Team {
     Body body_ = nullptr;
     const void* context_ = nullptr;
     std::int64_t deadline_ = NO_DEADLINE;
+
+    Populate pages_;
 
     // Job number << 32 | open << 31 | workers inside. A worker enters by adding 1 while the job is open.
     alignas(64) std::atomic<std::uint64_t> state_{0};
