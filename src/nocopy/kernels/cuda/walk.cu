@@ -16,6 +16,7 @@
 // written something that it could not know before it had read the place: the host sees to that
 // (device/cuda_walk.py). Should the host ask the kernel to stop, it goes on to its end without waiting.
 #include "keys.cuh"
+#include "walk_product.cuh"
 #include "walk_stream.cuh"
 
 #if __CUDA_ARCH__ >= 900
@@ -23,12 +24,6 @@
 __device__ __noinline__ float table_element(const Tensor table, uint64_t at) {
     return is_blocks(table.dtype) ? load_block_element(table, at) : load(table, at);
 }
-
-// Weights that are multiplied as matrices.
-template <typename B>
-constexpr bool BY_MATRIX = false;
-template <>
-constexpr bool BY_MATRIX<Bf16Words> = true;
 
 // The warps that compute.
 struct Walker {
@@ -264,52 +259,6 @@ struct Walker {
         }
     }
 
-    // Of a product with weights in bf16, lanes' elements as they are needed in a matrix, whose rows are what
-    // eight teams of four lanes have, first what bf16 holds of it, then what is left: so 16 bits of x count.
-    // A weight's row is eight columns, of which each meets its own team's row on the diagonal.
-    template <int HELD>
-    static __device__ __forceinline__ void split(Words4 (&x)[HELD]) {
-#pragma unroll
-        for (int i = 0; i < HELD; ++i) {
-            const Words4 all = x[i];
-#pragma unroll
-            for (int j = 0; j < 4; j += 2) {
-                const float low = __uint_as_float(all.v[j]), high = __uint_as_float(all.v[j + 1]);
-                const uint32_t pair = pack_pair<true>(low, high);
-                x[i].v[j] = pair;
-                x[i].v[j + 1] = pack_pair<true>(low - __uint_as_float(pair << 16),
-                                                high - __uint_as_float(pair & 0xffff0000));
-            }
-        }
-    }
-
-    static __device__ __forceinline__ void multiply_words(float (&d)[4], const uint8_t* a, const Words4* x) {
-        const Words4 words = read_as<Words4>(a);
-        multiply_fragments<true>(d, x[0].v, words.v[0], words.v[1]);
-        multiply_fragments<true>(d, x[1].v, words.v[2], words.v[3]);
-    }
-
-    // This lane's element of the diagonal, if it has one.
-    __device__ __forceinline__ float own_sum(const float (&d)[4]) const {
-        const float sum = lane & 4 ? d[1] + d[3] : d[0] + d[2];
-        return lane % 4 == lane / 8 ? sum : 0.0f;
-    }
-
-    // Adds this lane's share of one step of both rows.
-    template <typename B>
-    static __device__ __forceinline__ void multiply_into(Sums& sums, const uint8_t* a, uint32_t bytes,
-                                                         const Words4* x) {
-        float wa[4 * B::QUADS], wb[4 * B::QUADS];
-        B::decode(B::fetch(a, threadIdx.x % B::LANES), wa);
-        B::decode(B::fetch(a + bytes, threadIdx.x % B::LANES), wb);
-#pragma unroll
-        for (int e = 0; e < 4 * B::QUADS; ++e) {
-            const float v = __uint_as_float(x[e / 4].v[e % 4]);
-            sums.a = fmaf(v, wa[e], sums.a);
-            sums.b = fmaf(v, wb[e], sums.b);
-        }
-    }
-
     // Where two rows' pieces lie, one behind the other, once they are there.
     __device__ __forceinline__ const uint8_t* take() {
         const uint32_t at = warp * walk.slots + slot;
@@ -322,20 +271,6 @@ struct Walker {
     __device__ __forceinline__ void release(uint32_t taken) const {
         __syncwarp();
         if (lane == 0) arrive(shared.emptied + warp * walk.slots + taken);
-    }
-
-    // The sums of two pieces over all lanes, of the second if there is one: eight lanes add up one sum.
-    __device__ __forceinline__ void add_up(const Sums (&sums)[2], Sums* to, bool both) const {
-        const bool high = lane & 16, odd = lane & 8;
-        const float a =
-            (high ? sums[1].a : sums[0].a) + __shfl_xor_sync(~0u, high ? sums[0].a : sums[1].a, 16);
-        const float b =
-            (high ? sums[1].b : sums[0].b) + __shfl_xor_sync(~0u, high ? sums[0].b : sums[1].b, 16);
-        float sum = (odd ? b : a) + __shfl_xor_sync(~0u, odd ? a : b, 8);
-        for (int mask = 4; mask; mask >>= 1) sum += __shfl_xor_sync(~0u, sum, mask);
-        if (lane % 8 || (high && !both)) return;
-        Sums& place = to[high ? WALK_WARPS : 0];
-        (odd ? place.b : place.a) = sum;
     }
 
     // A pair's sums over all chunks. HELD: there are eight at most, which are read at once.

@@ -11,6 +11,7 @@ constexpr uint32_t WALK_THREADS = 32 * (WALK_WARPS + STREAMERS + KEEPERS), WALKE
 constexpr uint32_t NO_TAG = 2;          // the row lies in memory since before the kernel began
 constexpr uint32_t NOWHERE = ~0u;       // nobody needs it
 constexpr uint32_t FEWEST_TOKENS = 64;  // of a part of attention
+constexpr uint32_t FETCHED = 256;       // tokens of a part that the second cache is to hold: all fit it
 constexpr uint32_t STAGES_HELD = 16, STAGES_AHEAD = 8;  // in shared memory; of them behind the one at hand
 constexpr uint32_t TURNS = 4;  // stages that have barriers of their own for what is begun and prepared
 constexpr uint32_t CANDIDATE_WORDS = 4;

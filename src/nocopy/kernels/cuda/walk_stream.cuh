@@ -170,7 +170,7 @@ struct Keeper {
         arrive(shared.prepared + index % TURNS);
     }
 
-    // The block's part of the tokens that a stage attends to, whose rows the second cache is to hold.
+    // The block's part of the tokens that a stage attends to, whose first rows the second cache is to hold.
     __device__ __forceinline__ void share_tokens(nocopy_stage& s) const {
         const AttentionJob job(s.launch, AttentionJob::at_once(s.launch));
         if (job.idle) return;
@@ -183,7 +183,8 @@ struct Keeper {
         }
         const CachedHead cached(s.launch, job);
         const uint32_t bytes = job.n * (s.dtype == NOCOPY_F32 ? 4 : 2);
-        for (uint32_t t = (uint32_t)part.start + lane; t < (uint32_t)part.stop; t += 32)
+        const uint32_t stop = min((uint32_t)part.stop, (uint32_t)part.start + FETCHED);
+        for (uint32_t t = (uint32_t)part.start + lane; t < stop; t += 32)
             for (uint32_t at = 0; at < bytes; at += 128) {
                 prefetch(cached.keys + t * cached.key_row + at);
                 prefetch(cached.values + t * cached.value_row + at);
