@@ -51,6 +51,8 @@ WORD_BYTES = 16
 """What addresses and steps of the cache's rows are multiples of: lanes read so many at once."""
 STAGES_HELD = 16
 """As in walk_stage.cuh."""
+OTHER_BYTES = 512
+"""Of shared memory: what is known of each warp's best and squares, and the barriers of stages."""
 FEWEST_PRODUCTS = 4
 """Products of a run that is worth a kernel of its own."""
 CACHES = frozenset({DType.F32, DType.F16, DType.BF16})
@@ -331,7 +333,7 @@ class Walks:
         grid = min(self._chip.multiprocessors, *shares)
         slot_bytes = max(stage.slot_bytes for stage in run.stages)
         row_words = max(stage.row_words(grid) for stage in run.stages)
-        fixed = row_words * 4 + SUMS_BYTES + STAGES_HELD * STAGE.size + 512 + 2 * 8 * 64 * WARPS
+        fixed = row_words * 4 + SUMS_BYTES + STAGES_HELD * STAGE.size + OTHER_BYTES + 2 * 8 * 64 * WARPS
         slots = min((self._chip.block_shared_bytes - fixed) // (WARPS * slot_bytes), 64)
         if slots < 2 or any(stage.jobs > grid for stage in run.stages):
             return None

@@ -73,13 +73,18 @@ struct Walker {
         meet(WALKERS);
     }
 
+    // Where a product's row is.
+    __device__ __forceinline__ const uint32_t* source(const nocopy_stage& s) const {
+        return s.source_tag == NO_TAG ? (const uint32_t*)s.product.x : exchange(s.source);
+    }
+
     // x times norm, in the order in which lanes read it; what is still to be multiplied with. AT_ONCE: fours
     // that a thread awaits together.
     template <typename B, int AT_ONCE>
     __device__ __forceinline__ float bring_row(const nocopy_stage& s) const {
         const nocopy_fused& f = s.product;
         const float* norm = (const float*)f.norm;
-        const uint32_t* x = s.source_tag == NO_TAG ? (const uint32_t*)f.x : exchange(s.source);
+        const uint32_t* x = source(s);
         const auto from = [&](uint32_t q) {
             uint32_t at = Cut<B>::at(q, f.k);
             return at < f.k ? x + at : nullptr;
@@ -113,6 +118,23 @@ struct Walker {
 #pragma unroll
         for (uint32_t w = 0; w < WALK_WARPS; ++w) squares += shared.squares[w];
         return 1.0f / sqrtf(squares / (float)f.k + f.eps);
+    }
+
+    // A row of which each warp has a chunk of its own, straight into registers.
+    template <typename B, int HELD>
+    __device__ __forceinline__ void bring_own(const nocopy_stage& s, Words4 (&x)[HELD]) const {
+        const uint32_t* from = source(s);
+        const uint32_t own = warp * s.product.chunk / 4 + lane;
+        wait_while(walk.stop, [&] {
+#pragma unroll
+            for (uint32_t i = 0; i < HELD; ++i)
+                x[i] = load_tagged(from + Cut<B>::at(own + 32 * i, s.product.k));
+            bool missing = false;
+#pragma unroll
+            for (uint32_t i = 0; i < HELD; ++i) missing |= !all_tagged(x[i], s.source_tag);
+            return missing;
+        });
+        meet(WALKERS);  // all have read the sums of the stage before
     }
 
     // Products
@@ -192,25 +214,6 @@ struct Walker {
             release(taken);
             add_up(sums, shared.sums + (piece - start), false);
         }
-    }
-
-    // A row of which each warp has a chunk of its own.
-    template <typename B, int HELD>
-    __device__ __forceinline__ void bring_own(const nocopy_stage& s, Words4 (&x)[HELD]) const {
-        const nocopy_fused& f = s.product;
-        const uint32_t* from = s.source_tag == NO_TAG ? (const uint32_t*)f.x : exchange(s.source);
-        const uint32_t own = warp * f.chunk / 4 + lane;
-        Patience patience{walk.stop};
-        bool missing;
-        do {
-            missing = false;
-#pragma unroll
-            for (uint32_t i = 0; i < HELD; ++i) x[i] = load_tagged(from + Cut<B>::at(own + 32 * i, f.k));
-#pragma unroll
-            for (uint32_t i = 0; i < HELD; ++i) missing |= !all_tagged(x[i], s.source_tag);
-            if (missing) relax();
-        } while (missing && !patience.over());
-        meet(WALKERS);  // all have read the sums of the stage before
     }
 
     // This lane's elements of the warp's chunk of the row, which is the same in all of the warp's pieces.

@@ -218,17 +218,13 @@ struct Attention {
     // A value of a part, its largest score, and the sum of its weights.
     __device__ __forceinline__ void read_part(const uint32_t* part, uint32_t top, uint32_t at,
                                               float* to) const {
-        Patience patience{stop};
         uint32_t words[3];
-        bool missing;
-        do {
+        wait_while(stop, [&] {
             words[0] = load_tagged_word(part + at);
             words[1] = load_tagged_word(part + top), words[2] = load_tagged_word(part + top + 1);
-            missing =
-                (((words[0] ^ s.partial_tag) | (words[1] ^ s.partial_tag) | (words[2] ^ s.partial_tag)) &
-                 1) != 0;
-            if (missing) relax();
-        } while (missing && !patience.over());
+            return (((words[0] ^ s.partial_tag) | (words[1] ^ s.partial_tag) | (words[2] ^ s.partial_tag)) &
+                    1) != 0;
+        });
 #pragma unroll
         for (int i = 0; i < 3; ++i) to[i] = __uint_as_float(words[i]);
     }

@@ -151,6 +151,12 @@ struct Patience {
     __device__ __forceinline__ bool over() { return ++looks % 4096 == 0 && stop && *stop; }
 };
 
+// Calls missing(), which looks for what other blocks hand on, until all of it is there.
+template <typename Missing>
+__device__ __forceinline__ void wait_while(const volatile int32_t* stop, Missing missing) {
+    for (Patience patience{stop}; missing() && !patience.over();) relax();
+}
+
 __device__ __forceinline__ bool all_tagged(const Words4& words, uint32_t tag) {
     return tag == NO_TAG ||
            (((words.v[0] ^ tag) | (words.v[1] ^ tag) | (words.v[2] ^ tag) | (words.v[3] ^ tag)) & 1) == 0;
