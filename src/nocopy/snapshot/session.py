@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import sys
 from array import array
@@ -229,9 +228,9 @@ class BytesSource:
 
     def __init__(self, data: bytes) -> None:
         self.size = max(-(-len(data) // PAGE), 1) * PAGE
-        self._room = np.zeros(self.size + mmap.PAGESIZE, np.uint8)
+        self._room = np.zeros(self.size + PAGE_SIZE, np.uint8)
         begins: int = self._room.__array_interface__["data"][0]
-        skip = -begins % mmap.PAGESIZE
+        skip = -begins % PAGE_SIZE
         self.address = begins + skip
         self._room[skip : skip + len(data)] = np.frombuffer(data, np.uint8)
 
