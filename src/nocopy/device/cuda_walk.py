@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from nocopy.device.cuda_fuse import STEP, Chip, Group
+from nocopy.device.cuda_fuse import Chip, Group
 from nocopy.device.cuda_launch import Fields, Launch, Plan, Shape
 from nocopy.device.cuda_records import Records
 from nocopy.device.cuda_walk_stage import (
@@ -58,8 +58,6 @@ FEWEST_PRODUCTS = 4
 CACHES = frozenset({DType.F32, DType.F16, DType.BF16})
 FASTER = frozenset({DType.BF16, DType.Q8_0, DType.Q4_0})
 """Weights with which a run measured faster than its launches one by one; others were not measured."""
-HOLDS = frozenset({DType.F32, DType.F16, DType.BF16, DType.Q8_0})
-"""Weights with which it measured faster to hold the row in registers, or that are read like them."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +183,7 @@ class Walks:
         residual = group.products[0].residual
         if residual and run.owned.get(residual, pairs[0]) != pairs[0]:
             return False
-        chunks = chunks_of(group.k, STEP[dtype]) if dtype in HOLDS else 0
+        chunks = chunks_of(group.k, dtype)
         if chunks:
             group = replace(group, chunk=group.k // chunks)
         held = group.chunk // 128 if chunks else 0

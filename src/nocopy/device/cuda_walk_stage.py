@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from nocopy.device.cuda_fuse import FUSED, STEP, Group
 from nocopy.device.cuda_launch import Fields, Launch
 from nocopy.device.cuda_records import overlap
-from nocopy.memory.dtype import DType
+from nocopy.memory.dtype import QUANTISED, DType
 from nocopy.tape.record import Space
 from nocopy.tape.validate import Tape
 
@@ -19,17 +19,20 @@ PRODUCT, ATTENTION, GATHER, ARGMAX = range(4)
 """`StageKind` there."""
 NO_TAG, NOWHERE = 2, 2**32 - 1
 CANDIDATE_WORDS = 4
-HELD_ELEMENTS = 1024
-"""Elements of a row that a warp holds in registers, at most."""
+HELD_ELEMENTS, MORE_HELD = 1024, 2048
+"""Elements of a row that a warp holds in registers; at most, of a row that is multiplied with blocks."""
 WARPS = 8
 """Of a block, those that compute."""
 MOST_PARTS = 32
 """Parts of the tokens of one attention stage."""
 
 
-def chunks_of(k: int, step: int) -> int:
+def chunks_of(k: int, dtype: DType) -> int:
     """Chunks that a row is cut into so that each warp has the same one of all its rows; 0 if it cannot be."""
-    return next((n for n in (1, 2, 4, 8) if k % (n * step) == 0 and k // n <= HELD_ELEMENTS), 0)
+    cuts = [n for n in (1, 2, 4, 8) if k % (n * STEP[dtype]) == 0]
+    most = MORE_HELD if dtype in QUANTISED else HELD_ELEMENTS
+    held = [n for n in cuts if k // n <= HELD_ELEMENTS] or [n for n in cuts[-1:] if k // n <= most]
+    return held[0] if held else 0
 
 
 @dataclass

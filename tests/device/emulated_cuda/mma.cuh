@@ -72,6 +72,24 @@ inline void multiply_tf32(float (&d)[4], float a0, float a1, float a2, float a3,
     __syncwarp();
 }
 
+inline void multiply_whole(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    uint32_t me = emulator::current, lane = emulator::lane_of(me), warp = me - lane;
+    uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
+    memcpy(emulator::fragments[me], mine, sizeof mine);
+    __syncwarp();
+    for (uint32_t i = 0; i < 4; ++i) {
+        uint32_t row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+        d[i] = 0;
+        for (uint32_t k = 0; k < 32; ++k) {
+            uint32_t of_a = row / 8 + k / 16 * 2, of_b = 4 + k / 16, four = k % 16 / 4;
+            uint32_t x = emulator::fragments[warp + row % 8 * 4 + four][of_a];
+            uint32_t y = emulator::fragments[warp + column * 4 + four][of_b];
+            d[i] += (int32_t)(int8_t)(x >> 8 * (k % 4)) * (int8_t)(y >> 8 * (k % 4));
+        }
+    }
+    __syncwarp();
+}
+
 inline void load_matrices_either(uint32_t (&r)[4], const uint8_t* row, bool transposed) {
     uint32_t me = emulator::current, warp = me / 32 * 32, lane = me % 32;
     if ((uintptr_t)row % 16) abort();

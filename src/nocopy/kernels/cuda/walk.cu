@@ -60,8 +60,7 @@ struct Walker {
     // Rows
 
     __device__ __forceinline__ void begin_stage(uint32_t index) const {
-        __syncwarp();
-        if (lane == 0) arrive(shared.begins + index % TURNS);
+        arrive(shared.begins + index % TURNS);
         await(shared.prepared + index % TURNS, index / TURNS % 2);
     }
 
@@ -183,7 +182,8 @@ struct Walker {
                     scale = bring_row<B, 2>(s);
                     hold(x, f.chunk, chunks);
                 }
-                if constexpr (BY_MATRIX<B>) split(x);
+#pragma unroll
+                for (int i = 0; i < HELD; i += B::QUADS) Dot<B>::hold(x + i);
             }
             if constexpr (HELD == 0)
                 multiply_pieces<B>(f, start * chunks, stop * chunks, chunks);
@@ -238,27 +238,18 @@ struct Walker {
             const uint8_t* first = take() + own;
             const uint32_t second_slot = slot;
             const uint8_t* second = both ? take() + own : first;
-            Sums sums[2] = {};
-            if constexpr (BY_MATRIX<B>) {
-                float d[4][4] = {};
+            Dot<B> dots[4];
 #pragma unroll
-                for (int i = 0; i < HELD / QUADS; ++i) {
-                    multiply_words(d[0], first + i * STEP, x + i * QUADS);
-                    multiply_words(d[1], first + BYTES + i * STEP, x + i * QUADS);
-                    multiply_words(d[2], second + i * STEP, x + i * QUADS);
-                    multiply_words(d[3], second + BYTES + i * STEP, x + i * QUADS);
-                }
-                sums[0] = {own_sum(d[0]), own_sum(d[1])}, sums[1] = {own_sum(d[2]), own_sum(d[3])};
-            } else {
-#pragma unroll
-                for (int i = 0; i < HELD / QUADS; ++i) {
-                    multiply_into<B>(sums[0], first + i * STEP, BYTES, x + i * QUADS);
-                    multiply_into<B>(sums[1], second + i * STEP, BYTES, x + i * QUADS);
-                }
+            for (int i = 0; i < HELD / QUADS; ++i) {
+                dots[0].add(first + i * STEP, x + i * QUADS);
+                dots[1].add(first + BYTES + i * STEP, x + i * QUADS);
+                dots[2].add(second + i * STEP, x + i * QUADS);
+                dots[3].add(second + BYTES + i * STEP, x + i * QUADS);
             }
             release(first_slot);
             if (both) release(second_slot);
-            add_up(sums, shared.sums + (piece - start), both);
+            add_up({{dots[0].total(), dots[1].total()}, {dots[2].total(), dots[3].total()}},
+                   shared.sums + (piece - start), both);
         }
     }
 
@@ -272,8 +263,7 @@ struct Walker {
 
     // All lanes have read the slot.
     __device__ __forceinline__ void release(uint32_t taken) const {
-        __syncwarp();
-        if (lane == 0) arrive(shared.emptied + warp * walk.slots + taken);
+        arrive(shared.emptied + warp * walk.slots + taken);
     }
 
     // A pair's sums over all chunks. HELD: there are eight at most, which are read at once.
@@ -387,10 +377,11 @@ extern "C" __global__ void __launch_bounds__(WALK_THREADS, 1) walk(const __grid_
 #if __CUDA_ARCH__ >= 900
     const WalkMemory shared(walk);
     if (threadIdx.x == 0) {
-        for (uint32_t i = 0; i < 2 * WALK_WARPS * walk.slots; ++i) begin_barrier(shared.filled + i, 1);
+        for (uint32_t i = 0; i < WALK_WARPS * walk.slots; ++i)
+            begin_barrier(shared.filled + i, 1), begin_barrier(shared.emptied + i, 32);
         for (uint32_t i = 0; i < STAGES_HELD; ++i) begin_barrier(shared.held + i, 32);
         for (uint32_t i = 0; i < TURNS; ++i)
-            begin_barrier(shared.begins + i, WALK_WARPS), begin_barrier(shared.prepared + i, 32);
+            begin_barrier(shared.begins + i, WALKERS), begin_barrier(shared.prepared + i, 32);
         show_barriers();
     }
     __syncthreads();

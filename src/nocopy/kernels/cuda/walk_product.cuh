@@ -2,62 +2,97 @@
 // registers, and how lanes' sums become one.
 #pragma once
 
-#include "mma.cuh"
 #include "walk_stage.cuh"
 
 #if __CUDA_ARCH__ >= 900
 
-// Weights that are multiplied as matrices.
+// A lane's share of the product of one row of a weight with x, whose elements are held as `hold` leaves them.
 template <typename B>
-constexpr bool BY_MATRIX = false;
+struct Dot {
+    float sum = 0.0f;
+
+    static __device__ __forceinline__ void hold(Words4*) {}
+
+    // Adds one step: a lane's piece of the row, and its quads of x.
+    __device__ __forceinline__ void add(const uint8_t* a, const Words4* x) {
+        float w[4 * B::QUADS];
+        B::decode(B::fetch(a, threadIdx.x % B::LANES), w);
+#pragma unroll
+        for (int e = 0; e < 4 * B::QUADS; ++e) sum = fmaf(__uint_as_float(x[e / 4].v[e % 4]), w[e], sum);
+    }
+
+    __device__ __forceinline__ float total() const { return sum; }
+};
+
+// Of weights in bf16, lanes' elements as they are needed in a matrix, whose rows are what eight teams of four
+// lanes have, first what bf16 holds of it, then what is left: so 16 bits of x count. A weight's row is eight
+// columns, of which each meets its own team's row on the diagonal.
 template <>
-constexpr bool BY_MATRIX<Bf16Words> = true;
+struct Dot<Bf16Words> {
+    float d[4] = {};
 
-// Of a product with weights in bf16, lanes' elements as they are needed in a matrix, whose rows are what
-// eight teams of four lanes have, first what bf16 holds of it, then what is left: so 16 bits of x count.
-// A weight's row is eight columns, of which each meets its own team's row on the diagonal.
-template <int HELD>
-__device__ __forceinline__ void split(Words4 (&x)[HELD]) {
+    static __device__ __forceinline__ void hold(Words4* x) {
 #pragma unroll
-    for (int i = 0; i < HELD; ++i) {
-        const Words4 all = x[i];
+        for (int i = 0; i < 2; ++i)
 #pragma unroll
-        for (int j = 0; j < 4; j += 2) {
-            const float low = __uint_as_float(all.v[j]), high = __uint_as_float(all.v[j + 1]);
-            const uint32_t pair = pack_pair<true>(low, high);
-            x[i].v[j] = pair;
-            x[i].v[j + 1] =
-                pack_pair<true>(low - __uint_as_float(pair << 16), high - __uint_as_float(pair & 0xffff0000));
-        }
+            for (int j = 0; j < 4; j += 2) {
+                const float low = __uint_as_float(x[i].v[j]), high = __uint_as_float(x[i].v[j + 1]);
+                const uint32_t pair = pack_pair<true>(low, high);
+                x[i].v[j] = pair;
+                x[i].v[j + 1] = pack_pair<true>(low - __uint_as_float(pair << 16),
+                                                high - __uint_as_float(pair & 0xffff0000));
+            }
     }
-}
 
-__device__ __forceinline__ void multiply_words(float (&d)[4], const uint8_t* a, const Words4* x) {
-    const Words4 words = read_as<Words4>(a);
-    multiply_fragments<true>(d, x[0].v, words.v[0], words.v[1]);
-    multiply_fragments<true>(d, x[1].v, words.v[2], words.v[3]);
-}
+    __device__ __forceinline__ void add(const uint8_t* a, const Words4* x) {
+        const Words4 words = read_as<Words4>(a);
+        multiply_fragments<true>(d, x[0].v, words.v[0], words.v[1]);
+        multiply_fragments<true>(d, x[1].v, words.v[2], words.v[3]);
+    }
 
-// This lane's element of the diagonal, if it has one.
-__device__ __forceinline__ float own_sum(const float (&d)[4]) {
-    const uint32_t lane = threadIdx.x % 32;
-    const float sum = lane & 4 ? d[1] + d[3] : d[0] + d[2];
-    return lane % 4 == lane / 8 ? sum : 0.0f;
-}
+    // This lane's element of the diagonal, if it has one.
+    __device__ __forceinline__ float total() const {
+        return on_diagonal() ? odd_team() ? d[1] + d[3] : d[0] + d[2] : 0.0f;
+    }
+};
 
-// Adds this lane's share of one step of both rows.
+// Of weights in blocks (walk_blocks.cuh).
 template <typename B>
-__device__ __forceinline__ void multiply_into(Sums& sums, const uint8_t* a, uint32_t bytes, const Words4* x) {
-    float wa[4 * B::QUADS], wb[4 * B::QUADS];
-    B::decode(B::fetch(a, threadIdx.x % B::LANES), wa);
-    B::decode(B::fetch(a + bytes, threadIdx.x % B::LANES), wb);
-#pragma unroll
-    for (int e = 0; e < 4 * B::QUADS; ++e) {
-        const float v = __uint_as_float(x[e / 4].v[e % 4]);
-        sums.a = fmaf(v, wa[e], sums.a);
-        sums.b = fmaf(v, wb[e], sums.b);
+struct BlockDot {
+    float sum = 0.0f;
+
+    static __device__ __forceinline__ void hold(Words4* x) { make_whole<B>(x); }
+
+    __device__ __forceinline__ void add(const uint8_t* a, const Words4* x) {
+        const Numbers numbers = B::fetch(a, threadIdx.x % B::LANES);
+        const float each = __uint_as_float(x[1].v[0]);
+        if constexpr (B::SCALES == Scales::TWO) {
+            sum = fmaf(dot(x, numbers.quads[0], 0), numbers.scale * each, sum);
+            sum = fmaf(dot(x, 0, numbers.quads[1]), numbers.other * each, sum);
+        } else {
+            sum = fmaf(dot(x, numbers.quads[0], numbers.quads[1]), numbers.scale * each, sum);
+        }
+        if constexpr (B::SCALES == Scales::AFFINE) sum = fmaf(-numbers.other, __uint_as_float(x[1].v[1]), sum);
     }
-}
+
+    static __device__ __forceinline__ float dot(const Words4* x, uint32_t first, uint32_t second) {
+        int32_t d[4];
+        multiply_whole(d, x[0].v, first, second);
+        return (float)(odd_team() ? 256 * d[1] + d[3] : 256 * d[0] + d[2]);
+    }
+
+    __device__ __forceinline__ float total() const { return on_diagonal() ? sum : 0.0f; }
+};
+template <>
+struct Dot<TeamQ8_0> : BlockDot<TeamQ8_0> {};
+template <>
+struct Dot<TeamQ4_0> : BlockDot<TeamQ4_0> {};
+template <>
+struct Dot<TeamQ4_K> : BlockDot<TeamQ4_K> {};
+template <>
+struct Dot<TeamQ5_K> : BlockDot<TeamQ5_K> {};
+template <>
+struct Dot<TeamQ6_K> : BlockDot<TeamQ6_K> {};
 
 // The sums of two pieces over all lanes, of the second if there is one: eight lanes add up one sum.
 __device__ __forceinline__ void add_up(const Sums (&sums)[2], Sums* to, bool both) {

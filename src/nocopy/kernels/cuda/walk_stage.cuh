@@ -5,6 +5,7 @@
 #include "attention_row.cuh"
 #include "barrier.cuh"
 #include "row_product.cuh"
+#include "walk_blocks.cuh"
 
 constexpr uint32_t WALK_WARPS = 8, STREAMERS = 3, KEEPERS = 1;
 constexpr uint32_t WALK_THREADS = 32 * (WALK_WARPS + STREAMERS + KEEPERS), WALKERS = 32 * WALK_WARPS;
@@ -14,8 +15,9 @@ constexpr uint32_t FEWEST_TOKENS = 64;  // of a part of attention
 constexpr uint32_t FETCHED = 256;       // tokens of a part that the second cache is to hold: all fit it
 constexpr uint32_t STAGES_HELD = 16, STAGES_AHEAD = 8;  // in shared memory; of them behind the one at hand
 constexpr uint32_t TURNS = 4;  // stages that have barriers of their own for what is begun and prepared
+constexpr uint32_t PREPARED = 2;  // stages whose needs are seen to behind the one at hand
 constexpr uint32_t CANDIDATE_WORDS = 4;
-constexpr int MOST_HELD = 8;
+constexpr int MOST_HELD = 16;
 
 // What the kernel is compiled for: sets of dtypes, 1 << dtype each, of weights and caches.
 #ifndef WALK_WEIGHTS
@@ -26,7 +28,7 @@ constexpr int MOST_HELD = 8;
 // And a set of what a lane holds of a row in registers while its warp multiplies, 1 << words of four
 // elements.
 #ifndef WALK_HELD
-#define WALK_HELD 0x117u
+#define WALK_HELD 0x14117u
 #endif
 
 // And heads that share keys and values, or heads that do not; 0 for either.
@@ -91,11 +93,11 @@ __device__ __forceinline__ void with_type(uint32_t dtype, Take take) {
     with_type_if<NOCOPY_F32, F32Words>(dtype, take);
     with_type_if<NOCOPY_F16, F16Words>(dtype, take);
     with_type_if<NOCOPY_BF16, Bf16Words>(dtype, take);
-    with_type_if<NOCOPY_Q8_0, Q8_0>(dtype, take);
-    with_type_if<NOCOPY_Q4_0, Q4_0>(dtype, take);
-    with_type_if<NOCOPY_Q4_K, Q4_K>(dtype, take);
-    with_type_if<NOCOPY_Q5_K, Q5_K>(dtype, take);
-    with_type_if<NOCOPY_Q6_K, Q6_K>(dtype, take);
+    with_type_if<NOCOPY_Q8_0, TeamQ8_0>(dtype, take);
+    with_type_if<NOCOPY_Q4_0, TeamQ4_0>(dtype, take);
+    with_type_if<NOCOPY_Q4_K, TeamQ4_K>(dtype, take);
+    with_type_if<NOCOPY_Q5_K, TeamQ5_K>(dtype, take);
+    with_type_if<NOCOPY_Q6_K, TeamQ6_K>(dtype, take);
 }
 
 // Pairs of product p that this block has.

@@ -138,14 +138,19 @@ struct Keeper {
 
     __device__ __forceinline__ void run() const {
         for (uint32_t s = 0; s < STAGES_AHEAD; ++s) hold_stage(s);
-        for (uint32_t s = 0; s < 2; ++s) prepare(s);
-        for (uint32_t s = 0; s < walk.count; ++s) {
-            await(shared.begins + s % TURNS, s / TURNS % 2);
-            hold_stage(s + STAGES_AHEAD);  // where nobody looks any more
-            if (s && shared.stages[s % STAGES_HELD].kind == STAGE_GATHER)
-                see_cache(shared.stages[(s - 1) % STAGES_HELD]);  // the block knows what is likeliest
-            prepare(s + 2);
+#pragma unroll 1
+        for (uint32_t ahead = 0; ahead < walk.count + PREPARED; ++ahead) {
+            if (ahead >= PREPARED) begun(ahead - PREPARED);
+            prepare(ahead);
         }
+    }
+
+    // The block has begun this stage.
+    __device__ __forceinline__ void begun(uint32_t s) const {
+        await(shared.begins + s % TURNS, s / TURNS % 2);
+        hold_stage(s + STAGES_AHEAD);  // where nobody looks any more
+        if (s && shared.stages[s % STAGES_HELD].kind == STAGE_GATHER)
+            see_cache(shared.stages[(s - 1) % STAGES_HELD]);  // the block knows what is likeliest
     }
 
     __device__ __forceinline__ void hold_stage(uint32_t index) const {
@@ -184,7 +189,9 @@ struct Keeper {
         const CachedHead cached(s.launch, job);
         const uint32_t bytes = job.n * (s.dtype == NOCOPY_F32 ? 4 : 2);
         const uint32_t stop = min((uint32_t)part.stop, (uint32_t)part.start + FETCHED);
+#pragma unroll 1
         for (uint32_t t = (uint32_t)part.start + lane; t < stop; t += 32)
+#pragma unroll 1
             for (uint32_t at = 0; at < bytes; at += 128) {
                 prefetch(cached.keys + t * cached.key_row + at);
                 prefetch(cached.values + t * cached.value_row + at);
