@@ -36,7 +36,7 @@ SEED = 1
 SIZE = 0.02
 """Standard deviation of the weights, about what a trained model has."""
 BLOCK = 32
-"""Elements of a block of Q8_0 and Q4_0."""
+"""Elements of a block of Q8_0 and Q4_0; larger ones count as several."""
 STEP = 16 << 20
 """Bytes of a cache that are filled at a time."""
 NOISE_BLOCKS = 2**20 - 3
@@ -109,7 +109,7 @@ def model_file(kind: GGMLType, folder: Path | None = None, shape: Shape = LLAMA_
     """Return the model with matrices of this type, which is made if it is not there.
 
     Args:
-        kind: BF16, Q8_0 or Q4_0.
+        kind: BF16 or a type of blocks.
         folder: where it lies; the user's cache directory if left out.
         shape: the model's.
     """
@@ -119,7 +119,7 @@ def model_file(kind: GGMLType, folder: Path | None = None, shape: Shape = LLAMA_
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         largest = max(prod(dims) for _, dims in shape.tensors())
-        noise = np.resize(_noise(kind), largest // BLOCK * _block_nbytes(kind))
+        noise = np.resize(_noise(kind), largest // kind.block_elements * kind.block_nbytes)
         tensors = [_tensor(name, dims, kind, noise) for name, dims in shape.tensors()]
         write_gguf(path, shape.metadata(), tensors)
     return path
@@ -128,27 +128,34 @@ def model_file(kind: GGMLType, folder: Path | None = None, shape: Shape = LLAMA_
 def _tensor(name: str, shape: tuple[int, ...], kind: GGMLType, noise: npt.NDArray[np.uint8]) -> TensorData:
     if len(shape) == 1:
         return TensorData.of(name, np.ones(shape, np.float32), GGMLType.F32)
-    nbytes = shape[0] * shape[1] // BLOCK * _block_nbytes(kind)
+    nbytes = shape[0] * shape[1] // kind.block_elements * kind.block_nbytes
     return TensorData(name, kind, shape, noise[:nbytes])
 
 
-def _block_nbytes(kind: GGMLType) -> int:
-    return BLOCK // kind.block_elements * kind.block_nbytes
-
-
 def _noise(kind: GGMLType) -> npt.NDArray[np.uint8]:
-    """`NOISE_BLOCKS` blocks, as bytes."""
+    """As many elements as `NOISE_BLOCKS` have, as bytes."""
     rng = np.random.default_rng(SEED)
     if kind is GGMLType.BF16:
         values = rng.standard_normal(NOISE_BLOCKS * BLOCK, np.float32)
         values *= np.float32(SIZE)
         return values.astype(DType.BF16.numpy).view(np.uint8)
-    made: npt.NDArray[Any] = np.zeros(NOISE_BLOCKS, blocks.LAYOUTS[DType[kind.name]])
-    quants = made["qs"]
-    quants[...] = rng.integers(0, 256, quants.shape, np.uint8).astype(quants.dtype)
-    # Quants are spread evenly over their range: 2 ** bits / sqrt(12) is their deviation.
-    bits = {GGMLType.Q8_0: 8, GGMLType.Q4_0: 4}[kind]
-    made["d"] = SIZE * 12**0.5 / 2**bits
+    dtype = DType[kind.name]
+    made: npt.NDArray[Any] = np.zeros(NOISE_BLOCKS * BLOCK // dtype.block, blocks.LAYOUTS[dtype])
+    for name in sorted(set(made.dtype.names or ()) - {"d", "dmin"}):
+        made[name] = rng.integers(0, 256, made[name].shape, np.uint8).astype(made[name].dtype)
+    if dtype.block == BLOCK:
+        # Quants are spread evenly over their range: 2 ** bits / sqrt(12) is their deviation.
+        made["d"] = SIZE * 12**0.5 / 2 ** {DType.Q8_0: 8, DType.Q4_0: 4}[dtype]
+        return made.view(np.uint8)
+    # What is taken away in the middle is half of the largest quant.
+    half = {DType.Q4_K: 7.5, DType.Q5_K: 15.5, DType.Q6_K: 0}[dtype]
+    made["d"] = 1
+    if half:
+        made["dmin"] = half
+    scale = SIZE / blocks.decode(made[:1000], dtype).std()
+    made["d"] = scale
+    if half:
+        made["dmin"] = half * scale
     return made.view(np.uint8)
 
 

@@ -19,8 +19,10 @@ PRODUCT, ATTENTION, GATHER, ARGMAX = range(4)
 """`StageKind` there."""
 NO_TAG, NOWHERE = 2, 2**32 - 1
 CANDIDATE_WORDS = 4
-HELD_ELEMENTS, MORE_HELD = 1024, 2048
-"""Elements of a row that a warp holds in registers; at most, of a row that is multiplied with blocks."""
+HELD_ELEMENTS, HELD_WHOLE = 1024, 2048
+"""Elements of a row that a warp holds in registers, at most; as whole numbers, for weights in blocks."""
+OWN_CHUNKS = 4
+"""Of a row without a norm from which on each warp brings its chunk itself, as in walk_stage.cuh."""
 WARPS = 8
 """Of a block, those that compute."""
 MOST_PARTS = 32
@@ -30,9 +32,8 @@ MOST_PARTS = 32
 def chunks_of(k: int, dtype: DType) -> int:
     """Chunks that a row is cut into so that each warp has the same one of all its rows; 0 if it cannot be."""
     cuts = [n for n in (1, 2, 4, 8) if k % (n * STEP[dtype]) == 0]
-    most = MORE_HELD if dtype in QUANTISED else HELD_ELEMENTS
-    held = [n for n in cuts if k // n <= HELD_ELEMENTS] or [n for n in cuts[-1:] if k // n <= most]
-    return held[0] if held else 0
+    most = HELD_WHOLE if dtype in QUANTISED else HELD_ELEMENTS
+    return next((n for n in cuts if k // n <= most), 0)
 
 
 @dataclass
@@ -101,14 +102,14 @@ class Stage:
 
     def row_words(self, grid: int) -> int:
         """Words of shared memory that the stage's row takes, and the states of attention behind it."""
-        if self.group and self.held and self.group.k == WARPS * self.group.chunk and not self.group.norm:
-            return 0  # each warp has a chunk of its own, in registers
+        if self.group and self.held and self.group.k >= OWN_CHUNKS * self.group.chunk and not self.group.norm:
+            return 0  # each warp brings its chunk into registers
         if self.group:
             return -(-self.group.k // STEP[self.dtype]) * STEP[self.dtype]
         if self.kind == ARGMAX:
             return CANDIDATE_WORDS * grid
         n, heads = self.head, self.heads_at_once
-        seen = max(WARPS * heads * (n + 2), 3 * (heads * n + MOST_PARTS))
+        seen = WARPS * heads * (n + 2)
         return -(-((heads + 2) * n + seen) // 4) * 4
 
     def pack(self, grid: int, kept: Kept) -> bytes:

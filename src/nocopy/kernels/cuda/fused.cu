@@ -148,8 +148,8 @@ __device__ inline void fused(const nocopy_fused& f) {
                 sums.b += shared.sums[pair * chunks + c].b;
             }
             RowPair place(f, first + start / chunks + pair);
-            finish_pair(f, place, start == 0 && pair == threadIdx.x ? own : Beside(f, place),
-                        {sums.a / root, sums.b / root});
+            const Beside beside = start == 0 && pair == threadIdx.x ? own : Beside(f, place);
+            Results(beside, {sums.a / root, sums.b / root}).keep(f, place, beside);
         }
         if (stop < pieces) __syncthreads();  // all have read the sums
     }

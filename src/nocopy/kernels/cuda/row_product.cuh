@@ -92,21 +92,26 @@ struct Sums {
 
 // What a pair's results need beside its sums, read while the weights are still on their way.
 struct Beside {
+    float a_scale = 1.0f, b_scale = 1.0f;
     float a_bias = 0.0f, b_bias = 0.0f, a_residual = 0.0f, b_residual = 0.0f;
     float cosine = 1.0f, sine = 0.0f;  // of the rotation, times its scale
     int32_t position = -1;
+    uint32_t gate = 0;  // as of nocopy_fused
+    bool biased = false, turned = false, added = false;
 
     __device__ Beside() {}
     __device__ Beside(const nocopy_fused& f, const RowPair& pair) {
         const nocopy_product &p = f.products[pair.a_product], &other = f.products[pair.b_product];
+        a_scale = p.scale, b_scale = other.scale, gate = f.gate;
+        biased = p.bias || other.bias, turned = p.turn != TURN_NONE, added = p.residual;
         if (f.positions) position = *(const int32_t*)f.positions;
         if (p.bias) a_bias = ((const float*)p.bias)[pair.a_row];
         if (other.bias) b_bias = ((const float*)other.bias)[pair.b_row];
-        if (p.residual) {
+        if (added) {
             a_residual = load_fresh_float((const float*)p.residual + pair.a_row);
             b_residual = load_fresh_float((const float*)p.residual + pair.b_row);
         }
-        if (p.turn == TURN_NONE) return;
+        if (!turned) return;
         uint32_t place = p.turn == TURN_HALF ? pair.a_row % p.head : pair.a_row % p.head / 2;
         sincosf((float)position * ((const float*)p.frequencies)[place], &sine, &cosine);
         cosine *= p.turn_scale, sine *= p.turn_scale;
@@ -155,36 +160,42 @@ __device__ inline float gate_function(uint32_t gate, float x) {
 #endif
 }
 
-// What becomes of the sums of a pair; the values that steps after this one go on with. Of a gate, `a` alone.
-__device__ inline Sums finish_pair(const nocopy_fused& f, const RowPair& pair, const Beside& beside,
-                                   const Sums& sums) {
-    const nocopy_product &p = f.products[pair.a_product], &other = f.products[pair.b_product];
-    float a = p.scale * sums.a, b = other.scale * sums.b;
-    if (p.bias) a = a + beside.a_bias;
-    if (other.bias) b = b + beside.b_bias;
-    if (p.turn != TURN_NONE) {
-        const float c = beside.cosine, s = beside.sine;
-        float turned = a * c - b * s;
-        b = a * s + b * c;
-        a = turned;
+// What becomes of the sums of a pair.
+struct Results {
+    float a, b;  // of the products
+    Sums next;   // what steps after this one go on with; of a gate, `a` alone
+
+    __device__ Results(const Beside& beside, const Sums& sums) {
+        a = beside.a_scale * sums.a, b = beside.b_scale * sums.b;
+        if (beside.biased) a = a + beside.a_bias, b = b + beside.b_bias;
+        if (beside.turned) {
+            const float c = beside.cosine, s = beside.sine;
+            float turned = a * c - b * s;
+            b = a * s + b * c;
+            a = turned;
+        }
+        next = {a, b};
+        if (beside.gate) next = {gate_function(beside.gate, a) * b, 0.0f};
+        if (beside.added) next = {beside.a_residual + a, beside.b_residual + b};
     }
-    if (f.gate) {
-        store_if(p.out, pair.a_row, a);
-        store_if(other.out, pair.b_row, b);
-        float gated = gate_function(f.gate, a) * b;
-        store_if(f.gated, pair.a_row, gated);
-        return {gated, 0.0f};
+
+    // Writes what is read from memory.
+    __device__ void keep(const nocopy_fused& f, const RowPair& pair, const Beside& beside) const {
+        const nocopy_product &p = f.products[pair.a_product], &other = f.products[pair.b_product];
+        if (beside.gate) {
+            store_if(p.out, pair.a_row, a);
+            store_if(other.out, pair.b_row, b);
+            store_if(f.gated, pair.a_row, next.a);
+            return;
+        }
+        store_both(p.out, pair.a_row, pair.b_row, a, b);
+        store_cached(p, beside.position, pair.a_row, a);
+        store_cached(p, beside.position, pair.b_row, b);
+        if (!beside.added) return;
+        store_if(p.residual, pair.a_row, next.a);
+        store_if(p.residual, pair.b_row, next.b);
     }
-    store_both(p.out, pair.a_row, pair.b_row, a, b);
-    store_cached(p, beside.position, pair.a_row, a);
-    store_cached(p, beside.position, pair.b_row, b);
-    if (!p.residual) return {a, b};
-    a = beside.a_residual + a;
-    b = beside.b_residual + b;
-    store_if(p.residual, pair.a_row, a);
-    store_if(p.residual, pair.b_row, b);
-    return {a, b};
-}
+};
 
 // How the elements of a row are cut into lanes' pieces: piece i of a row, and quad j of a piece.
 template <typename B>

@@ -77,39 +77,53 @@ struct Walker {
         return s.source_tag == NO_TAG ? (const uint32_t*)s.product.x : exchange(s.source);
     }
 
-    // x times norm, in the order in which lanes read it; what is still to be multiplied with. AT_ONCE: fours
-    // that a thread awaits together.
-    template <typename B, int AT_ONCE>
-    __device__ __forceinline__ float bring_row(const nocopy_stage& s) const {
+    // Loads one lane's piece of a row, and behind it the norm's weights for it.
+    template <typename B>
+    __device__ __forceinline__ void look(const uint32_t* row, const float* norm, uint32_t piece,
+                                         Words4* x) const {
+#pragma unroll
+        for (uint32_t j = 0; j < B::QUADS; ++j) x[j] = load_tagged(row + Cut<B>::element(piece, j));
+        if (!norm) return;
+#pragma unroll
+        for (uint32_t j = 0; j < B::QUADS; ++j)
+            x[B::QUADS + j] = *(const Words4*)(norm + Cut<B>::element(piece, j));
+    }
+
+    // x times norm, in the order in which lanes read it, as they hold it; what is still to be multiplied with.
+    // This lane's first piece is in x already, or was looked for.
+    template <typename B, bool HELD>
+    __device__ __forceinline__ float bring_row(const nocopy_stage& s, Words4* x) const {
+        constexpr uint32_t QUADS = B::QUADS;
         const nocopy_fused& f = s.product;
         const float* norm = (const float*)f.norm;
-        const uint32_t* x = source(s);
-        const auto from = [&](uint32_t q) {
-            uint32_t at = Cut<B>::at(q, f.k);
-            return at < f.k ? x + at : nullptr;
-        };
-        const auto put = [&](uint32_t q, const Words4& words, const Words4&) {
-            ((Words4*)shared.row)[q] = words;
-        };
+        const uint32_t *row = source(s), pieces = Cut<B>::pieces(f.k);
+        float squares = 0.0f;
+#pragma unroll 1
+        for (uint32_t piece = threadIdx.x; piece < pieces; piece += WALKERS) {
+            if (piece >= WALKERS) look<B>(row, norm, piece, x);
+            for (Patience patience{walk.stop}; missing<QUADS>(x, s.source_tag) && !patience.over();) {
+                relax();
+                look<B>(row, nullptr, piece, x);
+            }
+            __syncwarp();
+            if (norm) {
+#pragma unroll
+                for (uint32_t e = 0; e < 4 * QUADS; ++e) {
+                    uint32_t& word = x[e / 4].v[e % 4];
+                    const float v = __uint_as_float(word);
+                    squares = fmaf(v, v, squares);
+                    word = __float_as_uint(v * __uint_as_float(x[QUADS + e / 4].v[e % 4]));
+                }
+            }
+            if constexpr (HELD) Dot<B>::hold(x);
+#pragma unroll
+            for (uint32_t j = 0; j < QUADS; ++j)
+                ((Words4*)shared.row)[piece / 32 * 32 * QUADS + lane + 32 * j] = x[j];
+        }
         if (!norm) {
-            bring_words<AT_ONCE>(threadIdx.x, WALKERS, Cut<B>::quads(f.k), s.source_tag, walk.stop, from,
-                                 Nothing(), put);
             meet(WALKERS);
             return 1.0f;
         }
-        float squares = 0.0f;
-        bring_words<AT_ONCE>(
-            threadIdx.x, WALKERS, Cut<B>::quads(f.k), s.source_tag, walk.stop, from,
-            [&](uint32_t q) { return *(const Words4*)(norm + Cut<B>::at(q, f.k)); },
-            [&](uint32_t q, Words4 words, const Words4& weights) {
-#pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    float v = __uint_as_float(words.v[i]);
-                    squares = fmaf(v, v, squares);
-                    words.v[i] = __float_as_uint(v * __uint_as_float(weights.v[i]));
-                }
-                put(q, words, weights);
-            });
         squares = warp_sum(squares);
         if (lane == 0) shared.squares[warp] = squares;
         meet(WALKERS);
@@ -119,20 +133,25 @@ struct Walker {
         return 1.0f / sqrtf(squares / (float)f.k + f.eps);
     }
 
-    // A row of which each warp has a chunk of its own, straight into registers.
+    // A row of which each warp takes its chunk straight into registers.
     template <typename B, int HELD>
-    __device__ __forceinline__ void bring_own(const nocopy_stage& s, Words4 (&x)[HELD]) const {
-        const uint32_t* from = source(s);
-        const uint32_t own = warp * s.product.chunk / 4 + lane;
-        wait_while(walk.stop, [&] {
+    __device__ __forceinline__ void look_own(const nocopy_stage& s, Words4* x) const {
+        const uint32_t* row = source(s);
+        const uint32_t own = warp % s.chunks * s.product.chunk / 4 + lane;
 #pragma unroll
-            for (uint32_t i = 0; i < HELD; ++i)
-                x[i] = load_tagged(from + Cut<B>::at(own + 32 * i, s.product.k));
-            bool missing = false;
+        for (uint32_t i = 0; i < HELD; ++i) x[i] = load_tagged(row + Cut<B>::at(own + 32 * i, s.product.k));
+    }
+
+    // The same, until it is there.
+    template <typename B, int HELD>
+    __device__ __forceinline__ void bring_own(const nocopy_stage& s, Words4* x) const {
+        for (Patience patience{walk.stop}; missing<HELD>(x, s.source_tag) && !patience.over();) {
+            relax();
+            look_own<B, HELD>(s, x);
+        }
+        __syncwarp();
 #pragma unroll
-            for (uint32_t i = 0; i < HELD; ++i) missing |= !all_tagged(x[i], s.source_tag);
-            return missing;
-        });
+        for (int i = 0; i < HELD; i += B::QUADS) Dot<B>::hold(x + i);
         meet(WALKERS);  // all have read the sums of the stage before
     }
 
@@ -164,35 +183,45 @@ struct Walker {
         const nocopy_fused& f = s.product;
         const uint32_t chunks = s.chunks, pairs = all_own_pairs(s);
         const uint32_t at_once = min(MAX_PIECES / chunks, WALKERS) / WALK_WARPS * WALK_WARPS;
+        const bool own = HELD && chunks >= OWN_CHUNKS && !f.norm;
         uint64_t best = 0;
         float scale = 1.0f;
-        Words4 x[HELD ? HELD : 1] = {};
+        Words4 x[HELD > 2 * B::QUADS ? HELD : 2 * B::QUADS] = {};
         if (s.best != NOWHERE && threadIdx.x == 0) __threadfence();  // see Keeper::see_cache
 #pragma unroll 1
         for (uint32_t start = 0; start < pairs; start += at_once) {
             const uint32_t stop = min(pairs, start + at_once);
+            // What is needed beside the row is read while the first look at it is on its way.
+            if (start == 0) {
+                if (own)
+                    look_own<B, HELD>(s, x);
+                else if (threadIdx.x < Cut<B>::pieces(f.k))
+                    look<B>(source(s), (const float*)f.norm, threadIdx.x, x);
+            }
             const RowPair place = own_pair(s, min(start + threadIdx.x, stop - 1));
             const Beside beside(f, place);
+            const Target target(s, place);
             if (start == 0) {
-                if constexpr (HELD == 0) {
-                    scale = bring_row<B, 4>(s);
-                } else if (chunks == WALK_WARPS && !f.norm) {
-                    bring_own<B>(s, x);
+                if (own) {
+                    bring_own<B, HELD>(s, x);
                 } else {
-                    scale = bring_row<B, 2>(s);
-                    hold(x, f.chunk, chunks);
+                    scale = bring_row<B, HELD != 0>(s, x);
+                    if constexpr (HELD) take_chunk<HELD>(x, f.chunk, chunks);
                 }
-#pragma unroll
-                for (int i = 0; i < HELD; i += B::QUADS) Dot<B>::hold(x + i);
             }
             if constexpr (HELD == 0)
                 multiply_pieces<B>(f, start * chunks, stop * chunks, chunks);
             else
-                multiply_held<B>(x, start * chunks, stop * chunks);
+                multiply_held<B, HELD>(x, start * chunks, stop * chunks);
             meet(WALKERS);
             if (start + threadIdx.x < stop) {
                 const Sums sums = sums_of<HELD != 0>(threadIdx.x * chunks, chunks);
-                finish(s, place, beside, {sums.a * scale, sums.b * scale}, best);
+                const Results results(beside, {sums.a * scale, sums.b * scale});
+                publish_pair(target, results.next, s.target_tag);
+                if (s.best != NOWHERE)
+                    best = Larger()(best, Larger()(rank_key(results.next.a, place.a_row),
+                                                   rank_key(results.next.b, place.b_row)));
+                results.keep(f, place, beside);
             }
             if (stop < pairs) meet(WALKERS);  // all have read the sums
         }
@@ -216,16 +245,16 @@ struct Walker {
         }
     }
 
-    // This lane's elements of the warp's chunk of the row, which is the same in all of the warp's pieces.
+    // What this lane holds of the warp's chunk of the row, which is the same in all of the warp's pieces.
     template <int HELD>
-    __device__ __forceinline__ void hold(Words4 (&x)[HELD], uint32_t chunk, uint32_t chunks) const {
+    __device__ __forceinline__ void take_chunk(Words4* x, uint32_t chunk, uint32_t chunks) const {
         const Words4* own = (const Words4*)shared.row + warp % chunks * chunk / 4 + lane;
 #pragma unroll
         for (int i = 0; i < HELD; ++i) x[i] = own[32 * i];
     }
 
     template <typename B, int HELD>
-    __device__ __forceinline__ void multiply_held(const Words4 (&x)[HELD], uint32_t start, uint32_t stop) {
+    __device__ __forceinline__ void multiply_held(const Words4* x, uint32_t start, uint32_t stop) {
         constexpr int QUADS = B::QUADS;
         constexpr uint32_t BYTES = 128 * HELD / B::ELEMENTS * B::BYTES, STEP = 32 / B::LANES * B::BYTES;
         const uint32_t own = lane / B::LANES * B::BYTES;
@@ -278,23 +307,25 @@ struct Walker {
         return sums;
     }
 
-    // What becomes of a pair.
-    __device__ __forceinline__ void finish(const nocopy_stage& s, const RowPair& place, const Beside& beside,
-                                           const Sums& sums, uint64_t& best) {
-        const Sums y = finish_pair(s.product, place, beside, sums);
-        if (s.target != NOWHERE) publish_pair(s, place, y);
-        if (s.best == NOWHERE) return;
-        best = Larger()(best, Larger()(rank_key(y.a, place.a_row), rank_key(y.b, place.b_row)));
-    }
+    // Where a pair's results go: words of the exchange.
+    struct Target {
+        uint32_t a = NOWHERE, b = NOWHERE;
 
-    __device__ __forceinline__ void publish_pair(const nocopy_stage& s, const RowPair& pair, const Sums& y) {
-        uint32_t* to = exchange(s.target + pair.a_row);
-        if (s.product.gate) return store_tagged(to, __float_as_uint(y.a), s.target_tag);
-        if (pair.a_product >= 1) to += s.product.products[0].rows;
-        if (pair.a_product == 2) to += s.product.products[1].rows;
-        if (pair.b_row == pair.a_row + 1) return store_tagged(to, y.a, y.b, s.target_tag);
-        store_tagged(to, __float_as_uint(y.a), s.target_tag);
-        store_tagged(to + (pair.b_row - pair.a_row), __float_as_uint(y.b), s.target_tag);
+        __device__ __forceinline__ Target(const nocopy_stage& s, const RowPair& pair) {
+            if (s.target == NOWHERE) return;
+            a = s.target + pair.a_row;
+            if (s.product.gate) return;
+            if (pair.a_product >= 1) a += s.product.products[0].rows;
+            if (pair.a_product == 2) a += s.product.products[1].rows;
+            b = a + pair.b_row - pair.a_row;
+        }
+    };
+
+    __device__ __forceinline__ void publish_pair(const Target& target, const Sums& y, uint32_t tag) const {
+        if (target.a == NOWHERE) return;
+        if (target.b == target.a + 1) return store_tagged(exchange(target.a), y.a, y.b, tag);
+        store_tagged(exchange(target.a), __float_as_uint(y.a), tag);
+        if (target.b != NOWHERE) store_tagged(exchange(target.b), __float_as_uint(y.b), tag);
     }
 
     // The block's likeliest result: its key in three words.

@@ -136,7 +136,8 @@ struct Attention {
         // Of what the warps have seen, and the block's share of what parts come to: a thread reads an element
         // of one part, and then has that of the part that its lane is for.
         const Element own(threadIdx.x, n);
-        const uint32_t all = job.heads * n, width = (all + job.most - 1) / job.most, lanes = lanes_for(parts);
+        const uint32_t all = job.heads * n, width = (all + job.most - 1) / job.most;
+        const uint32_t steps = steps_for(parts), lanes = 1u << steps;
         const uint32_t first = min(job.split * width, all), count = min(width, all - first);
         bring_heads(job);
         hold_queries(job);
@@ -179,40 +180,34 @@ struct Attention {
         }
         meet(WALKERS);  // all have read the states
         if (alone) return;
-        float* read = states;  // of each part and element: its value, the largest score, the sum
-#pragma unroll 1
-        for (uint32_t i = threadIdx.x; i < parts * count; i += WALKERS) {
-            const uint32_t p = i / count;
-            const Element e(first + i % count, n);
-            read_part(partial + p * HEADS * (n + 2), HEADS * n + 2 * e.head, e.head * n + e.at, read + 3 * i);
-        }
-        meet(WALKERS);
+        // Lanes next to each other read what the parts have of one element.
 #pragma unroll 1
         for (uint32_t i = threadIdx.x; i - lane < count * lanes; i += WALKERS) {
-            const uint32_t p = i % lanes, index = i / lanes;
+            const uint32_t p = i & lanes - 1, index = i >> steps;
             const bool there = p < parts && index < count;
-            const float* part = read + 3 * (p * count + index);
-            float top = there ? part[1] : LOWEST;
+            const Element e(first + min(index, count - 1), n);
+            float words[3] = {0.0f, LOWEST, 0.0f};
+            if (there)
+                read_part(partial + p * HEADS * (n + 2), HEADS * n + 2 * e.head, e.head * n + e.at, words);
+            __syncwarp();
+            float top = words[1];
             for (uint32_t mask = lanes / 2; mask; mask /= 2)
                 top = nan_max(top, __shfl_xor_sync(~0u, top, mask));
-            const float keep = there ? expf(part[1] - top) : 0.0f;
-            float value = there ? keep * part[0] : 0.0f, sum = there ? keep * part[2] : 0.0f;
+            const float keep = there ? expf(words[1] - top) : 0.0f;
+            float value = keep * words[0], sum = keep * words[2];
             for (uint32_t mask = lanes / 2; mask; mask /= 2) {
                 sum += __shfl_xor_sync(~0u, sum, mask);
                 value += __shfl_xor_sync(~0u, value, mask);
             }
-            if (p || !there) continue;
-            const Element e(first + index, n);
-            publish_head(job.head + e.head, e.at, n, value / sum);
+            if (there && p == 0) publish_head(job.head + e.head, e.at, n, value / sum);
         }
-        meet(WALKERS);  // all have read the parts
     }
 
-    // The smallest power of two that is as large.
-    static __device__ __forceinline__ uint32_t lanes_for(uint32_t parts) {
-        uint32_t lanes = 1;
-        while (lanes < parts) lanes *= 2;
-        return lanes;
+    // The power of two whose lanes take so many parts.
+    static __device__ __forceinline__ uint32_t steps_for(uint32_t parts) {
+        uint32_t steps = 0;
+        while (1u << steps < parts) ++steps;
+        return steps;
     }
 
     // A value of a part, its largest score, and the sum of its weights.

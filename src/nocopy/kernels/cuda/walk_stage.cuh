@@ -18,6 +18,7 @@ constexpr uint32_t TURNS = 4;  // stages that have barriers of their own for wha
 constexpr uint32_t PREPARED = 2;  // stages whose needs are seen to behind the one at hand
 constexpr uint32_t CANDIDATE_WORDS = 4;
 constexpr int MOST_HELD = 16;
+constexpr uint32_t OWN_CHUNKS = 4;  // of a row without a norm from which on a warp brings its chunk itself
 
 // What the kernel is compiled for: sets of dtypes, 1 << dtype each, of weights and caches.
 #ifndef WALK_WEIGHTS
@@ -162,6 +163,14 @@ __device__ __forceinline__ void wait_while(const volatile int32_t* stop, Missing
 __device__ __forceinline__ bool all_tagged(const Words4& words, uint32_t tag) {
     return tag == NO_TAG ||
            (((words.v[0] ^ tag) | (words.v[1] ^ tag) | (words.v[2] ^ tag) | (words.v[3] ^ tag)) & 1) == 0;
+}
+
+template <uint32_t COUNT>
+__device__ __forceinline__ bool missing(const Words4* words, uint32_t tag) {
+    bool any = false;
+#pragma unroll
+    for (uint32_t i = 0; i < COUNT; ++i) any |= !all_tagged(words[i], tag);
+    return any;
 }
 
 struct Nothing {
