@@ -361,6 +361,7 @@ def _defines(stages: Sequence[Stage]) -> tuple[str, ...]:
         f"WALK_WEIGHTS={_set(s.dtype for s in products)}",
         f"WALK_CACHES={_set(s.dtype for s in attention)}",
         f"WALK_HELD={_set(s.held for s in products)}",
+        f"WALK_OWN={int(any(s.own for s in products))}",
         f"WALK_HEAD_GROUPS={-(-max((s.head for s in attention), default=0) // 64)}",
         f"WALK_HEADS={sides.pop() if len(sides) == 1 else 0}",
     ]

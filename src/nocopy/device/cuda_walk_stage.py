@@ -21,8 +21,6 @@ NO_TAG, NOWHERE = 2, 2**32 - 1
 CANDIDATE_WORDS = 4
 HELD_ELEMENTS, HELD_WHOLE = 1024, 2048
 """Elements of a row that a warp holds in registers, at most; as whole numbers, for weights in blocks."""
-OWN_CHUNKS = 4
-"""Of a row without a norm from which on each warp brings its chunk itself, as in walk_stage.cuh."""
 WARPS = 8
 """Of a block, those that compute."""
 MOST_PARTS = 32
@@ -100,10 +98,16 @@ class Stage:
         """Bytes that a warp's slot must hold: pieces of two rows of a product; 0 for another stage."""
         return 2 * self.group.chunk // self.dtype.block * self.dtype.itemsize if self.group else 0
 
+    @property
+    def own(self) -> bool:
+        """Whether each warp has a chunk of a product's row of its own, which it brings into registers."""
+        group = self.group
+        return group is not None and self.held > 0 and group.k == WARPS * group.chunk and not group.norm
+
     def row_words(self, grid: int) -> int:
         """Words of shared memory that the stage's row takes, and the states of attention behind it."""
-        if self.group and self.held and self.group.k >= OWN_CHUNKS * self.group.chunk and not self.group.norm:
-            return 0  # each warp brings its chunk into registers
+        if self.own:
+            return 0
         if self.group:
             return -(-self.group.k // STEP[self.dtype]) * STEP[self.dtype]
         if self.kind == ARGMAX:

@@ -159,6 +159,14 @@ inline float fast_exp2(float x) {
     return y < 1.17549435e-38f ? 0.0f : y;
 }
 
+inline float fast_root(float x) {
+    return 1.0f / sqrtf(x);
+}
+
+inline float max_or_nan(float a, float b) {
+    return a > b || a != a ? a : b;
+}
+
 inline float fast_divide(float a, float b) {
     return fabsf(b) > 8.5e37f ? 0.0f * a : a / b;
 }

@@ -130,6 +130,20 @@ __device__ inline float fast_divide(float a, float b) {
     return y;
 }
 
+// 1 / sqrt(x) with a relative error of 2^-22.
+__device__ inline float fast_root(float x) {
+    float y;
+    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// The larger one, or NaN if there is one.
+__device__ inline float max_or_nan(float a, float b) {
+    float y;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+    return y;
+}
+
 // tanh with an error of 2^-21.
 __device__ inline float fast_tanh(float x) {
     return 1.0f - fast_divide(2.0f, fast_exp2(2.88539008f * x) + 1.0f);

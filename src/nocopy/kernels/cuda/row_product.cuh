@@ -47,6 +47,7 @@ constexpr uint32_t MAX_PIECES = 1024;  // of pairs, whose sums a block keeps at 
 // A pair of rows: of which product (or products, behind a gate), and which.
 struct RowPair {
     uint32_t a_product, b_product, a_row, b_row;
+    uint32_t turn = 0;  // which of the frequencies turns it
 
     __device__ RowPair(const nocopy_fused& f, uint32_t index) {
         uint32_t p = 0;
@@ -64,14 +65,10 @@ struct RowPair {
             return;
         }
         a_product = b_product = p;
-        if (f.products[p].turn == TURN_HALF) {
-            uint32_t half = f.products[p].head / 2, head = index / half;
-            a_row = head * 2 * half + index % half;
-            b_row = a_row + half;
-        } else {
-            a_row = 2 * index;
-            b_row = a_row + 1;
-        }
+        const uint32_t kind = f.products[p].turn, half = f.products[p].head / 2;
+        if (kind != TURN_NONE) turn = index % half;
+        a_row = 2 * index - (kind == TURN_HALF ? turn : 0);
+        b_row = a_row + (kind == TURN_HALF ? half : 1);
     }
 
     static __device__ uint32_t count(const nocopy_fused& f) {
@@ -112,8 +109,7 @@ struct Beside {
             b_residual = load_fresh_float((const float*)p.residual + pair.b_row);
         }
         if (!turned) return;
-        uint32_t place = p.turn == TURN_HALF ? pair.a_row % p.head : pair.a_row % p.head / 2;
-        sincosf((float)position * ((const float*)p.frequencies)[place], &sine, &cosine);
+        sincosf((float)position * ((const float*)p.frequencies)[pair.turn], &sine, &cosine);
         cosine *= p.turn_scale, sine *= p.turn_scale;
     }
 };

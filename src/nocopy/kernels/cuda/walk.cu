@@ -89,36 +89,49 @@ struct Walker {
             x[B::QUADS + j] = *(const Words4*)(norm + Cut<B>::element(piece, j));
     }
 
+    // Pieces of a row that a thread awaits together.
+    template <typename B, int HELD>
+    static constexpr uint32_t AT_ONCE = HELD >= 2 * B::QUADS ? HELD / (2 * B::QUADS) : 1;
+
+    template <typename B, int HELD>
+    __device__ __forceinline__ void look_at_row(const nocopy_stage& s, const float* norm, uint32_t first,
+                                                Words4* x) const {
+        const uint32_t *row = source(s), pieces = Cut<B>::pieces(s.product.k);
+#pragma unroll
+        for (uint32_t j = 0; j < AT_ONCE<B, HELD>; ++j)
+            if (first + j * WALKERS < pieces) look<B>(row, norm, first + j * WALKERS, x + 2 * B::QUADS * j);
+    }
+
     // x times norm, in the order in which lanes read it, as they hold it; what is still to be multiplied with.
-    // This lane's first piece is in x already, or was looked for.
-    template <typename B, bool HELD>
+    // A first look has been taken at the first pieces.
+    template <typename B, int HELD>
     __device__ __forceinline__ float bring_row(const nocopy_stage& s, Words4* x) const {
-        constexpr uint32_t QUADS = B::QUADS;
+        constexpr uint32_t QUADS = B::QUADS, TOGETHER = AT_ONCE<B, HELD>;
         const nocopy_fused& f = s.product;
         const float* norm = (const float*)f.norm;
-        const uint32_t *row = source(s), pieces = Cut<B>::pieces(f.k);
+        const uint32_t pieces = Cut<B>::pieces(f.k);
         float squares = 0.0f;
 #pragma unroll 1
-        for (uint32_t piece = threadIdx.x; piece < pieces; piece += WALKERS) {
-            if (piece >= WALKERS) look<B>(row, norm, piece, x);
-            for (Patience patience{walk.stop}; missing<QUADS>(x, s.source_tag) && !patience.over();) {
+        for (uint32_t first = threadIdx.x; first < pieces; first += TOGETHER * WALKERS) {
+            if (first >= TOGETHER * WALKERS) look_at_row<B, HELD>(s, norm, first, x);
+            const auto any_missing = [&] {
+                bool any = false;
+#pragma unroll
+                for (uint32_t j = 0; j < TOGETHER; ++j)
+                    if (first + j * WALKERS < pieces) any |= missing<QUADS>(x + 2 * QUADS * j, s.source_tag);
+                return any;
+            };
+            for (Patience patience{walk.stop}; any_missing() && !patience.over();) {
                 relax();
-                look<B>(row, nullptr, piece, x);
+                look_at_row<B, HELD>(s, nullptr, first, x);
             }
             __syncwarp();
-            if (norm) {
 #pragma unroll
-                for (uint32_t e = 0; e < 4 * QUADS; ++e) {
-                    uint32_t& word = x[e / 4].v[e % 4];
-                    const float v = __uint_as_float(word);
-                    squares = fmaf(v, v, squares);
-                    word = __float_as_uint(v * __uint_as_float(x[QUADS + e / 4].v[e % 4]));
-                }
+            for (uint32_t j = 0; j < TOGETHER; ++j) {
+                const uint32_t piece = first + j * WALKERS;
+                if (piece >= pieces) break;
+                put_piece<B, HELD>(piece, norm, x + 2 * QUADS * j, squares);
             }
-            if constexpr (HELD) Dot<B>::hold(x);
-#pragma unroll
-            for (uint32_t j = 0; j < QUADS; ++j)
-                ((Words4*)shared.row)[piece / 32 * 32 * QUADS + lane + 32 * j] = x[j];
         }
         if (!norm) {
             meet(WALKERS);
@@ -130,14 +143,31 @@ struct Walker {
         squares = 0.0f;
 #pragma unroll
         for (uint32_t w = 0; w < WALK_WARPS; ++w) squares += shared.squares[w];
-        return 1.0f / sqrtf(squares / (float)f.k + f.eps);
+        return fast_root(squares / (float)f.k + f.eps);
+    }
+
+    template <typename B, int HELD>
+    __device__ __forceinline__ void put_piece(uint32_t piece, bool norm, Words4* x, float& squares) const {
+        if (norm) {
+#pragma unroll
+            for (uint32_t e = 0; e < 4 * B::QUADS; ++e) {
+                uint32_t& word = x[e / 4].v[e % 4];
+                const float v = __uint_as_float(word);
+                squares = fmaf(v, v, squares);
+                word = __float_as_uint(v * __uint_as_float(x[B::QUADS + e / 4].v[e % 4]));
+            }
+        }
+        if constexpr (HELD != 0) Dot<B>::hold(x);
+#pragma unroll
+        for (uint32_t j = 0; j < B::QUADS; ++j)
+            ((Words4*)shared.row)[piece / 32 * 32 * B::QUADS + lane + 32 * j] = x[j];
     }
 
     // A row of which each warp takes its chunk straight into registers.
     template <typename B, int HELD>
     __device__ __forceinline__ void look_own(const nocopy_stage& s, Words4* x) const {
         const uint32_t* row = source(s);
-        const uint32_t own = warp % s.chunks * s.product.chunk / 4 + lane;
+        const uint32_t own = warp * s.product.chunk / 4 + lane;
 #pragma unroll
         for (uint32_t i = 0; i < HELD; ++i) x[i] = load_tagged(row + Cut<B>::at(own + 32 * i, s.product.k));
     }
@@ -183,7 +213,7 @@ struct Walker {
         const nocopy_fused& f = s.product;
         const uint32_t chunks = s.chunks, pairs = all_own_pairs(s);
         const uint32_t at_once = min(MAX_PIECES / chunks, WALKERS) / WALK_WARPS * WALK_WARPS;
-        const bool own = HELD && chunks >= OWN_CHUNKS && !f.norm;
+        const bool own = WALK_OWN && HELD && chunks == WALK_WARPS && !f.norm;
         uint64_t best = 0;
         float scale = 1.0f;
         Words4 x[HELD > 2 * B::QUADS ? HELD : 2 * B::QUADS] = {};
@@ -195,8 +225,8 @@ struct Walker {
             if (start == 0) {
                 if (own)
                     look_own<B, HELD>(s, x);
-                else if (threadIdx.x < Cut<B>::pieces(f.k))
-                    look<B>(source(s), (const float*)f.norm, threadIdx.x, x);
+                else
+                    look_at_row<B, HELD>(s, (const float*)f.norm, threadIdx.x, x);
             }
             const RowPair place = own_pair(s, min(start + threadIdx.x, stop - 1));
             const Beside beside(f, place);
@@ -205,7 +235,7 @@ struct Walker {
                 if (own) {
                     bring_own<B, HELD>(s, x);
                 } else {
-                    scale = bring_row<B, HELD != 0>(s, x);
+                    scale = bring_row<B, HELD>(s, x);
                     if constexpr (HELD) take_chunk<HELD>(x, f.chunk, chunks);
                 }
             }
@@ -238,7 +268,7 @@ struct Walker {
             const uint32_t from = (piece - index * chunks) * chunk, elements = min(chunk, k - from);
             const uint32_t taken = slot;
             const uint8_t* a = take();
-            const Sums sums[2] = {multiply_pair<B>(a, a + elements / B::ELEMENTS * B::BYTES,
+            const Sums sums[1] = {multiply_pair<B>(a, a + elements / B::ELEMENTS * B::BYTES,
                                                    (const Words4*)shared.row, from, elements)};
             release(taken);
             add_up(sums, shared.sums + (piece - start), false);
@@ -258,27 +288,30 @@ struct Walker {
         constexpr int QUADS = B::QUADS;
         constexpr uint32_t BYTES = 128 * HELD / B::ELEMENTS * B::BYTES, STEP = 32 / B::LANES * B::BYTES;
         const uint32_t own = lane / B::LANES * B::BYTES;
-        // Two of the warp's pieces at once: more loads are on their way, and their sums are added up
-        // together.
+        // Of short pieces two at once: more loads are on their way, and their sums are added up together.
+        constexpr uint32_t TOGETHER = HELD > 8 ? 1 : 2;
 #pragma unroll 1
-        for (uint32_t piece = start + warp; piece < stop; piece += 2 * WALK_WARPS) {
-            const bool both = piece + WALK_WARPS < stop;
+        for (uint32_t piece = start + warp; piece < stop; piece += TOGETHER * WALK_WARPS) {
+            const bool both = TOGETHER == 2 && piece + WALK_WARPS < stop;
             const uint32_t first_slot = slot;
             const uint8_t* first = take() + own;
             const uint32_t second_slot = slot;
             const uint8_t* second = both ? take() + own : first;
-            Dot<B> dots[4];
+            Dot<B> dots[2 * TOGETHER];
 #pragma unroll
             for (int i = 0; i < HELD / QUADS; ++i) {
                 dots[0].add(first + i * STEP, x + i * QUADS);
                 dots[1].add(first + BYTES + i * STEP, x + i * QUADS);
-                dots[2].add(second + i * STEP, x + i * QUADS);
-                dots[3].add(second + BYTES + i * STEP, x + i * QUADS);
+                if constexpr (TOGETHER == 1) continue;
+                dots[TOGETHER].add(second + i * STEP, x + i * QUADS);
+                dots[TOGETHER + 1].add(second + BYTES + i * STEP, x + i * QUADS);
             }
             release(first_slot);
             if (both) release(second_slot);
-            add_up({{dots[0].total(), dots[1].total()}, {dots[2].total(), dots[3].total()}},
-                   shared.sums + (piece - start), both);
+            Sums sums[TOGETHER];
+#pragma unroll
+            for (uint32_t i = 0; i < TOGETHER; ++i) sums[i] = {dots[2 * i].total(), dots[2 * i + 1].total()};
+            add_up(sums, shared.sums + (piece - start), both);
         }
     }
 

@@ -161,10 +161,10 @@ __device__ __forceinline__ void make_whole(Words4* x) {
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
         v[i] = __uint_as_float(x[i / 4].v[i % 4]);
-        most = nan_max(most, fabsf(v[i]));
+        most = max_or_nan(most, fabsf(v[i]));
     }
-    most = nan_max(most, __shfl_xor_sync(~0u, most, 1));
-    most = nan_max(most, __shfl_xor_sync(~0u, most, 2));
+    most = max_or_nan(most, __shfl_xor_sync(~0u, most, 1));
+    most = max_or_nan(most, __shfl_xor_sync(~0u, most, 2));
     const float per = most > 0x1p-100f ? fast_divide(MOST_WHOLE, most) : 0.0f, each = most * (1.0f / MOST_WHOLE);
     int32_t sum = 0;
     uint32_t whole[8];

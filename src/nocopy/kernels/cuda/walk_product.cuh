@@ -94,7 +94,17 @@ struct Dot<TeamQ5_K> : BlockDot<TeamQ5_K> {};
 template <>
 struct Dot<TeamQ6_K> : BlockDot<TeamQ6_K> {};
 
-// The sums of two pieces over all lanes, of the second if there is one: eight lanes add up one sum.
+// The sums of a piece over all lanes: sixteen lanes add up one sum.
+__device__ __forceinline__ void add_up(const Sums (&sums)[1], Sums* to, bool) {
+    const uint32_t lane = threadIdx.x % 32;
+    const bool high = lane & 16;
+    const float a = sums[0].a, b = sums[0].b;
+    float sum = (high ? b : a) + __shfl_xor_sync(~0u, high ? a : b, 16);
+    for (int mask = 8; mask; mask >>= 1) sum += __shfl_xor_sync(~0u, sum, mask);
+    if (lane % 16 == 0) (high ? to->b : to->a) = sum;
+}
+
+// The same of two pieces, if there is a second one: eight lanes add up one sum.
 __device__ __forceinline__ void add_up(const Sums (&sums)[2], Sums* to, bool both) {
     const uint32_t lane = threadIdx.x % 32;
     const bool high = lane & 16, odd = lane & 8;

@@ -18,7 +18,6 @@ constexpr uint32_t TURNS = 4;  // stages that have barriers of their own for wha
 constexpr uint32_t PREPARED = 2;  // stages whose needs are seen to behind the one at hand
 constexpr uint32_t CANDIDATE_WORDS = 4;
 constexpr int MOST_HELD = 16;
-constexpr uint32_t OWN_CHUNKS = 4;  // of a row without a norm from which on a warp brings its chunk itself
 
 // What the kernel is compiled for: sets of dtypes, 1 << dtype each, of weights and caches.
 #ifndef WALK_WEIGHTS
@@ -30,6 +29,11 @@ constexpr uint32_t OWN_CHUNKS = 4;  // of a row without a norm from which on a w
 // elements.
 #ifndef WALK_HELD
 #define WALK_HELD 0x14117u
+#endif
+
+// And whether there are rows of which each warp has a chunk of its own.
+#ifndef WALK_OWN
+#define WALK_OWN 1
 #endif
 
 // And heads that share keys and values, or heads that do not; 0 for either.

@@ -6,39 +6,39 @@
 
 #if __CUDA_ARCH__ >= 900
 
-// The pieces of weights that one warp needs, of all products, in order.
+// The pieces of weights that one warp needs, of all products, in order: every WALK_WARPS-th of a stage.
 struct Pieces {
     const nocopy_walk* walk;
     const WalkMemory* shared;
     uint32_t warp;
-    uint32_t stage = ~0u, product = 0, products = 0;            // of the next piece
-    uint32_t piece = 0, start = 0, stop = 0;                    // of the stage; of them the product's
-    const uint8_t* weight = nullptr;                            // the weight's first row
-    uint64_t apart = 0;                                         // bytes from a row of a pair to the other
-    uint32_t row_bytes = 0, first = 0;                          // the first pair
-    uint32_t half = 0, half_reciprocal = 0;                     // pairs of a head that turns; 2^32 over it
-    uint32_t chunks = 0, reciprocal = 0, width = 0, whole = 0;  // of a row; bytes of a chunk and of all
-    const uint8_t* next = nullptr;                              // a piece of the pair's first row
-    uint64_t next_apart = 0;
-    uint32_t next_bytes = 0;
+    uint32_t stage = ~0u, product = 0, products = 0;  // of the next piece
+    uint32_t piece = 0, stop = 0;                     // of the stage; behind the product's last one
+    // Of the product: where its weight's first row lies, bytes of a row, bytes from a row of a pair to the
+    // other; pair p's first row is p * rows + p / half * half, where rows turn by halves of heads.
+    const uint8_t* weight = nullptr;
+    uint64_t apart = 0;
+    uint32_t row_bytes = 0, rows = 0, half = 0, half_reciprocal = 0;
+    uint32_t chunks = 0, width = 0, whole = 0;  // of a row; bytes of a chunk and of all
+    uint32_t pair = 0, chunk = 0, step = 0, rest = 0;  // of the next piece; from there to the one behind it
 
     __device__ __forceinline__ Pieces(const nocopy_walk& w, const WalkMemory& m, uint32_t of)
         : walk(&w), shared(&m), warp(of) {}
 
-    // False if there is none, or if its stage is not held yet.
-    __device__ __forceinline__ bool prepare() {
-        if (piece >= stop && !(next_product() && piece < stop)) return false;
-        const uint32_t local = piece - start, index = reciprocal ? __umulhi(local, reciprocal) : local;
-        const uint32_t skip = (local - index * chunks) * width, pair = first + index;
-        const uint32_t head = half_reciprocal ? __umulhi(pair, half_reciprocal) : pair;
-        const uint32_t row = half == ONE_BY_ONE ? pair : half ? pair + head * half : 2 * pair;
-        next = weight + (uint64_t)row * row_bytes + skip;
-        next_apart = apart, next_bytes = min(width, whole - skip);
-        piece += WALK_WARPS;
-        return true;
+    // Whether there is a next piece whose stage is held.
+    __device__ __forceinline__ bool there() { return piece < stop || (next_product() && piece < stop); }
+
+    // A piece of its pair's first row; the other row's lies `apart` behind it.
+    __device__ __forceinline__ const uint8_t* at() const {
+        const uint32_t row = pair * rows + __umulhi(pair, half_reciprocal) * half;
+        return weight + (uint64_t)row * row_bytes + chunk * width;
     }
 
-    static constexpr uint32_t ONE_BY_ONE = ~0u;  // for `half`: rows of two weights make a pair
+    __device__ __forceinline__ uint32_t bytes() const { return min(width, whole - chunk * width); }
+
+    __device__ __forceinline__ void advance() {
+        piece += WALK_WARPS, pair += step, chunk += rest;
+        if (chunk >= chunks) chunk -= chunks, ++pair;
+    }
 
     // False if there is none, or if its stage is not held yet.
     __device__ __forceinline__ bool next_product() {
@@ -59,13 +59,16 @@ struct Pieces {
         const nocopy_stage& s = shared->stages[stage % STAGES_HELD];
         const nocopy_fused& f = s.product;
         const nocopy_product& p = f.products[product];
-        chunks = s.chunks, reciprocal = f.reciprocal;
-        width = bytes_of(s.dtype, f.chunk), whole = bytes_of(s.dtype, f.k);
-        weight = (const uint8_t*)p.weight, row_bytes = p.row_bytes, first = first_pair(s, product);
-        half = f.gate ? ONE_BY_ONE : p.turn == TURN_HALF ? p.head / 2 : 0;
-        half_reciprocal = half > 1 ? ~0u / half + 1 : 0;
-        apart = f.gate ? f.products[1].weight - p.weight : (uint64_t)row_bytes * (half ? half : 1);
-        start = stop;
+        chunks = s.chunks, width = bytes_of(s.dtype, f.chunk), whole = bytes_of(s.dtype, f.k);
+        weight = (const uint8_t*)p.weight, row_bytes = p.row_bytes;
+        half = !f.gate && p.turn == TURN_HALF ? p.head / 2 : 0;
+        apart = f.gate ? f.products[1].weight - p.weight : (uint64_t)row_bytes * max(half, 1u);
+        if (half == 1) half = 0;  // neighbours turn
+        half_reciprocal = half ? ~0u / half + 1 : 0, rows = f.gate || half ? 1 : 2;
+        const uint32_t local = piece - stop;
+        pair = f.reciprocal ? __umulhi(local, f.reciprocal) : local;
+        chunk = local - pair * chunks, pair += first_pair(s, product);
+        step = WALK_WARPS / chunks, rest = WALK_WARPS % chunks;
         stop += own_pairs(s, product) * chunks;
         return true;
     }
@@ -76,57 +79,63 @@ struct Pieces {
     }
 };
 
-// Weights on their way to one warp. A lane of a streamer keeps one. What is copied next is known before there
-// is room for it; while there is none, the second cache is to hold what comes next, so that memory goes on
-// while blocks wait for each other.
-struct Stream : Pieces {
+// Weights on their way to one warp. A lane of a streamer keeps one. While there is no room for what comes next,
+// the second cache is to hold it, so that memory goes on while blocks wait for each other.
+struct Stream {
+    const nocopy_walk* walk;
+    Pieces next, far;  // the next one to be copied; behind those that were fetched to the second cache
     uint64_t *filled, *emptied;
     uint8_t* ring;
     uint32_t begun = 0, arrived = 0;  // pieces, counted from the start
     uint32_t begin_at = 0, begin_parity = 1, arrive_at = 0, arrive_parity = 0;
-    Pieces far;                             // of pieces that were fetched to the second cache, the next one
-    uint32_t fetched = 0, last = cycles();  // pieces before that one; when the last one was asked for
+    uint32_t fetched = 0, last = cycles();  // pieces before `far`; when the last one was asked for
 
     __device__ __forceinline__ Stream(const nocopy_walk& w, const WalkMemory& m)
-        : Pieces(w, m, (WALK_THREADS - 1 - threadIdx.x) / 32 + STREAMERS * (threadIdx.x % 32)),
-          filled(m.filled + warp * w.slots),
-          emptied(m.emptied + warp * w.slots),
-          ring(m.rings + warp * w.slots * w.slot_bytes),
-          far(*this) {}
+        : walk(&w),
+          next(w, m, (WALK_THREADS - 1 - threadIdx.x) / 32 + STREAMERS * (threadIdx.x % 32)),
+          far(next),
+          filled(m.filled + next.warp * w.slots),
+          emptied(m.emptied + next.warp * w.slots),
+          ring(m.rings + next.warp * w.slots * w.slot_bytes) {}
 
     __device__ __forceinline__ void run() {
-        if (warp >= WALK_WARPS) return;
-        const uint32_t limit = walk->ahead + (warp < walk->one_more);
+        if (next.warp >= WALK_WARPS) return;
+        const uint32_t limit = walk->ahead + (next.warp < walk->one_more);
         for (;;) {
             if (arrived < begun && passed(filled + arrive_at, arrive_parity)) {
                 ++arrived;
                 if (++arrive_at == walk->slots) arrive_at = 0, arrive_parity ^= 1;
             }
-            if (next && begun - arrived < limit) {
+            if (!next.there()) {
+                if (next.stage + 1 == walk->count && arrived == begun) return;
+            } else if (begun - arrived < limit) {
                 // Nothing has emptied a slot before its first use: that phase counts as passed.
-                if (passed(emptied + begin_at, begin_parity)) {
-                    copy_pair(filled + begin_at, ring + begin_at * walk->slot_bytes, next, next + next_apart,
-                              next_bytes);
-                    ++begun;
-                    if (++begin_at == walk->slots) begin_at = 0, begin_parity ^= 1;
-                    next = nullptr;
-                } else if (walk->scouted) {
+                if (passed(emptied + begin_at, begin_parity))
+                    begin();
+                else if (walk->scouted)
                     scout();
-                }
             }
-            if (!next && !prepare() && stage + 1 == walk->count && arrived == begun) return;
             relax();
         }
     }
 
+    __device__ __forceinline__ void begin() {
+        const uint8_t* at = next.at();
+        copy_pair(filled + begin_at, ring + begin_at * walk->slot_bytes, at, at + next.apart, next.bytes());
+        next.advance();
+        ++begun;
+        if (++begin_at == walk->slots) begin_at = 0, begin_parity ^= 1;
+    }
+
     __device__ __forceinline__ void scout() {
-        if ((int32_t)(fetched - begun) <= 0) far = *this, fetched = begun;
-        if (fetched - begun >= walk->scouted || cycles() - last < walk->scouting) return;
-        if (!far.next && !far.prepare()) return;
-        prefetch(far.next, far.next_bytes);
-        prefetch(far.next + far.next_apart, far.next_bytes);
+        if (cycles() - last < walk->scouting) return;
+        if ((int32_t)(fetched - begun) <= 0) far = next, fetched = begun;
+        if (fetched - begun >= walk->scouted || !far.there()) return;
+        const uint8_t* at = far.at();
+        prefetch(at, far.bytes());
+        prefetch(at + far.apart, far.bytes());
+        far.advance();
         last = cycles(), ++fetched;
-        far.next = nullptr;
     }
 };
 
