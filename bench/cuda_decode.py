@@ -1,7 +1,7 @@
 """Decoding and prefilling on a CUDA device: tokens a second, and where the time goes, kernel by kernel.
 
-python bench/cuda_decode.py [--shape 1b|8b] [--type bf16|q8_0|q4_0|q4_k|q5_k|q6_k] [--context N] [--tokens N]
-    [--prefill N ...] [--no-kernels] [--check N] [--json FILE]
+python bench/cuda_decode.py [--shape 1b|8b] [--type bf16|f16|q8_0|q4_0|q4_k|q5_k|q6_k] [--context N]
+    [--tokens N] [--prefill N ...] [--no-kernels] [--check N] [--json FILE]
 
 The model has the shape of Llama 3.2 1B (1.24 B parameters) or of Llama 3.1 8B (8.03 B; 16 GB in bf16 in the
 cache directory, $XDG_CACHE_HOME), and noise for weights. Decoding is wall-clock time from Python, twice: one
@@ -45,6 +45,7 @@ from nocopy.tape import Space, Tape, validate
 from nocopy.tape.ops import BY_CODE
 
 PAGE = 65536
+TYPES = "bf16", "f16", "q8_0", "q4_0", "q4_k", "q5_k", "q6_k"
 SHAPES = {"1b": LLAMA_1B, "8b": LLAMA_8B}
 rows: list[dict[str, Any]] = []
 
@@ -133,7 +134,9 @@ def kernel_rows(opened: Opened, device: cuda.CudaDevice, rows_at_once: int) -> N
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--shape", default="1b", choices=tuple(SHAPES))
-    parser.add_argument("--type", default="bf16", choices=("bf16", "q8_0", "q4_0", "q4_k", "q5_k", "q6_k"))
+    parser.add_argument(
+        "--type", default="bf16", choices=("bf16", "f16", "q8_0", "q4_0", "q4_k", "q5_k", "q6_k")
+    )
     parser.add_argument("--kv", default="f16", choices=("f16", "q8_0"))
     parser.add_argument("--context", type=int, default=4096)
     parser.add_argument("--tokens", type=int, default=128)

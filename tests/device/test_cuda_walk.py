@@ -21,6 +21,8 @@ LAUNCHES = ["walk"]
 NEAR = {F32: 5e-5, F16: 2e-3, BF16: 2e-2}
 """How near results are to the reference's, by the cache's type: in f32, what 16 bits of activations and 21 of
 scores allow, where 8 or 11 would not do."""
+NEAR_BLOCKS = 1e-4
+"""The same of weights in blocks, where the 16 bits are of a run's largest activation."""
 
 
 @pytest.fixture
@@ -131,9 +133,10 @@ class Model:
         bench._play(bench.gpu, tape)
         got = [bench.array(t) for t in (tokens, last, *self.caches)]
         assert got[0].tolist() == wanted[0].tolist()
+        near = max(NEAR[s.cache], NEAR_BLOCKS if s.weights in QUANTISED else 0)
         for a, b in zip(got[1:], wanted[1:], strict=True):
             apart = np.abs(a.astype(np.float64) - b.astype(np.float64)).max()
-            assert apart <= NEAR[s.cache] * np.abs(b.astype(np.float64)).max()
+            assert apart <= near * np.abs(b.astype(np.float64)).max()
         return [name for name in bench.driver.launched if name != "copy"]
 
 
@@ -159,8 +162,17 @@ def test_passes_after_each_other_are_one_kernel(bench: Bench) -> None:
 @pytest.mark.parametrize("weights", [F32, F16, *sorted(QUANTISED)], ids=lambda d: d.name)
 def test_weights_of_all_types(bench: Bench, weights: DType) -> None:
     k = 2048 if weights is DType.Q6_K else 256
-    shape = Shape(weights=weights, k=k, hidden=k, heads=8, groups=2, n=k // 8, layers=1, vocabulary=34)
+    shape = Shape(k=k, hidden=k, heads=8, groups=2, n=k // 8, layers=1, vocabulary=34)
+    shape = replace(shape, weights=weights, cache=F32)
     assert Model(bench, shape).play(70) == LAUNCHES
+
+
+@pytest.mark.parametrize("weights", [BF16, DType.Q8_0, DType.Q4_K], ids=lambda d: d.name)
+@pytest.mark.parametrize(("k", "hidden"), [(512, 4096), (256, 14336), (4096, 256)])
+def test_rows_in_chunks(bench: Bench, weights: DType, k: int, hidden: int) -> None:
+    """One chunk, several, one for each warp, and in bf16 more than a warp holds."""
+    shape = Shape(weights=weights, k=k, hidden=hidden, heads=4, groups=1, n=64, layers=1, vocabulary=34)
+    assert Model(bench, shape).play(5) == LAUNCHES
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def model_file(kind: GGMLType, folder: Path | None = None, shape: Shape = LLAMA_
     """Return the model with matrices of this type, which is made if it is not there.
 
     Args:
-        kind: BF16 or a type of blocks.
+        kind: of floats or of blocks.
         folder: where it lies; the user's cache directory if left out.
         shape: the model's.
     """
@@ -135,11 +135,11 @@ def _tensor(name: str, shape: tuple[int, ...], kind: GGMLType, noise: npt.NDArra
 def _noise(kind: GGMLType) -> npt.NDArray[np.uint8]:
     """As many elements as `NOISE_BLOCKS` have, as bytes."""
     rng = np.random.default_rng(SEED)
-    if kind is GGMLType.BF16:
+    dtype = DType[kind.name]
+    if dtype.block == 1:
         values = rng.standard_normal(NOISE_BLOCKS * BLOCK, np.float32)
         values *= np.float32(SIZE)
-        return values.astype(DType.BF16.numpy).view(np.uint8)
-    dtype = DType[kind.name]
+        return values.astype(dtype.numpy).view(np.uint8)
     made: npt.NDArray[Any] = np.zeros(NOISE_BLOCKS * BLOCK // dtype.block, blocks.LAYOUTS[dtype])
     for name in sorted(set(made.dtype.names or ()) - {"d", "dmin"}):
         made[name] = rng.integers(0, 256, made[name].shape, np.uint8).astype(made[name].dtype)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from math import isfinite
 
 from nocopy.device.cuda_fuse import Chip, Group
 from nocopy.device.cuda_launch import Fields, Launch, Plan, Shape
@@ -34,30 +35,35 @@ from nocopy.memory.dtype import QUANTISED, DType
 from nocopy.tape.ops import GLU
 from nocopy.tape.record import Space
 
-WALK = struct.Struct("<3Q8I")
+WALK = struct.Struct("<3Q7I4x")
 """`nocopy_walk` there."""
 THREADS = 384
 """Of a block, those included that do not compute."""
-IN_FLIGHT, MORE_IN_FLIGHT = 32 << 10, 64 << 10
-"""Bytes of weights that are on their way to a multiprocessor: more delay what blocks wait for, fewer leave
-memory idle, or what pieces in blocks, which are small, are multiplied with."""
+FLIGHT_CYCLES = 3400
+"""What memory brings in so many cycles is on its way to a multiprocessor: more delays what blocks wait for,
+less leaves memory idle. Each warp has as many pieces as come nearest to its share."""
+BLOCKS_IN_FLIGHT = 64 << 10
+"""Bytes of weights in blocks that are on their way: pieces of them are small."""
 LONG_PRODUCTS = 64 << 20
-"""Bytes of a run's mean product from which memory counts more than waiting: `MORE_IN_FLIGHT`."""
+"""Bytes of a run's mean product from which memory counts more than waiting: half as much again is on its
+way."""
 SCOUTED = 8
-"""Pieces of each warp that are fetched to the second cache while its ring is full: not of blocks, whose
-arithmetic takes longer than memory."""
+"""Pieces of each warp that are fetched to the second cache while its ring is full: not of blocks, which
+gained nothing by it."""
+SCOUTING = 1.0
+"""Times what memory takes for as much: how long from one of these pieces to the next."""
 SUMS_BYTES = 1024 * 8
 WORD_BYTES = 16
 """What addresses and steps of the cache's rows are multiples of: lanes read so many at once."""
 STAGES_HELD = 16
 """As in walk_stage.cuh."""
-OTHER_BYTES = 512
-"""Of shared memory: what is known of each warp's best and squares, and the barriers of stages."""
+OTHER_BYTES = 1024
+"""Of shared memory: what is known of each warp's best and squares, barriers and shares of stages."""
 FEWEST_PRODUCTS = 4
 """Products of a run that is worth a kernel of its own."""
 CACHES = frozenset({DType.F32, DType.F16, DType.BF16})
-FASTER = frozenset({DType.BF16, DType.Q8_0, DType.Q4_0})
-"""Weights with which a run measured faster than its launches one by one; others were not measured."""
+FASTER = frozenset({DType.BF16, *QUANTISED})
+"""Weights with which a run measured faster than its launches one by one."""
 
 
 @dataclass(frozen=True)
@@ -341,13 +347,14 @@ class Walks:
             return None
         products = [stage for stage in run.stages if stage.group]
         blocks = any(stage.dtype in QUANTISED for stage in products)
-        more = blocks or sum(stage.nbytes for stage in products) > LONG_PRODUCTS * len(products)
-        in_flight = max((MORE_IN_FLIGHT if more else IN_FLIGHT) // slot_bytes, WARPS)
-        ahead = min(in_flight // WARPS, slots)
-        one_more = in_flight % WARPS if ahead < slots else 0
-        scouting = int(slot_bytes * WARPS / self._chip.bytes_per_cycle)
+        cycle = self._chip.bytes_per_cycle
+        in_flight = BLOCKS_IN_FLIGHT if blocks else round(cycle * FLIGHT_CYCLES) if isfinite(cycle) else 0
+        if not blocks and sum(stage.nbytes for stage in products) > LONG_PRODUCTS * len(products):
+            in_flight = in_flight * 3 // 2
+        ahead = min(max(round(in_flight / WARPS / slot_bytes), 1), slots)
+        scouting = int(SCOUTING * slot_bytes * WARPS / cycle)
         scouted = 0 if blocks else SCOUTED
-        tail = len(run.stages), slots, slot_bytes, ahead, one_more, scouted, scouting, row_words
+        tail = len(run.stages), slots, slot_bytes, ahead, scouted, scouting, row_words
         shared = fixed + slots * WARPS * slot_bytes
         shape = Shape("walk", "walk", grid, (THREADS, 1), defines=_defines(run.stages))
         return WalkLaunch(shape, stages, self._words, shared, tail, self._stop)

@@ -46,7 +46,7 @@ struct Walker {
                     product(stage);
                     break;
                 case STAGE_ATTENTION:
-                    attention(stage);
+                    attention(stage, shared.shares[s % TURNS]);
                     break;
                 case STAGE_GATHER:
                     gather(stage);
@@ -212,7 +212,8 @@ struct Walker {
     __device__ __forceinline__ void product_of(const nocopy_stage& s) {
         const nocopy_fused& f = s.product;
         const uint32_t chunks = s.chunks, pairs = all_own_pairs(s);
-        const uint32_t at_once = min(MAX_PIECES / chunks, WALKERS) / WALK_WARPS * WALK_WARPS;
+        const uint32_t most = f.reciprocal ? __umulhi(MAX_PIECES, f.reciprocal) : MAX_PIECES;
+        const uint32_t at_once = min(most, WALKERS) / WALK_WARPS * WALK_WARPS;
         const bool own = WALK_OWN && HELD && chunks == WALK_WARPS && !f.norm;
         uint64_t best = 0;
         float scale = 1.0f;
@@ -413,25 +414,25 @@ struct Walker {
 
     // Attention
 
-    __device__ __forceinline__ void attention(const nocopy_stage& s) {
-        if (s.dtype == NOCOPY_F32) return attend_if<NOCOPY_F32, READ_F32>(s);
-        if (s.dtype == NOCOPY_F16) return attend_if<NOCOPY_F16, READ_F16>(s);
-        attend_if<NOCOPY_BF16, READ_BF16>(s);
+    __device__ __forceinline__ void attention(const nocopy_stage& s, const Share& share) {
+        if (s.dtype == NOCOPY_F32) return attend_if<NOCOPY_F32, READ_F32>(s, share);
+        if (s.dtype == NOCOPY_F16) return attend_if<NOCOPY_F16, READ_F16>(s, share);
+        attend_if<NOCOPY_BF16, READ_BF16>(s, share);
     }
 
     template <uint32_t DTYPE, int READING>
-    __device__ __forceinline__ void attend_if(const nocopy_stage& s) {
+    __device__ __forceinline__ void attend_if(const nocopy_stage& s, const Share& share) {
         if constexpr (WALK_CACHES >> DTYPE & 1) {
             if constexpr (WALK_HEADS != 1)
-                if (AttentionJob::at_once(s.launch) == 4) attend<READING, 4>(s);
+                if (heads_at_once(s.launch) == 4) attend<READING, 4>(s, share);
             if constexpr (WALK_HEADS != 4)
-                if (AttentionJob::at_once(s.launch) == 1) attend<READING, 1>(s);
+                if (heads_at_once(s.launch) == 1) attend<READING, 1>(s, share);
         }
     }
 
     template <int READING, int HEADS>
-    __device__ __forceinline__ void attend(const nocopy_stage& s) {
-        Attention<READING, HEADS>{s, shared.row, exchange(0), walk.stop}.run();
+    __device__ __forceinline__ void attend(const nocopy_stage& s, const Share& share) {
+        Attention<READING, HEADS>{s, share, shared.row, exchange(0), walk.stop}.run();
     }
 };
 

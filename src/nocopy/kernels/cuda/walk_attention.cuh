@@ -7,40 +7,29 @@
 
 #if __CUDA_ARCH__ >= 900
 
-// What a block does in an attention stage: heads of one group, and a part of the tokens.
-struct AttentionJob {
-    uint32_t n, group, head, heads, most, split, job;
-    bool idle;
-
-    __device__ __forceinline__ AttentionJob(const nocopy_launch& launch, uint32_t at_once) {
-        const uint32_t* d = launch.record.dims;
-        const uint32_t a_group = d[1] / d[4], chunks = (a_group + at_once - 1) / at_once;
-        n = d[2];
-        most = (uint32_t)launch.splits;
-        job = blockIdx.x / most, split = blockIdx.x % most;
-        idle = job >= d[4] * chunks;
-        group = job / chunks;
-        head = group * a_group + job % chunks * at_once;
-        heads = min(a_group - job % chunks * at_once, at_once);
-    }
-
-    static __device__ __forceinline__ uint32_t at_once(const nocopy_launch& launch) {
-        return launch.record.dims[1] > launch.record.dims[4] ? 4 : 1;
-    }
-};
-
-// The rows of a cache that a block reads in an attention stage.
-struct CachedHead {
-    const uint8_t *keys, *values;  // of token 0
-    uint64_t key_row, value_row;   // bytes from a token to the next
-
-    __device__ __forceinline__ CachedHead(const nocopy_launch& launch, const AttentionJob& job) {
-        const Tensor k(launch, 2), v(launch, 3);
-        const uint32_t size = k.dtype == NOCOPY_F32 ? 4 : 2;
-        keys = k.as<uint8_t>() + k.at(0, job.group) * size, key_row = (uint64_t)k.strides[0] * size;
-        values = v.as<uint8_t>() + v.at(0, job.group) * size, value_row = (uint64_t)v.strides[0] * size;
-    }
-};
+// The share that this block has in a stage.
+__device__ __forceinline__ Share share_of(const nocopy_launch& launch) {
+    const uint32_t* d = launch.record.dims;
+    const uint32_t at_once = heads_at_once(launch), a_group = d[1] / d[4];
+    const uint32_t chunks = (a_group + at_once - 1) / at_once;
+    Share y = {};
+    y.n = d[2], y.most = (uint32_t)launch.splits;
+    y.job = blockIdx.x / y.most, y.part = blockIdx.x % y.most;
+    y.idle = y.job >= d[4] * chunks;
+    if (y.idle) return y;
+    y.group = y.job / chunks;
+    y.head = y.group * a_group + y.job % chunks * at_once;
+    y.heads = min(a_group - y.job % chunks * at_once, at_once);
+    const Tokens tokens(launch, 0);
+    const Part part(tokens, y.part, y.most, FEWEST_TOKENS);
+    y.start = (uint32_t)part.start, y.stop = (uint32_t)part.stop, y.parts = part.parts;
+    y.newest = (uint32_t)*Tensor(launch, 4).as<int32_t>(), y.empty = tokens.start >= tokens.stop;
+    const Tensor k(launch, 2), v(launch, 3);
+    const uint32_t size = k.dtype == NOCOPY_F32 ? 4 : 2;
+    y.keys = k.as<uint8_t>() + k.at(0, y.group) * size, y.key_row = (uint64_t)k.strides[0] * size;
+    y.values = v.as<uint8_t>() + v.at(0, y.group) * size, y.value_row = (uint64_t)v.strides[0] * size;
+    return y;
+}
 
 // Keys and values of TILE tokens in a warp's registers. Of a key, four lanes have every fourth piece of eight
 // elements; of the values of every second token, eight lanes have one piece of every 64.
@@ -61,7 +50,7 @@ struct CachedTile {
     }
 
     // Of the tokens [first, first + count), but the newest one, which is not in the cache yet.
-    __device__ __forceinline__ void bring(const CachedHead& cached, uint32_t n, uint32_t first,
+    __device__ __forceinline__ void bring(const Share& cached, uint32_t n, uint32_t first,
                                           uint32_t count, uint32_t newest) {
         const uint8_t* key = cached.keys + (first + token()) * cached.key_row;
         const bool there = token() < count && first + token() != newest;
@@ -116,6 +105,7 @@ struct Attention {
     static constexpr int GROUPS = WALK_HEAD_GROUPS;
 
     const nocopy_stage& s;
+    const Share& share;
     float* row;
     uint32_t* words;  // of the exchange
     const volatile int32_t* stop;
@@ -125,38 +115,37 @@ struct Attention {
     float seen[GROUPS][EIGHT / 2][4] = {};  // of elements of a piece, two each, those of two rows
 
     __device__ __forceinline__ void run() {
-        const AttentionJob job(s.launch, HEADS);
-        if (job.idle) return;
-        const uint32_t n = job.n, newest = s.share.newest, end = s.share.stop, parts = s.share.parts;
-        const bool alone = parts == 1;
-        const CachedHead cached(s.launch, job);
-        uint32_t at = s.share.start + warp * TILE;
+        if (share.idle) return;
+        const uint32_t n = share.n, newest = share.newest, end = share.stop;
+        uint32_t at = share.start + warp * TILE;
         CachedTile<READING> tile;
-        if (at < end) tile.bring(cached, n, at, min(TILE, end - at), newest);
+        if (at < end) tile.bring(share, n, at, min(TILE, end - at), newest);
+        const uint32_t parts = share.parts, most = share.most, heads = share.heads;
+        const bool alone = parts == 1;
         // Of what the warps have seen, and the block's share of what parts come to: a thread reads an element
         // of one part, and then has that of the part that its lane is for.
         const Element own(threadIdx.x, n);
-        const uint32_t all = job.heads * n, width = (all + job.most - 1) / job.most;
+        const uint32_t all = heads * n, width = (all + most - 1) / most;
         const uint32_t steps = steps_for(parts), lanes = 1u << steps;
-        const uint32_t first = min(job.split * width, all), count = min(width, all - first);
-        bring_heads(job);
-        hold_queries(job);
-        const uint8_t *key = (const uint8_t*)(row + job.heads * n), *value = key + n * SIZE;
+        const uint32_t first = min(share.part * width, all), count = min(width, all - first);
+        bring_heads();
+        hold_queries();
+        const uint8_t *key = (const uint8_t*)(row + heads * n), *value = key + n * SIZE;
 #pragma unroll 1
         for (uint32_t next; at < end; at = next) {
             next = at + WALK_WARPS * TILE;
             CachedTile<READING> following;
-            if (next < end) following.bring(cached, n, next, min(TILE, end - next), newest);
+            if (next < end) following.bring(share, n, next, min(TILE, end - next), newest);
             if (newest - at < TILE) tile.put(newest - at, key, value, n);
             see(tile, min(TILE, end - at));
             tile = following;
         }
-        float *states = row + (job.heads + 2) * n, *tops = states + WALK_WARPS * HEADS * n;
-        keep(job, states + warp * HEADS * n, tops + 2 * warp * HEADS);
+        float *states = row + (heads + 2) * n, *tops = states + WALK_WARPS * HEADS * n;
+        keep(states + warp * HEADS * n, tops + 2 * warp * HEADS);
         meet(WALKERS);
-        uint32_t* partial = (words + s.partial) + (uint64_t)job.job * job.most * HEADS * (n + 2);
+        uint32_t* partial = (words + s.partial) + (uint64_t)share.job * most * HEADS * (n + 2);
 #pragma unroll 1
-        for (Element e = own; e.head < job.heads; e.advance(WALKERS, n)) {
+        for (Element e = own; e.head < heads; e.advance(WALKERS, n)) {
             float largest = LOWEST, sum = 0.0f, value = 0.0f;
 #pragma unroll
             for (uint32_t r = 0; r < WALK_WARPS; ++r)
@@ -168,10 +157,10 @@ struct Attention {
                 sum = fmaf(keep, tops[2 * at + 1], sum);
                 value = fmaf(keep, states[at * n + e.at], value);
             }
-            if (alone && job.split == 0)
-                publish_head(job.head + e.head, e.at, n, s.share.empty ? 0.0f : value / sum);
+            if (alone && share.part == 0)
+                publish_head(share.head + e.head, e.at, n, share.empty ? 0.0f : value / sum);
             // Parts that nobody needs too: every use of a place writes all of it.
-            uint32_t* to = partial + job.split * HEADS * (n + 2);
+            uint32_t* to = partial + share.part * HEADS * (n + 2);
             store_tagged(to + e.head * n + e.at, __float_as_uint(value), s.partial_tag);
             if (e.at == 0) {
                 store_tagged(to + HEADS * n + 2 * e.head, __float_as_uint(largest), s.partial_tag);
@@ -199,7 +188,7 @@ struct Attention {
                 sum += __shfl_xor_sync(~0u, sum, mask);
                 value += __shfl_xor_sync(~0u, value, mask);
             }
-            if (there && p == 0) publish_head(job.head + e.head, e.at, n, value / sum);
+            if (there && p == 0) publish_head(share.head + e.head, e.at, n, value / sum);
         }
     }
 
@@ -234,13 +223,13 @@ struct Attention {
         return lane < 16 ? upper : value - upper;
     }
 
-    __device__ __forceinline__ void hold_queries(const AttentionJob& job) {
-        const uint32_t head = min(lane / 4 % 4, job.heads - 1);
+    __device__ __forceinline__ void hold_queries() {
+        const uint32_t head = min(lane / 4 % 4, share.heads - 1);
 #pragma unroll
         for (uint32_t c = 0; c < 2 * GROUPS; ++c) {
             const uint32_t at = CachedTile<READING>::at(c);
-            const uint8_t* query = (const uint8_t*)(row + head * job.n + at);
-            queries[c] = (at < job.n ? RawEight<READ_F32>(query) : RawEight<READ_F32>()).decoded();
+            const uint8_t* query = (const uint8_t*)(row + head * share.n + at);
+            queries[c] = (at < share.n ? RawEight<READ_F32>(query) : RawEight<READ_F32>()).decoded();
 #pragma unroll
             for (uint32_t j = 0; j < EIGHT; ++j) queries[c].v[j] = part_of(queries[c].v[j]);
         }
@@ -304,18 +293,18 @@ struct Attention {
     static __device__ __forceinline__ float rest(float value) { return value - tf32_part(value); }
 
     // What the warp has seen, for the others: of a head n values; its largest score and the sum of weights.
-    __device__ __forceinline__ void keep(const AttentionJob& job, float* values, float* tops) {
+    __device__ __forceinline__ void keep(float* values, float* tops) {
         sum += __shfl_xor_sync(~0u, sum, 1);
         sum += __shfl_xor_sync(~0u, sum, 2);
-        if (lane % 4 == 0 && lane / 4 < job.heads)
+        if (lane % 4 == 0 && lane / 4 < share.heads)
             tops[2 * (lane / 4)] = largest, tops[2 * (lane / 4) + 1] = sum;
         // A lane has the upper parts of two heads, or what is left of them; then all of one of the two.
         const bool upper = lane % 4 < 2;
         const uint32_t head = lane % 2 * 2 + !upper;
 #pragma unroll
         for (int g = 0; g < GROUPS; ++g) {
-            float* to = values + head * job.n + CachedTile<READING>::value_at(g);
-            const bool own = head < job.heads && CachedTile<READING>::value_at(g) < job.n;
+            float* to = values + head * share.n + CachedTile<READING>::value_at(g);
+            const bool own = head < share.heads && CachedTile<READING>::value_at(g) < share.n;
 #pragma unroll
             for (uint32_t j = 0; j < EIGHT / 2; ++j) {
                 const float (&d)[4] = seen[g][j];
@@ -327,10 +316,10 @@ struct Attention {
     }
 
     // Queries of the block's heads, then the newest key and value of their group.
-    __device__ __forceinline__ void bring_heads(const AttentionJob& job) const {
-        const uint32_t n = job.n / 4, queries = job.heads * n;
-        const uint32_t from[3] = {s.source + job.head * job.n, s.source + s.keys + job.group * job.n,
-                                  s.source + s.values + job.group * job.n};
+    __device__ __forceinline__ void bring_heads() const {
+        const uint32_t n = share.n / 4, queries = share.heads * n;
+        const uint32_t from[3] = {s.source + share.head * share.n, s.source + s.keys + share.group * share.n,
+                                  s.source + s.values + share.group * share.n};
         bring_words<1>(
             threadIdx.x, WALKERS, queries + 2 * n, s.source_tag, stop,
             [&](uint32_t i) {
@@ -343,7 +332,7 @@ struct Attention {
                 if (i < queries)
                     ((Words4*)row)[i] = four;
                 else
-                    encode((uint8_t*)(row + job.heads * job.n) + 4 * (i - queries) * SIZE, four);
+                    encode((uint8_t*)(row + share.heads * share.n) + 4 * (i - queries) * SIZE, four);
             });
         meet(WALKERS);
     }

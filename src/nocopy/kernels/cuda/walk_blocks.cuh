@@ -166,13 +166,14 @@ __device__ __forceinline__ void make_whole(Words4* x) {
     most = max_or_nan(most, __shfl_xor_sync(~0u, most, 1));
     most = max_or_nan(most, __shfl_xor_sync(~0u, most, 2));
     const float per = most > 0x1p-100f ? fast_divide(MOST_WHOLE, most) : 0.0f, each = most * (1.0f / MOST_WHOLE);
+    // Added to this, a number is rounded to the lowest bits, and 128 more, so that its upper byte is rounded.
+    const float rounding = 0x1.8p23f + 128.0f;
     int32_t sum = 0;
     uint32_t whole[8];
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-        const int32_t number = __float2int_rn(v[i] * per);
-        sum += number;
-        whole[i] = (uint32_t)number + 128;  // so that the upper byte is rounded
+        whole[i] = __float_as_uint(fmaf(v[i], per, rounding));
+        sum += (int32_t)(whole[i] - __float_as_uint(rounding));
     }
 #pragma unroll
     for (int j = 0; j < 2; ++j) {

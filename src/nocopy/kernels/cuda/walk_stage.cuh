@@ -54,14 +54,7 @@ struct nocopy_stage {
     uint32_t target, target_tag;    // and where its results go
     uint32_t best, best_tag;        // where each block's likeliest result goes
     uint32_t partial, partial_tag;  // where parts of attention go
-    union {
-        struct {
-            uint32_t each[3], more[3];  // pairs of a product that each block has; how many have one more
-        };
-        struct {
-            uint32_t start, stop, newest, parts, empty;
-        } share;  // of attention, which the block puts there: its part of the tokens, and the newest token
-    };
+    uint32_t each[3], more[3];  // pairs of a product that each block has; how many have one more
     uint32_t keys, values;  // words from the queries to the keys and to the values
     uint32_t held;          // words of four elements of the row that a lane keeps in registers
     uint32_t chunks;        // of a row
@@ -71,12 +64,23 @@ struct nocopy_stage {
     };
 };
 
+// What a block does in an attention stage: heads of one group, and a part of the tokens.
+struct Share {
+    const uint8_t *keys, *values;        // of token 0
+    uint64_t key_row, value_row;         // bytes from a token to the next
+    uint32_t start, stop, newest;        // the part; the token that is not in the cache yet
+    uint32_t part, parts, most;          // which; of how many; of how many there may be
+    uint32_t n, group, head, heads;      // elements of a head; the first head, and how many
+    uint32_t job;                        // of those that have parts of their own
+    bool idle, empty;                    // nothing to do; no tokens
+};
+
 struct nocopy_walk {
     uint64_t stages, exchange;
     const volatile int32_t* stop;
     uint32_t count;              // stages
     uint32_t slots, slot_bytes;  // of a warp's ring
-    uint32_t ahead, one_more;    // copies of a warp that are on their way; how many warps have one more
+    uint32_t ahead;              // copies of a warp that are on their way
     uint32_t scouted;            // pieces behind a full ring that the second cache is to hold
     uint32_t scouting;           // cycles from one of them to the next, at least
     uint32_t row_words;          // of shared memory
@@ -103,6 +107,11 @@ __device__ __forceinline__ void with_type(uint32_t dtype, Take take) {
     with_type_if<NOCOPY_Q4_K, TeamQ4_K>(dtype, take);
     with_type_if<NOCOPY_Q5_K, TeamQ5_K>(dtype, take);
     with_type_if<NOCOPY_Q6_K, TeamQ6_K>(dtype, take);
+}
+
+// Heads of a group that a block of attention takes.
+__device__ __forceinline__ uint32_t heads_at_once(const nocopy_launch& launch) {
+    return launch.record.dims[1] > launch.record.dims[4] ? 4 : 1;
 }
 
 // Pairs of product p that this block has.
@@ -134,6 +143,7 @@ struct WalkMemory {
     float* squares;
     uint64_t* held;               // a barrier of each place for a stage: it is there
     uint64_t *begins, *prepared;  // of stages in turn: the block has begun it; what it needs is there
+    Share* shares;                // of stages in turn
 
     __device__ __forceinline__ WalkMemory(const nocopy_walk& w) {
         rings = dynamic_shared();
@@ -147,6 +157,7 @@ struct WalkMemory {
         held = (uint64_t*)(squares + WALK_WARPS);
         begins = held + STAGES_HELD;
         prepared = begins + TURNS;
+        shares = (Share*)(prepared + TURNS);
     }
 };
 

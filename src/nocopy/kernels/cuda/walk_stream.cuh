@@ -6,39 +6,39 @@
 
 #if __CUDA_ARCH__ >= 900
 
-// The pieces of weights that one warp needs, of all products, in order: every WALK_WARPS-th of a stage.
+// The pieces of weights that one warp needs, of all products, in order.
 struct Pieces {
     const nocopy_walk* walk;
     const WalkMemory* shared;
     uint32_t warp;
-    uint32_t stage = ~0u, product = 0, products = 0;  // of the next piece
-    uint32_t piece = 0, stop = 0;                     // of the stage; behind the product's last one
-    // Of the product: where its weight's first row lies, bytes of a row, bytes from a row of a pair to the
-    // other; pair p's first row is p * rows + p / half * half, where rows turn by halves of heads.
-    const uint8_t* weight = nullptr;
-    uint64_t apart = 0;
-    uint32_t row_bytes = 0, rows = 0, half = 0, half_reciprocal = 0;
-    uint32_t chunks = 0, width = 0, whole = 0;  // of a row; bytes of a chunk and of all
-    uint32_t pair = 0, chunk = 0, step = 0, rest = 0;  // of the next piece; from there to the one behind it
+    uint32_t stage = ~0u, product = 0, products = 0;            // of the next piece
+    uint32_t piece = 0, start = 0, stop = 0;                    // of the stage; of them the product's
+    const uint8_t* weight = nullptr;                            // the weight's first row
+    uint64_t apart = 0;                                         // bytes from a row of a pair to the other
+    uint32_t row_bytes = 0, first = 0;                          // the first pair
+    uint32_t half = 0, half_reciprocal = 0;                     // pairs of a head that turns; 2^32 over it
+    uint32_t chunks = 0, reciprocal = 0, width = 0, whole = 0;  // of a row; bytes of a chunk and of all
+    const uint8_t* next = nullptr;                              // a piece of the pair's first row
+    uint64_t next_apart = 0;
+    uint32_t next_bytes = 0;
 
     __device__ __forceinline__ Pieces(const nocopy_walk& w, const WalkMemory& m, uint32_t of)
         : walk(&w), shared(&m), warp(of) {}
 
-    // Whether there is a next piece whose stage is held.
-    __device__ __forceinline__ bool there() { return piece < stop || (next_product() && piece < stop); }
-
-    // A piece of its pair's first row; the other row's lies `apart` behind it.
-    __device__ __forceinline__ const uint8_t* at() const {
-        const uint32_t row = pair * rows + __umulhi(pair, half_reciprocal) * half;
-        return weight + (uint64_t)row * row_bytes + chunk * width;
+    // False if there is none, or if its stage is not held yet.
+    __device__ __forceinline__ bool prepare() {
+        if (piece >= stop && !(next_product() && piece < stop)) return false;
+        const uint32_t local = piece - start, index = reciprocal ? __umulhi(local, reciprocal) : local;
+        const uint32_t skip = (local - index * chunks) * width, pair = first + index;
+        const uint32_t head = half_reciprocal ? __umulhi(pair, half_reciprocal) : pair;
+        const uint32_t row = half == ONE_BY_ONE ? pair : half ? pair + head * half : 2 * pair;
+        next = weight + (uint64_t)row * row_bytes + skip;
+        next_apart = apart, next_bytes = min(width, whole - skip);
+        piece += WALK_WARPS;
+        return true;
     }
 
-    __device__ __forceinline__ uint32_t bytes() const { return min(width, whole - chunk * width); }
-
-    __device__ __forceinline__ void advance() {
-        piece += WALK_WARPS, pair += step, chunk += rest;
-        if (chunk >= chunks) chunk -= chunks, ++pair;
-    }
+    static constexpr uint32_t ONE_BY_ONE = ~0u;  // for `half`: rows of two weights make a pair
 
     // False if there is none, or if its stage is not held yet.
     __device__ __forceinline__ bool next_product() {
@@ -59,16 +59,13 @@ struct Pieces {
         const nocopy_stage& s = shared->stages[stage % STAGES_HELD];
         const nocopy_fused& f = s.product;
         const nocopy_product& p = f.products[product];
-        chunks = s.chunks, width = bytes_of(s.dtype, f.chunk), whole = bytes_of(s.dtype, f.k);
-        weight = (const uint8_t*)p.weight, row_bytes = p.row_bytes;
-        half = !f.gate && p.turn == TURN_HALF ? p.head / 2 : 0;
-        apart = f.gate ? f.products[1].weight - p.weight : (uint64_t)row_bytes * max(half, 1u);
-        if (half == 1) half = 0;  // neighbours turn
-        half_reciprocal = half ? ~0u / half + 1 : 0, rows = f.gate || half ? 1 : 2;
-        const uint32_t local = piece - stop;
-        pair = f.reciprocal ? __umulhi(local, f.reciprocal) : local;
-        chunk = local - pair * chunks, pair += first_pair(s, product);
-        step = WALK_WARPS / chunks, rest = WALK_WARPS % chunks;
+        chunks = s.chunks, reciprocal = f.reciprocal;
+        width = bytes_of(s.dtype, f.chunk), whole = bytes_of(s.dtype, f.k);
+        weight = (const uint8_t*)p.weight, row_bytes = p.row_bytes, first = first_pair(s, product);
+        half = f.gate ? ONE_BY_ONE : p.turn == TURN_HALF ? p.head / 2 : 0;
+        half_reciprocal = half > 1 ? ~0u / half + 1 : 0;
+        apart = f.gate ? f.products[1].weight - p.weight : (uint64_t)row_bytes * (half ? half : 1);
+        start = stop;
         stop += own_pairs(s, product) * chunks;
         return true;
     }
@@ -79,63 +76,56 @@ struct Pieces {
     }
 };
 
-// Weights on their way to one warp. A lane of a streamer keeps one. While there is no room for what comes next,
-// the second cache is to hold it, so that memory goes on while blocks wait for each other.
-struct Stream {
-    const nocopy_walk* walk;
-    Pieces next, far;  // the next one to be copied; behind those that were fetched to the second cache
+// Weights on their way to one warp. A lane of a streamer keeps one. What is copied next is known before there
+// is room for it; while there is none, the second cache is to hold what comes next, so that memory goes on
+// while blocks wait for each other.
+struct Stream : Pieces {
     uint64_t *filled, *emptied;
     uint8_t* ring;
     uint32_t begun = 0, arrived = 0;  // pieces, counted from the start
     uint32_t begin_at = 0, begin_parity = 1, arrive_at = 0, arrive_parity = 0;
-    uint32_t fetched = 0, last = cycles();  // pieces before `far`; when the last one was asked for
+    Pieces far;                             // of pieces that were fetched to the second cache, the next one
+    uint32_t fetched = 0, last = cycles();  // pieces before that one; when the last one was asked for
 
     __device__ __forceinline__ Stream(const nocopy_walk& w, const WalkMemory& m)
-        : walk(&w),
-          next(w, m, (WALK_THREADS - 1 - threadIdx.x) / 32 + STREAMERS * (threadIdx.x % 32)),
-          far(next),
-          filled(m.filled + next.warp * w.slots),
-          emptied(m.emptied + next.warp * w.slots),
-          ring(m.rings + next.warp * w.slots * w.slot_bytes) {}
+        : Pieces(w, m, (WALK_THREADS - 1 - threadIdx.x) / 32 + STREAMERS * (threadIdx.x % 32)),
+          filled(m.filled + warp * w.slots),
+          emptied(m.emptied + warp * w.slots),
+          ring(m.rings + warp * w.slots * w.slot_bytes),
+          far(*this) {}
 
     __device__ __forceinline__ void run() {
-        if (next.warp >= WALK_WARPS) return;
-        const uint32_t limit = walk->ahead + (next.warp < walk->one_more);
+        if (warp >= WALK_WARPS) return;
         for (;;) {
             if (arrived < begun && passed(filled + arrive_at, arrive_parity)) {
                 ++arrived;
                 if (++arrive_at == walk->slots) arrive_at = 0, arrive_parity ^= 1;
             }
-            if (!next.there()) {
-                if (next.stage + 1 == walk->count && arrived == begun) return;
-            } else if (begun - arrived < limit) {
+            if (next && begun - arrived < walk->ahead) {
                 // Nothing has emptied a slot before its first use: that phase counts as passed.
-                if (passed(emptied + begin_at, begin_parity))
-                    begin();
-                else if (walk->scouted)
+                if (passed(emptied + begin_at, begin_parity)) {
+                    copy_pair(filled + begin_at, ring + begin_at * walk->slot_bytes, next, next + next_apart,
+                              next_bytes);
+                    ++begun;
+                    if (++begin_at == walk->slots) begin_at = 0, begin_parity ^= 1;
+                    next = nullptr;
+                } else if (walk->scouted) {
                     scout();
+                }
             }
+            if (!next && !prepare() && stage + 1 == walk->count && arrived == begun) return;
             relax();
         }
     }
 
-    __device__ __forceinline__ void begin() {
-        const uint8_t* at = next.at();
-        copy_pair(filled + begin_at, ring + begin_at * walk->slot_bytes, at, at + next.apart, next.bytes());
-        next.advance();
-        ++begun;
-        if (++begin_at == walk->slots) begin_at = 0, begin_parity ^= 1;
-    }
-
     __device__ __forceinline__ void scout() {
-        if (cycles() - last < walk->scouting) return;
-        if ((int32_t)(fetched - begun) <= 0) far = next, fetched = begun;
-        if (fetched - begun >= walk->scouted || !far.there()) return;
-        const uint8_t* at = far.at();
-        prefetch(at, far.bytes());
-        prefetch(at + far.apart, far.bytes());
-        far.advance();
+        if ((int32_t)(fetched - begun) <= 0) far = *this, fetched = begun;
+        if (fetched - begun >= walk->scouted || cycles() - last < walk->scouting) return;
+        if (!far.next && !far.prepare()) return;
+        prefetch(far.next, far.next_bytes);
+        prefetch(far.next + far.next_apart, far.next_bytes);
         last = cycles(), ++fetched;
+        far.next = nullptr;
     }
 };
 
@@ -175,8 +165,8 @@ struct Keeper {
     // What a stage reads beside rows.
     __device__ __forceinline__ void prepare(uint32_t index) const {
         if (index >= walk.count) return;
-        nocopy_stage& s = shared.stages[index % STAGES_HELD];
-        if (s.kind == STAGE_ATTENTION) share_tokens(s);
+        const nocopy_stage& s = shared.stages[index % STAGES_HELD];
+        if (s.kind == STAGE_ATTENTION) share_tokens(s, shared.shares[index % TURNS]);
         if (s.kind == STAGE_PRODUCT && s.product.norm)
             for (uint32_t i = 32 * lane; i < s.product.k; i += 32 * 32)
                 prefetch((const uint8_t*)((const float*)s.product.norm + i));
@@ -184,26 +174,20 @@ struct Keeper {
         arrive(shared.prepared + index % TURNS);
     }
 
-    // The block's part of the tokens that a stage attends to, whose first rows the second cache is to hold.
-    __device__ __forceinline__ void share_tokens(nocopy_stage& s) const {
-        const AttentionJob job(s.launch, AttentionJob::at_once(s.launch));
-        if (job.idle) return;
-        const Tokens tokens(s.launch, 0);
-        const Part part(tokens, job.split, job.most, FEWEST_TOKENS);
-        if (lane == 0) {
-            const bool empty = tokens.start >= tokens.stop;
-            const uint32_t newest = (uint32_t)*Tensor(s.launch, 4).as<int32_t>();
-            s.share = {(uint32_t)part.start, (uint32_t)part.stop, newest, part.parts, empty};
-        }
-        const CachedHead cached(s.launch, job);
-        const uint32_t bytes = job.n * (s.dtype == NOCOPY_F32 ? 4 : 2);
-        const uint32_t stop = min((uint32_t)part.stop, (uint32_t)part.start + FETCHED);
+    // What the block does in a stage of attention, and the first rows of its part of the tokens in the second
+    // cache.
+    __device__ __forceinline__ void share_tokens(const nocopy_stage& s, Share& to) const {
+        const Share share = share_of(s.launch);
+        if (lane == 0) to = share;
+        if (share.idle) return;
+        const uint32_t bytes = share.n * (s.dtype == NOCOPY_F32 ? 4 : 2);
+        const uint32_t stop = min(share.stop, share.start + FETCHED);
 #pragma unroll 1
-        for (uint32_t t = (uint32_t)part.start + lane; t < stop; t += 32)
+        for (uint32_t t = share.start + lane; t < stop; t += 32)
 #pragma unroll 1
             for (uint32_t at = 0; at < bytes; at += 128) {
-                prefetch(cached.keys + t * cached.key_row + at);
-                prefetch(cached.values + t * cached.value_row + at);
+                prefetch(share.keys + t * share.key_row + at);
+                prefetch(share.values + t * share.value_row + at);
             }
     }
 
