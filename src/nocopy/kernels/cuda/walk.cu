@@ -109,7 +109,7 @@ struct Walker {
         constexpr uint32_t QUADS = B::QUADS, TOGETHER = AT_ONCE<B, HELD>;
         const nocopy_fused& f = s.product;
         const float* norm = (const float*)f.norm;
-        const uint32_t pieces = Cut<B>::pieces(f.k);
+        const uint32_t *row = source(s), pieces = Cut<B>::pieces(f.k);
         float squares = 0.0f;
 #pragma unroll 1
         for (uint32_t first = threadIdx.x; first < pieces; first += TOGETHER * WALKERS) {
@@ -123,7 +123,12 @@ struct Walker {
             };
             for (Patience patience{walk.stop}; any_missing() && !patience.over();) {
                 relax();
-                look_at_row<B, HELD>(s, nullptr, first, x);
+#pragma unroll
+                for (uint32_t j = 0; j < TOGETHER; ++j)
+                    if (first + j * WALKERS < pieces)
+                        look_again<QUADS>(x + 2 * QUADS * j, s.source_tag, [&](uint32_t q) {
+                            return row + Cut<B>::element(first + j * WALKERS, q);
+                        });
             }
             __syncwarp();
 #pragma unroll
@@ -164,12 +169,15 @@ struct Walker {
     }
 
     // A row of which each warp takes its chunk straight into registers.
+    template <typename B>
+    __device__ __forceinline__ const uint32_t* own_quad(const nocopy_stage& s, uint32_t index) const {
+        return source(s) + Cut<B>::at(warp * s.product.chunk / 4 + lane + 32 * index, s.product.k);
+    }
+
     template <typename B, int HELD>
     __device__ __forceinline__ void look_own(const nocopy_stage& s, Words4* x) const {
-        const uint32_t* row = source(s);
-        const uint32_t own = warp * s.product.chunk / 4 + lane;
 #pragma unroll
-        for (uint32_t i = 0; i < HELD; ++i) x[i] = load_tagged(row + Cut<B>::at(own + 32 * i, s.product.k));
+        for (uint32_t i = 0; i < HELD; ++i) x[i] = load_tagged(own_quad<B>(s, i));
     }
 
     // The same, until it is there.
@@ -177,7 +185,7 @@ struct Walker {
     __device__ __forceinline__ void bring_own(const nocopy_stage& s, Words4* x) const {
         for (Patience patience{walk.stop}; missing<HELD>(x, s.source_tag) && !patience.over();) {
             relax();
-            look_own<B, HELD>(s, x);
+            look_again<HELD>(x, s.source_tag, [&](uint32_t i) { return own_quad<B>(s, i); });
         }
         __syncwarp();
 #pragma unroll

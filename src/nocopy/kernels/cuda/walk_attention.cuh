@@ -34,6 +34,7 @@ __device__ __forceinline__ Share share_of(const nocopy_launch& launch) {
 // Keys and values of TILE tokens in a warp's registers. Of a key, four lanes have every fourth piece of eight
 // elements; of the values of every second token, eight lanes have one piece of every 64.
 constexpr uint32_t TILE = 8;
+constexpr float WALK_LOG2_E = 1.44269504f;  // so that weights are powers of two
 
 template <int READING>
 struct CachedTile {
@@ -149,16 +150,16 @@ struct Attention {
             float largest = LOWEST, sum = 0.0f, value = 0.0f;
 #pragma unroll
             for (uint32_t r = 0; r < WALK_WARPS; ++r)
-                largest = nan_max(largest, tops[2 * (r * HEADS + e.head)]);
+                largest = max_or_nan(largest, tops[2 * (r * HEADS + e.head)]);
 #pragma unroll
             for (uint32_t r = 0; r < WALK_WARPS; ++r) {
                 const uint32_t at = r * HEADS + e.head;
-                const float keep = expf(tops[2 * at] - largest);
+                const float keep = fast_exp2(tops[2 * at] - largest);
                 sum = fmaf(keep, tops[2 * at + 1], sum);
                 value = fmaf(keep, states[at * n + e.at], value);
             }
             if (alone && share.part == 0)
-                publish_head(share.head + e.head, e.at, n, share.empty ? 0.0f : value / sum);
+                publish_head(share.head + e.head, e.at, n, share.empty ? 0.0f : fast_divide(value, sum));
             // Parts that nobody needs too: every use of a place writes all of it.
             uint32_t* to = partial + share.part * HEADS * (n + 2);
             store_tagged(to + e.head * n + e.at, __float_as_uint(value), s.partial_tag);
@@ -181,14 +182,14 @@ struct Attention {
             __syncwarp();
             float top = words[1];
             for (uint32_t mask = lanes / 2; mask; mask /= 2)
-                top = nan_max(top, __shfl_xor_sync(~0u, top, mask));
-            const float keep = there ? expf(words[1] - top) : 0.0f;
+                top = max_or_nan(top, __shfl_xor_sync(~0u, top, mask));
+            const float keep = there ? fast_exp2(words[1] - top) : 0.0f;
             float value = keep * words[0], sum = keep * words[2];
             for (uint32_t mask = lanes / 2; mask; mask /= 2) {
                 sum += __shfl_xor_sync(~0u, sum, mask);
                 value += __shfl_xor_sync(~0u, value, mask);
             }
-            if (there && p == 0) publish_head(share.head + e.head, e.at, n, value / sum);
+            if (there && p == 0) publish_head(share.head + e.head, e.at, n, fast_divide(value, sum));
         }
     }
 
@@ -258,17 +259,18 @@ struct Attention {
             const float softcap = param_f32(s.launch, 1);
             if (softcap != 0.0f) scores[i] = capped(scores[i], softcap);
 #endif
+            scores[i] *= WALK_LOG2_E;
             there[i] = CachedTile<READING>::value_token(i) < count;
-            if (there[i]) top = nan_max(top, scores[i]);
+            if (there[i]) top = max_or_nan(top, scores[i]);
         }
-        top = nan_max(top, __shfl_xor_sync(~0u, top, 1));
-        top = nan_max(top, __shfl_xor_sync(~0u, top, 2));
-        const float before = expf(largest - top);
+        top = max_or_nan(top, __shfl_xor_sync(~0u, top, 1));
+        top = max_or_nan(top, __shfl_xor_sync(~0u, top, 2));
+        const float before = fast_exp2(largest - top);
         largest = top;
         sum *= before;
 #pragma unroll
         for (uint32_t i = 0; i < 2; ++i) {
-            weights[i] = there[i] ? expf(scores[i] - top) : 0.0f;
+            weights[i] = there[i] ? fast_exp2(scores[i] - top) : 0.0f;
             sum += weights[i];
             weights[i] = part_of(weights[i]);
         }

@@ -188,6 +188,14 @@ __device__ __forceinline__ bool missing(const Words4* words, uint32_t tag) {
     return any;
 }
 
+// Loads those again that were not there.
+template <uint32_t COUNT, typename From>
+__device__ __forceinline__ void look_again(Words4* words, uint32_t tag, From from) {
+#pragma unroll
+    for (uint32_t i = 0; i < COUNT; ++i)
+        if (!all_tagged(words[i], tag)) words[i] = load_tagged(from(i));
+}
+
 struct Nothing {
     __device__ __forceinline__ Words4 operator()(uint32_t) const { return Words4(); }
 };
