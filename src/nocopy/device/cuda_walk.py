@@ -35,7 +35,7 @@ from nocopy.memory.dtype import QUANTISED, DType
 from nocopy.tape.ops import GLU
 from nocopy.tape.record import Space
 
-WALK = struct.Struct("<3Q7I4x")
+WALK = struct.Struct("<3Q8I")
 """`nocopy_walk` there."""
 THREADS = 384
 """Of a block, those included that do not compute."""
@@ -44,6 +44,9 @@ FLIGHT_CYCLES = 3400
 less leaves memory idle. Each warp has as many pieces as come nearest to its share."""
 BLOCKS_IN_FLIGHT = 64 << 10
 """Bytes of weights in blocks that are on their way: pieces of them are small."""
+PACE, BLOCKS_PACE = 0.0, 0.0
+"""Times what memory takes for as much: how long from a warp's copy to its next one, at least, since bursts delay
+what blocks wait for; of blocks."""
 LONG_PRODUCTS = 64 << 20
 """Bytes of a run's mean product from which memory counts more than waiting: half as much again is on its
 way."""
@@ -352,9 +355,11 @@ class Walks:
         if not blocks and sum(stage.nbytes for stage in products) > LONG_PRODUCTS * len(products):
             in_flight = in_flight * 3 // 2
         ahead = min(max(round(in_flight / WARPS / slot_bytes), 1), slots)
-        scouting = int(SCOUTING * slot_bytes * WARPS / cycle)
+        piece_cycles = slot_bytes * WARPS / cycle
+        pace = int((BLOCKS_PACE if blocks else PACE) * piece_cycles)
+        scouting = int(SCOUTING * piece_cycles)
         scouted = 0 if blocks else SCOUTED
-        tail = len(run.stages), slots, slot_bytes, ahead, scouted, scouting, row_words
+        tail = len(run.stages), slots, slot_bytes, ahead, pace, scouted, scouting, row_words
         shared = fixed + slots * WARPS * slot_bytes
         shape = Shape("walk", "walk", grid, (THREADS, 1), defines=_defines(run.stages))
         return WalkLaunch(shape, stages, self._words, shared, tail, self._stop)

@@ -81,6 +81,7 @@ struct nocopy_walk {
     uint32_t count;              // stages
     uint32_t slots, slot_bytes;  // of a warp's ring
     uint32_t ahead;              // copies of a warp that are on their way
+    uint32_t pace;               // cycles from one of them to the next, at least
     uint32_t scouted;            // pieces behind a full ring that the second cache is to hold
     uint32_t scouting;           // cycles from one of them to the next, at least
     uint32_t row_words;          // of shared memory

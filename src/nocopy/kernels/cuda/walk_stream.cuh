@@ -84,6 +84,7 @@ struct Stream : Pieces {
     uint8_t* ring;
     uint32_t begun = 0, arrived = 0;  // pieces, counted from the start
     uint32_t begin_at = 0, begin_parity = 1, arrive_at = 0, arrive_parity = 0;
+    uint32_t started = cycles();            // when the last copy was
     Pieces far;                             // of pieces that were fetched to the second cache, the next one
     uint32_t fetched = 0, last = cycles();  // pieces before that one; when the last one was asked for
 
@@ -101,12 +102,12 @@ struct Stream : Pieces {
                 ++arrived;
                 if (++arrive_at == walk->slots) arrive_at = 0, arrive_parity ^= 1;
             }
-            if (next && begun - arrived < walk->ahead) {
+            if (next && begun - arrived < walk->ahead && cycles() - started >= walk->pace) {
                 // Nothing has emptied a slot before its first use: that phase counts as passed.
                 if (passed(emptied + begin_at, begin_parity)) {
                     copy_pair(filled + begin_at, ring + begin_at * walk->slot_bytes, next, next + next_apart,
                               next_bytes);
-                    ++begun;
+                    ++begun, started = cycles();
                     if (++begin_at == walk->slots) begin_at = 0, begin_parity ^= 1;
                     next = nullptr;
                 } else if (walk->scouted) {
