@@ -65,7 +65,7 @@ OTHER_BYTES = 1024
 FEWEST_PRODUCTS = 4
 """Products of a run that is worth a kernel of its own."""
 CACHES = frozenset({DType.F32, DType.F16, DType.BF16})
-FASTER = frozenset({DType.BF16, *QUANTISED})
+FASTER = frozenset({DType.F16, DType.BF16, *QUANTISED})
 """Weights with which a run measured faster than its launches one by one."""
 
 
