@@ -44,9 +44,9 @@ FLIGHT_CYCLES = 3400
 less leaves memory idle. Each warp has as many pieces as come nearest to its share."""
 BLOCKS_IN_FLIGHT = 64 << 10
 """Bytes of weights in blocks that are on their way: pieces of them are small."""
-PACE, BLOCKS_PACE = 0.0, 0.0
-"""Times what memory takes for as much: how long from a warp's copy to its next one, at least, since bursts delay
-what blocks wait for; of blocks."""
+PACE = 0.5
+"""Times what memory takes for as much: how long from a warp's copy to its next one, at least. Bursts from the
+second cache delay what blocks wait for."""
 LONG_PRODUCTS = 64 << 20
 """Bytes of a run's mean product from which memory counts more than waiting: half as much again is on its
 way."""
@@ -356,7 +356,7 @@ class Walks:
             in_flight = in_flight * 3 // 2
         ahead = min(max(round(in_flight / WARPS / slot_bytes), 1), slots)
         piece_cycles = slot_bytes * WARPS / cycle
-        pace = int((BLOCKS_PACE if blocks else PACE) * piece_cycles)
+        pace = int(PACE * piece_cycles)
         scouting = int(SCOUTING * piece_cycles)
         scouted = 0 if blocks else SCOUTED
         tail = len(run.stages), slots, slot_bytes, ahead, pace, scouted, scouting, row_words

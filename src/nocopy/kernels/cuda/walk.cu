@@ -102,8 +102,8 @@ struct Walker {
             if (first + j * WALKERS < pieces) look<B>(row, norm, first + j * WALKERS, x + 2 * B::QUADS * j);
     }
 
-    // x times norm, in the order in which lanes read it, as they hold it; what is still to be multiplied with.
-    // A first look has been taken at the first pieces.
+    // x times norm, in the order in which lanes read it, as they hold it; what is still to be multiplied
+    // with. A first look has been taken at the first pieces.
     template <typename B, int HELD>
     __device__ __forceinline__ float bring_row(const nocopy_stage& s, Words4* x) const {
         constexpr uint32_t QUADS = B::QUADS, TOGETHER = AT_ONCE<B, HELD>;
@@ -452,7 +452,8 @@ extern "C" __global__ void __launch_bounds__(WALK_THREADS, 1) walk(const __grid_
     if (threadIdx.x == 0) {
         for (uint32_t i = 0; i < WALK_WARPS * walk.slots; ++i)
             begin_barrier(shared.filled + i, 1), begin_barrier(shared.emptied + i, 32);
-        for (uint32_t i = 0; i < STAGES_HELD; ++i) begin_barrier(shared.held + i, 32);
+        for (uint32_t i = 0; i < STAGES_HELD; ++i)
+            begin_barrier(shared.held + i, 32), begin_barrier(shared.left + i, WALK_WARPS);
         for (uint32_t i = 0; i < TURNS; ++i)
             begin_barrier(shared.begins + i, WALKERS), begin_barrier(shared.prepared + i, 32);
         show_barriers();

@@ -51,8 +51,8 @@ struct CachedTile {
     }
 
     // Of the tokens [first, first + count), but the newest one, which is not in the cache yet.
-    __device__ __forceinline__ void bring(const Share& cached, uint32_t n, uint32_t first,
-                                          uint32_t count, uint32_t newest) {
+    __device__ __forceinline__ void bring(const Share& cached, uint32_t n, uint32_t first, uint32_t count,
+                                          uint32_t newest) {
         const uint8_t* key = cached.keys + (first + token()) * cached.key_row;
         const bool there = token() < count && first + token() != newest;
 #pragma unroll

@@ -84,7 +84,8 @@ struct TeamQ4_0 {
 // Scale and minimum of a run of a block whose first 16 bytes are these: halves that the six bits of each run
 // count in, and those bits (`Affine`, blocks.cuh).
 __device__ __forceinline__ void read_affine(Numbers& y, const Words4& head, uint32_t run) {
-    const uint32_t shift = run % 4 * 8, a = head.v[1] >> shift, b = head.v[2] >> shift, c = head.v[3] >> shift;
+    const uint32_t shift = run % 4 * 8, a = head.v[1] >> shift, b = head.v[2] >> shift,
+                   c = head.v[3] >> shift;
     const uint32_t scale = run < 4 ? a & 63 : (c & 15) | (a >> 2 & 48);
     const uint32_t minimum = run < 4 ? b & 63 : (c >> 4 & 15) | (b >> 2 & 48);
     y.scale = f16_to_f32((uint16_t)head.v[0]) * (float)scale;
@@ -135,9 +136,8 @@ struct TeamQ6_K {
         const uint8_t *low = block + 64 * half + k % 2 * 32 + lane % 4 * 4,
                       *high = block + 128 + 32 * half + lane % 4 * 4;
         const float scale = half_at(block + 208);
-        Numbers y = {{},
-                     scale * (float)(int8_t)block[192 + 2 * run],
-                     scale * (float)(int8_t)block[193 + 2 * run]};
+        Numbers y = {
+            {}, scale * (float)(int8_t)block[192 + 2 * run], scale * (float)(int8_t)block[193 + 2 * run]};
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const uint32_t four = word_at(low + 16 * i) >> k / 2 * 4 & 0x0f0f0f0f,
@@ -165,7 +165,8 @@ __device__ __forceinline__ void make_whole(Words4* x) {
     }
     most = max_or_nan(most, __shfl_xor_sync(~0u, most, 1));
     most = max_or_nan(most, __shfl_xor_sync(~0u, most, 2));
-    const float per = most > 0x1p-100f ? fast_divide(MOST_WHOLE, most) : 0.0f, each = most * (1.0f / MOST_WHOLE);
+    const float per = most > 0x1p-100f ? fast_divide(MOST_WHOLE, most) : 0.0f,
+                each = most * (1.0f / MOST_WHOLE);
     // Added to this, a number is rounded to the lowest bits, and 128 more, so that its upper byte is rounded.
     const float rounding = 0x1.8p23f + 128.0f;
     int32_t sum = 0;

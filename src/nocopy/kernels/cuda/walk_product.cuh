@@ -72,7 +72,8 @@ struct BlockDot {
         } else {
             sum = fmaf(dot(x, numbers.quads[0], numbers.quads[1]), numbers.scale * each, sum);
         }
-        if constexpr (B::SCALES == Scales::AFFINE) sum = fmaf(-numbers.other, __uint_as_float(x[1].v[1]), sum);
+        if constexpr (B::SCALES == Scales::AFFINE)
+            sum = fmaf(-numbers.other, __uint_as_float(x[1].v[1]), sum);
     }
 
     static __device__ __forceinline__ float dot(const Words4* x, uint32_t first, uint32_t second) {

@@ -14,7 +14,7 @@ constexpr uint32_t NOWHERE = ~0u;       // nobody needs it
 constexpr uint32_t FEWEST_TOKENS = 64;  // of a part of attention
 constexpr uint32_t FETCHED = 256;       // tokens of a part that the second cache is to hold: all fit it
 constexpr uint32_t STAGES_HELD = 16, STAGES_AHEAD = 8;  // in shared memory; of them behind the one at hand
-constexpr uint32_t TURNS = 4;  // stages that have barriers of their own for what is begun and prepared
+constexpr uint32_t TURNS = 4;     // stages that have barriers of their own for what is begun and prepared
 constexpr uint32_t PREPARED = 2;  // stages whose needs are seen to behind the one at hand
 constexpr uint32_t CANDIDATE_WORDS = 4;
 constexpr int MOST_HELD = 16;
@@ -54,10 +54,10 @@ struct nocopy_stage {
     uint32_t target, target_tag;    // and where its results go
     uint32_t best, best_tag;        // where each block's likeliest result goes
     uint32_t partial, partial_tag;  // where parts of attention go
-    uint32_t each[3], more[3];  // pairs of a product that each block has; how many have one more
-    uint32_t keys, values;  // words from the queries to the keys and to the values
-    uint32_t held;          // words of four elements of the row that a lane keeps in registers
-    uint32_t chunks;        // of a row
+    uint32_t each[3], more[3];      // pairs of a product that each block has; how many have one more
+    uint32_t keys, values;          // words from the queries to the keys and to the values
+    uint32_t held;                  // words of four elements of the row that a lane keeps in registers
+    uint32_t chunks;                // of a row
     union {
         nocopy_fused product;
         nocopy_launch launch;  // of the op
@@ -66,13 +66,13 @@ struct nocopy_stage {
 
 // What a block does in an attention stage: heads of one group, and a part of the tokens.
 struct Share {
-    const uint8_t *keys, *values;        // of token 0
-    uint64_t key_row, value_row;         // bytes from a token to the next
-    uint32_t start, stop, newest;        // the part; the token that is not in the cache yet
-    uint32_t part, parts, most;          // which; of how many; of how many there may be
-    uint32_t n, group, head, heads;      // elements of a head; the first head, and how many
-    uint32_t job;                        // of those that have parts of their own
-    bool idle, empty;                    // nothing to do; no tokens
+    const uint8_t *keys, *values;    // of token 0
+    uint64_t key_row, value_row;     // bytes from a token to the next
+    uint32_t start, stop, newest;    // the part; the token that is not in the cache yet
+    uint32_t part, parts, most;      // which; of how many; of how many there may be
+    uint32_t n, group, head, heads;  // elements of a head; the first head, and how many
+    uint32_t job;                    // of those that have parts of their own
+    bool idle, empty;                // nothing to do; no tokens
 };
 
 struct nocopy_walk {
@@ -142,7 +142,7 @@ struct WalkMemory {
     uint64_t *filled, *emptied;  // of each slot of each warp
     uint64_t* best;
     float* squares;
-    uint64_t* held;               // a barrier of each place for a stage: it is there
+    uint64_t *held, *left;  // barriers of each place for a stage: it is there; streamers need it no more
     uint64_t *begins, *prepared;  // of stages in turn: the block has begun it; what it needs is there
     Share* shares;                // of stages in turn
 
@@ -156,7 +156,8 @@ struct WalkMemory {
         best = emptied + WALK_WARPS * w.slots;
         squares = (float*)(best + WALK_WARPS);
         held = (uint64_t*)(squares + WALK_WARPS);
-        begins = held + STAGES_HELD;
+        left = held + STAGES_HELD;
+        begins = left + STAGES_HELD;
         prepared = begins + TURNS;
         shares = (Share*)(prepared + TURNS);
     }

@@ -11,6 +11,7 @@ struct Pieces {
     const nocopy_walk* walk;
     const WalkMemory* shared;
     uint32_t warp;
+    uint64_t* left;                                             // to be told that a stage is behind; or null
     uint32_t stage = ~0u, product = 0, products = 0;            // of the next piece
     uint32_t piece = 0, start = 0, stop = 0;                    // of the stage; of them the product's
     const uint8_t* weight = nullptr;                            // the weight's first row
@@ -23,7 +24,7 @@ struct Pieces {
     uint32_t next_bytes = 0;
 
     __device__ __forceinline__ Pieces(const nocopy_walk& w, const WalkMemory& m, uint32_t of)
-        : walk(&w), shared(&m), warp(of) {}
+        : walk(&w), shared(&m), warp(of), left(m.left) {}
 
     // False if there is none, or if its stage is not held yet.
     __device__ __forceinline__ bool prepare() {
@@ -49,6 +50,7 @@ struct Pieces {
             if (following == walk->count ||
                 !passed(shared->held + following % STAGES_HELD, following / STAGES_HELD % 2))
                 return false;
+            if (left && following) arrive(left + stage % STAGES_HELD);
             stage = following;
             const nocopy_stage& s = shared->stages[stage % STAGES_HELD];
             product = products = piece = stop = 0;
@@ -120,7 +122,7 @@ struct Stream : Pieces {
     }
 
     __device__ __forceinline__ void scout() {
-        if ((int32_t)(fetched - begun) <= 0) far = *this, fetched = begun;
+        if ((int32_t)(fetched - begun) <= 0) far = *this, far.left = nullptr, fetched = begun;
         if (fetched - begun >= walk->scouted || cycles() - last < walk->scouting) return;
         if (!far.next && !far.prepare()) return;
         prefetch(far.next, far.next_bytes);
@@ -155,6 +157,7 @@ struct Keeper {
 
     __device__ __forceinline__ void hold_stage(uint32_t index) const {
         if (index >= walk.count) return;
+        if (index >= STAGES_HELD) await(shared.left + index % STAGES_HELD, (index / STAGES_HELD - 1) % 2);
         const uint32_t words = sizeof(nocopy_stage) / 4;
         const uint32_t* from = (const uint32_t*)((const nocopy_stage*)walk.stages + index);
         uint32_t* to = (uint32_t*)(shared.stages + index % STAGES_HELD);
