@@ -46,6 +46,7 @@ class Shape:
     layers: int = 2
     context: int = 300
     weights: DType = BF16
+    others: tuple[tuple[str, DType], ...] = ()
     cache: DType = F16
     bias: bool = False
     interleaved: bool = False
@@ -61,7 +62,10 @@ class Model:
         sizes = {"q": (q, s.k), "k": (kv, s.k), "v": (kv, s.k), "o": (s.k, q)}
         sizes |= {"gate": (s.hidden, s.k), "up": (s.hidden, s.k), "down": (s.k, s.hidden)}
         self.layers = [
-            {name: bench.weight(*size, s.weights, 7 * i + j) for j, (name, size) in enumerate(sizes.items())}
+            {
+                name: bench.weight(*size, dict(s.others).get(name, s.weights), 7 * i + j)
+                for j, (name, size) in enumerate(sizes.items())
+            }
             for i in range(s.layers)
         ]
         self.table = bench.weight(s.vocabulary, s.k, s.weights, 99)
@@ -173,6 +177,16 @@ def test_rows_in_chunks(bench: Bench, weights: DType, k: int, hidden: int) -> No
     """One chunk, several, one for each warp, and in bf16 more than a warp holds."""
     shape = Shape(weights=weights, k=k, hidden=hidden, heads=4, groups=1, n=64, layers=1, vocabulary=34)
     assert Model(bench, shape).play(5) == LAUNCHES
+
+
+def test_weights_of_several_types(bench: Bench) -> None:
+    """As files in K-quants have them: a run goes on from one type to another, but not where queries, keys and
+    values differ."""
+    shape = Shape(weights=DType.Q4_K, k=256, hidden=256, heads=4, groups=2, n=64, layers=2)
+    assert Model(bench, replace(shape, others=(("down", DType.Q5_K),))).play(70) == LAUNCHES
+    launched = Model(bench, replace(shape, others=(("v", DType.Q5_K), ("down", DType.Q5_K)))).play(70)
+    assert "walk" in launched
+    assert launched != LAUNCHES
 
 
 @pytest.mark.parametrize(

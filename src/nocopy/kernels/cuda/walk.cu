@@ -16,7 +16,7 @@
 // written something that it could not know before it had read the place: the host sees to that
 // (device/cuda_walk.py). Should the host ask the kernel to stop, it goes on to its end without waiting.
 #include "keys.cuh"
-#include "walk_product.cuh"
+#include "walk_row.cuh"
 #include "walk_stream.cuh"
 
 #if __CUDA_ARCH__ >= 900
@@ -67,130 +67,9 @@ struct Walker {
     __device__ __forceinline__ void bring_linear(uint32_t word, uint32_t count, uint32_t tag) const {
         bring_words<4>(
             threadIdx.x, WALKERS, count / 4, tag, walk.stop,
-            [&](uint32_t i) { return exchange(word + 4 * i); }, Nothing(),
-            [&](uint32_t i, const Words4& words, const Words4&) { ((Words4*)shared.row)[i] = words; });
+            [&](uint32_t i) { return exchange(word + 4 * i); },
+            [&](uint32_t i, const Words4& words) { ((Words4*)shared.row)[i] = words; });
         meet(WALKERS);
-    }
-
-    // Where a product's row is.
-    __device__ __forceinline__ const uint32_t* source(const nocopy_stage& s) const {
-        return s.source_tag == NO_TAG ? (const uint32_t*)s.product.x : exchange(s.source);
-    }
-
-    // Loads one lane's piece of a row, and behind it the norm's weights for it.
-    template <typename B>
-    __device__ __forceinline__ void look(const uint32_t* row, const float* norm, uint32_t piece,
-                                         Words4* x) const {
-#pragma unroll
-        for (uint32_t j = 0; j < B::QUADS; ++j) x[j] = load_tagged(row + Cut<B>::element(piece, j));
-        if (!norm) return;
-#pragma unroll
-        for (uint32_t j = 0; j < B::QUADS; ++j)
-            x[B::QUADS + j] = *(const Words4*)(norm + Cut<B>::element(piece, j));
-    }
-
-    // Pieces of a row that a thread awaits together.
-    template <typename B, int HELD>
-    static constexpr uint32_t AT_ONCE = HELD >= 2 * B::QUADS ? HELD / (2 * B::QUADS) : 1;
-
-    template <typename B, int HELD>
-    __device__ __forceinline__ void look_at_row(const nocopy_stage& s, const float* norm, uint32_t first,
-                                                Words4* x) const {
-        const uint32_t *row = source(s), pieces = Cut<B>::pieces(s.product.k);
-#pragma unroll
-        for (uint32_t j = 0; j < AT_ONCE<B, HELD>; ++j)
-            if (first + j * WALKERS < pieces) look<B>(row, norm, first + j * WALKERS, x + 2 * B::QUADS * j);
-    }
-
-    // x times norm, in the order in which lanes read it, as they hold it; what is still to be multiplied
-    // with. A first look has been taken at the first pieces.
-    template <typename B, int HELD>
-    __device__ __forceinline__ float bring_row(const nocopy_stage& s, Words4* x) const {
-        constexpr uint32_t QUADS = B::QUADS, TOGETHER = AT_ONCE<B, HELD>;
-        const nocopy_fused& f = s.product;
-        const float* norm = (const float*)f.norm;
-        const uint32_t *row = source(s), pieces = Cut<B>::pieces(f.k);
-        float squares = 0.0f;
-#pragma unroll 1
-        for (uint32_t first = threadIdx.x; first < pieces; first += TOGETHER * WALKERS) {
-            if (first >= TOGETHER * WALKERS) look_at_row<B, HELD>(s, norm, first, x);
-            const auto any_missing = [&] {
-                bool any = false;
-#pragma unroll
-                for (uint32_t j = 0; j < TOGETHER; ++j)
-                    if (first + j * WALKERS < pieces) any |= missing<QUADS>(x + 2 * QUADS * j, s.source_tag);
-                return any;
-            };
-            for (Patience patience{walk.stop}; any_missing() && !patience.over();) {
-                relax();
-#pragma unroll
-                for (uint32_t j = 0; j < TOGETHER; ++j)
-                    if (first + j * WALKERS < pieces)
-                        look_again<QUADS>(x + 2 * QUADS * j, s.source_tag, [&](uint32_t q) {
-                            return row + Cut<B>::element(first + j * WALKERS, q);
-                        });
-            }
-            __syncwarp();
-#pragma unroll
-            for (uint32_t j = 0; j < TOGETHER; ++j) {
-                const uint32_t piece = first + j * WALKERS;
-                if (piece >= pieces) break;
-                put_piece<B, HELD>(piece, norm, x + 2 * QUADS * j, squares);
-            }
-        }
-        if (!norm) {
-            meet(WALKERS);
-            return 1.0f;
-        }
-        squares = warp_sum(squares);
-        if (lane == 0) shared.squares[warp] = squares;
-        meet(WALKERS);
-        squares = 0.0f;
-#pragma unroll
-        for (uint32_t w = 0; w < WALK_WARPS; ++w) squares += shared.squares[w];
-        return fast_root(squares / (float)f.k + f.eps);
-    }
-
-    template <typename B, int HELD>
-    __device__ __forceinline__ void put_piece(uint32_t piece, bool norm, Words4* x, float& squares) const {
-        if (norm) {
-#pragma unroll
-            for (uint32_t e = 0; e < 4 * B::QUADS; ++e) {
-                uint32_t& word = x[e / 4].v[e % 4];
-                const float v = __uint_as_float(word);
-                squares = fmaf(v, v, squares);
-                word = __float_as_uint(v * __uint_as_float(x[B::QUADS + e / 4].v[e % 4]));
-            }
-        }
-        if constexpr (HELD != 0) Dot<B>::hold(x);
-#pragma unroll
-        for (uint32_t j = 0; j < B::QUADS; ++j)
-            ((Words4*)shared.row)[piece / 32 * 32 * B::QUADS + lane + 32 * j] = x[j];
-    }
-
-    // A row of which each warp takes its chunk straight into registers.
-    template <typename B>
-    __device__ __forceinline__ const uint32_t* own_quad(const nocopy_stage& s, uint32_t index) const {
-        return source(s) + Cut<B>::at(warp * s.product.chunk / 4 + lane + 32 * index, s.product.k);
-    }
-
-    template <typename B, int HELD>
-    __device__ __forceinline__ void look_own(const nocopy_stage& s, Words4* x) const {
-#pragma unroll
-        for (uint32_t i = 0; i < HELD; ++i) x[i] = load_tagged(own_quad<B>(s, i));
-    }
-
-    // The same, until it is there.
-    template <typename B, int HELD>
-    __device__ __forceinline__ void bring_own(const nocopy_stage& s, Words4* x) const {
-        for (Patience patience{walk.stop}; missing<HELD>(x, s.source_tag) && !patience.over();) {
-            relax();
-            look_again<HELD>(x, s.source_tag, [&](uint32_t i) { return own_quad<B>(s, i); });
-        }
-        __syncwarp();
-#pragma unroll
-        for (int i = 0; i < HELD; i += B::QUADS) Dot<B>::hold(x + i);
-        meet(WALKERS);  // all have read the sums of the stage before
     }
 
     // Products
@@ -222,32 +101,20 @@ struct Walker {
         const uint32_t chunks = s.chunks, pairs = all_own_pairs(s);
         const uint32_t most = f.reciprocal ? __umulhi(MAX_PIECES, f.reciprocal) : MAX_PIECES;
         const uint32_t at_once = min(most, WALKERS) / WALK_WARPS * WALK_WARPS;
-        const bool own = WALK_OWN && HELD && chunks == WALK_WARPS && !f.norm;
+        const HeldRow<B, HELD> row(walk, shared, s);
         uint64_t best = 0;
         float scale = 1.0f;
-        Words4 x[HELD > 2 * B::QUADS ? HELD : 2 * B::QUADS] = {};
+        Words4 x[HeldRow<B, HELD>::WORDS] = {};
         if (s.best != NOWHERE && threadIdx.x == 0) __threadfence();  // see Keeper::see_cache
 #pragma unroll 1
         for (uint32_t start = 0; start < pairs; start += at_once) {
             const uint32_t stop = min(pairs, start + at_once);
             // What is needed beside the row is read while the first look at it is on its way.
-            if (start == 0) {
-                if (own)
-                    look_own<B, HELD>(s, x);
-                else
-                    look_at_row<B, HELD>(s, (const float*)f.norm, threadIdx.x, x);
-            }
+            if (start == 0) row.look(x);
             const RowPair place = own_pair(s, min(start + threadIdx.x, stop - 1));
             const Beside beside(f, place);
             const Target target(s, place);
-            if (start == 0) {
-                if (own) {
-                    bring_own<B, HELD>(s, x);
-                } else {
-                    scale = bring_row<B, HELD>(s, x);
-                    if constexpr (HELD) take_chunk<HELD>(x, f.chunk, chunks);
-                }
-            }
+            if (start == 0) scale = row.bring(x);
             if constexpr (HELD == 0)
                 multiply_pieces<B>(f, start * chunks, stop * chunks, chunks);
             else
@@ -282,14 +149,6 @@ struct Walker {
             release(taken);
             add_up(sums, shared.sums + (piece - start), false);
         }
-    }
-
-    // What this lane holds of the warp's chunk of the row, which is the same in all of the warp's pieces.
-    template <int HELD>
-    __device__ __forceinline__ void take_chunk(Words4* x, uint32_t chunk, uint32_t chunks) const {
-        const Words4* own = (const Words4*)shared.row + warp % chunks * chunk / 4 + lane;
-#pragma unroll
-        for (int i = 0; i < HELD; ++i) x[i] = own[32 * i];
     }
 
     template <typename B, int HELD>

@@ -329,8 +329,7 @@ struct Attention {
                 return i < queries + n ? words + from[1] + 4 * (i - queries)
                                        : words + from[2] + 4 * (i - queries - n);
             },
-            Nothing(),
-            [&](uint32_t i, const Words4& four, const Words4&) {
+            [&](uint32_t i, const Words4& four) {
                 if (i < queries)
                     ((Words4*)row)[i] = four;
                 else

@@ -198,48 +198,37 @@ __device__ __forceinline__ void look_again(Words4* words, uint32_t tag, From fro
         if (!all_tagged(words[i], tag)) words[i] = load_tagged(from(i));
 }
 
-struct Nothing {
-    __device__ __forceinline__ Words4 operator()(uint32_t) const { return Words4(); }
-};
-
-// Calls take(i, words, beside(i)) for four words at from(i), for i = thread, thread + threads ... below
-// count; where from(i) is null, for none. Loads of AT_ONCE are on their way together, again and again until
-// they are there; what goes beside them is read before.
-template <uint32_t AT_ONCE, typename From, typename Aside, typename Take>
+// Calls take(i, words) for four words at from(i), for i = thread, thread + threads ... below count. Loads of
+// AT_ONCE are on their way together, again and again until they are there.
+template <uint32_t AT_ONCE, typename From, typename Take>
 __device__ __forceinline__ void bring_words(uint32_t thread, uint32_t threads, uint32_t count, uint32_t tag,
-                                            const volatile int32_t* stop, From from, Aside beside,
-                                            Take take) {
+                                            const volatile int32_t* stop, From from, Take take) {
 #pragma unroll 1
     for (uint32_t first = thread; first < count; first += AT_ONCE * threads) {
         const uint32_t* at[AT_ONCE];
-        Words4 aside[AT_ONCE];
 #pragma unroll
         for (uint32_t j = 0; j < AT_ONCE; ++j) {
             uint32_t i = first + j * threads;
             at[j] = i < count ? from(i) : nullptr;
-            if (at[j]) aside[j] = beside(i);
         }
-        bool missing;
-        Patience patience{stop};
-        do {
+        wait_while(stop, [&] {
             Words4 words[AT_ONCE];
 #pragma unroll
             for (uint32_t j = 0; j < AT_ONCE; ++j)
                 if (at[j]) words[j] = load_tagged(at[j]);
-            missing = false;
-            const bool any = patience.over();
+            bool missing = false;
 #pragma unroll
             for (uint32_t j = 0; j < AT_ONCE; ++j) {
                 if (!at[j]) continue;
-                if (any || all_tagged(words[j], tag)) {
-                    take(first + j * threads, words[j], aside[j]);
+                if (all_tagged(words[j], tag)) {
+                    take(first + j * threads, words[j]);
                     at[j] = nullptr;
                 } else {
                     missing = true;
                 }
             }
-            if (missing) relax();
-        } while (missing);
+            return missing;
+        });
     }
 }
 
