@@ -2,6 +2,7 @@
 
 python bench/cuda_decode.py [--shape 1b|8b] [--type bf16|f16|q8_0|q4_0|q4_k|q5_k|q6_k] [--context N]
     [--tokens N] [--prefill N ...] [--no-kernels] [--check N] [--json FILE]
+python bench/cuda_decode.py --show FOLDER --plot FILE
 
 The model has the shape of Llama 3.2 1B (1.24 B parameters) or of Llama 3.1 8B (8.03 B; 16 GB in bf16 in the
 cache directory, $XDG_CACHE_HOME), and noise for weights. Decoding is wall-clock time from Python, twice: one
@@ -24,6 +25,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from peers import report
 
 from nocopy.bench.cuda_read import read_bandwidth
 from nocopy.bench.llama import LLAMA_1B, LLAMA_8B, model_file, read_a_token
@@ -134,9 +136,7 @@ def kernel_rows(opened: Opened, device: cuda.CudaDevice, rows_at_once: int) -> N
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--shape", default="1b", choices=tuple(SHAPES))
-    parser.add_argument(
-        "--type", default="bf16", choices=("bf16", "f16", "q8_0", "q4_0", "q4_k", "q5_k", "q6_k")
-    )
+    parser.add_argument("--type", default="bf16", choices=TYPES)
     parser.add_argument("--kv", default="f16", choices=("f16", "q8_0"))
     parser.add_argument("--context", type=int, default=4096)
     parser.add_argument("--tokens", type=int, default=128)
@@ -144,7 +144,14 @@ def main() -> None:
     parser.add_argument("--no-kernels", action="store_true", help="leave out the time of each kernel")
     parser.add_argument("--check", type=int, default=0)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--show", type=Path, help="a folder of results to draw; nothing is measured")
+    parser.add_argument("--plot", type=Path)
     chosen = parser.parse_args()
+    if chosen.show:
+        if not chosen.plot:
+            parser.error("--show draws into the file of --plot, which is missing")
+        report.draw_decode({kind: chosen.show / f"cuda_decode-{kind}.json" for kind in TYPES}, chosen.plot)
+        return
     model = open_model(model_file(GGMLType[chosen.type.upper()], shape=SHAPES[chosen.shape]))
     device = cuda.open_device()
     ledger, kv = Ledger(), DType[chosen.kv.upper()]

@@ -1,7 +1,9 @@
-"""Results of `cuda_peers.py` and `cuda_fidelity.py` for people: Markdown tables and a picture."""
+"""Results of `cuda_peers.py`, `cuda_fidelity.py` and `cuda_decode.py` for people: tables and pictures."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -109,4 +111,36 @@ def draw(result: dict[str, Any], path: Path) -> None:
     axes.tick_params(colors=INK)
     machine = result["machine"].get("device") or result["machine"]["cpu"]
     axes.set_title(f"{result['model']}, {case} tokens ({machine})", loc="left", fontsize=11, color=INK)
+    figure.savefig(path)
+
+
+def draw_decode(files: Mapping[str, Path], path: Path) -> None:
+    """Bars: ms a greedy token of `cuda_decode.py` by type of weights, after the shorter prompt, with the time
+    to read the weights once in another colour.
+
+    Args:
+        files: results by type of weights, of which those that do not exist are left out.
+        path: where the picture goes.
+    """
+    from matplotlib.figure import Figure
+
+    found = {kind: json.loads(file.read_text()) for kind, file in files.items() if file.exists()}
+    figure: Any = Figure(figsize=(7, 0.9 + 0.42 * len(found)), dpi=150)
+    figure.set_layout_engine("constrained")
+    axes = figure.subplots()
+    for y, rows in enumerate(found.values()):
+        floor = next(row["value"] for row in rows if row["case"].startswith("weights read once"))
+        taken = next(row["value"] for row in rows if row["case"].startswith("greedy"))
+        axes.barh(y, taken, 0.66, color=PEERS[1])
+        axes.barh(y, floor, 0.66, color=OURS)
+        axes.text(
+            taken, y, f" {taken:.2f}  ({100 * floor / taken:.0f} %)", va="center", fontsize=9, color=INK
+        )
+    axes.set_yticks(range(len(found)), [kind.upper().replace("BF", "bf") for kind in found], color=INK)
+    axes.invert_yaxis()
+    axes.margins(x=0.18)
+    axes.set_xlabel("ms a greedy token; green: the weights read once at the memory's speed", color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=INK)
+    axes.set_title(f"1.24 B parameters, one sequence ({path.parent.name.upper()})", loc="left", color=INK)
     figure.savefig(path)
