@@ -36,9 +36,7 @@ struct HeldRow {
           own(WALK_OWN && HELD && stage.chunks == WALK_WARPS && !norm) {}
 
     __device__ __forceinline__ void look(Words4* x) const {
-        if (!own) return look_at(threadIdx.x, x);
-#pragma unroll
-        for (uint32_t i = 0; i < HELD; ++i) x[i] = load_tagged(own_quad(i));
+        own ? look_at_own(x) : look_at(threadIdx.x, x, norm);
     }
 
     // The row, of which x holds what look() has left there; what sums are still to be multiplied with.
@@ -50,7 +48,7 @@ struct HeldRow {
         float squares = 0.0f;
 #pragma unroll 1
         for (uint32_t first = threadIdx.x; first < pieces; first += TOGETHER * WALKERS) {
-            if (first >= TOGETHER * WALKERS) look_at(first, x);
+            if (first >= TOGETHER * WALKERS) look_at(first, x, norm);
             await_pieces(first, x);
 #pragma unroll
             for (uint32_t j = 0; j < TOGETHER; ++j)
@@ -73,15 +71,17 @@ struct HeldRow {
         return fast_root(squares / (float)s.product.k + s.product.eps);
     }
 
-    // Loads pieces, and behind each the norm's weights for it.
-    __device__ __forceinline__ void look_at(uint32_t first, Words4* x) const {
+    // Loads pieces, and behind each the norm's weights for it, if they are given.
+    __device__ __forceinline__ void look_at(uint32_t first, Words4* x, const float* weights) const {
+        const uint32_t at = Cut<B>::element(first, 0);
 #pragma unroll
         for (uint32_t i = 0; i < TOGETHER * QUADS; ++i) {
-            const uint32_t piece = first + i / QUADS * WALKERS, j = i % QUADS;
-            if (piece >= pieces) continue;
-            Words4* to = x + 2 * QUADS * (i / QUADS) + j;
-            *to = load_tagged(from + Cut<B>::element(piece, j));
-            if (norm) to[QUADS] = *(const Words4*)(norm + Cut<B>::element(piece, j));
+            const uint32_t piece = i / QUADS, j = i % QUADS;
+            if (first + piece * WALKERS >= pieces) continue;
+            const uint32_t element = at + piece * (WALKERS / B::LANES * B::ELEMENTS) + j * B::GAP;
+            Words4* to = x + 2 * QUADS * piece + j;
+            *to = load_tagged(from + element);
+            if (weights) to[QUADS] = *(const Words4*)(weights + element);
         }
     }
 
@@ -95,12 +95,7 @@ struct HeldRow {
         };
         for (Patience patience{walk.stop}; any_missing() && !patience.over();) {
             relax();
-#pragma unroll
-            for (uint32_t j = 0; j < TOGETHER; ++j)
-                if (first + j * WALKERS < pieces)
-                    look_again<QUADS>(x + 2 * QUADS * j, s.source_tag, [&](uint32_t q) {
-                        return from + Cut<B>::element(first + j * WALKERS, q);
-                    });
+            look_at(first, x, nullptr);
         }
         __syncwarp();
     }
@@ -121,15 +116,18 @@ struct HeldRow {
             ((Words4*)shared.row)[piece / 32 * 32 * QUADS + lane + 32 * j] = x[j];
     }
 
-    // Quad `index` of those that this lane holds of the warp's own chunk.
-    __device__ __forceinline__ const uint32_t* own_quad(uint32_t index) const {
-        return from + Cut<B>::at(warp * s.product.chunk / 4 + lane + 32 * index, s.product.k);
+    // This lane's quads of the warp's own chunk.
+    __device__ __forceinline__ void look_at_own(Words4* x) const {
+        const uint32_t* quads = from + Cut<B>::element(warp * s.product.chunk / (4 * QUADS) + lane, 0);
+#pragma unroll
+        for (uint32_t i = 0; i < HELD; ++i)
+            x[i] = load_tagged(quads + i / QUADS * (32 / B::LANES * B::ELEMENTS) + i % QUADS * B::GAP);
     }
 
     __device__ __forceinline__ void bring_own(Words4* x) const {
         for (Patience patience{walk.stop}; missing<HELD>(x, s.source_tag) && !patience.over();) {
             relax();
-            look_again<HELD>(x, s.source_tag, [&](uint32_t i) { return own_quad(i); });
+            look_at_own(x);
         }
         __syncwarp();
 #pragma unroll

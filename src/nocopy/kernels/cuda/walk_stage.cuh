@@ -177,25 +177,13 @@ __device__ __forceinline__ void wait_while(const volatile int32_t* stop, Missing
     for (Patience patience{stop}; missing() && !patience.over();) relax();
 }
 
-__device__ __forceinline__ bool all_tagged(const Words4& words, uint32_t tag) {
-    return tag == NO_TAG ||
-           (((words.v[0] ^ tag) | (words.v[1] ^ tag) | (words.v[2] ^ tag) | (words.v[3] ^ tag)) & 1) == 0;
-}
-
+// Whether some of the words are not there yet.
 template <uint32_t COUNT>
 __device__ __forceinline__ bool missing(const Words4* words, uint32_t tag) {
-    bool any = false;
+    uint32_t other = 0;
 #pragma unroll
-    for (uint32_t i = 0; i < COUNT; ++i) any |= !all_tagged(words[i], tag);
-    return any;
-}
-
-// Loads those again that were not there.
-template <uint32_t COUNT, typename From>
-__device__ __forceinline__ void look_again(Words4* words, uint32_t tag, From from) {
-#pragma unroll
-    for (uint32_t i = 0; i < COUNT; ++i)
-        if (!all_tagged(words[i], tag)) words[i] = load_tagged(from(i));
+    for (uint32_t i = 0; i < 4 * COUNT; ++i) other |= words[i / 4].v[i % 4] ^ tag;
+    return tag != NO_TAG && other & 1;
 }
 
 // Calls take(i, words) for four words at from(i), for i = thread, thread + threads ... below count. Loads of
@@ -216,18 +204,18 @@ __device__ __forceinline__ void bring_words(uint32_t thread, uint32_t threads, u
 #pragma unroll
             for (uint32_t j = 0; j < AT_ONCE; ++j)
                 if (at[j]) words[j] = load_tagged(at[j]);
-            bool missing = false;
+            bool any = false;
 #pragma unroll
             for (uint32_t j = 0; j < AT_ONCE; ++j) {
                 if (!at[j]) continue;
-                if (all_tagged(words[j], tag)) {
+                if (!missing<1>(words + j, tag)) {
                     take(first + j * threads, words[j]);
                     at[j] = nullptr;
                 } else {
-                    missing = true;
+                    any = true;
                 }
             }
-            return missing;
+            return any;
         });
     }
 }
