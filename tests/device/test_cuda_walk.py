@@ -214,6 +214,20 @@ def test_shapes(bench: Bench, shape: Shape) -> None:
     assert Model(bench, replace(shape, layers=1)).play(130, 2) == LAUNCHES
 
 
+@pytest.mark.parametrize("weights", [BF16, DType.Q8_0, DType.Q4_K], ids=lambda d: d.name)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_no_number_stays_so(bench: Bench, weights: DType, value: float) -> None:
+    """One such activation among those that share a scale."""
+    model = Model(bench, Shape(weights=weights, layers=1))
+    bench.array(model.norms[1])[..., 3] = value
+    tokens, position = bench.put([5], I32, Space.GUEST), bench.put([9], I32, Space.GUEST)
+    logits = bench.room(1, 130, space=Space.GUEST)
+    model.step(tokens, position, logits)
+    bench._play(bench.gpu, validate(bytes(bench.tape), SIZES))
+    assert bench.driver.launched.count("walk") == 1
+    assert np.isnan(bench.array(logits)).all()
+
+
 def test_a_row_outside_the_cache_is_not_written(bench: Bench) -> None:
     assert Model(bench, Shape(context=8)).play(8) == LAUNCHES
 

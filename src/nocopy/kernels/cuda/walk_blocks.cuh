@@ -165,8 +165,9 @@ __device__ __forceinline__ void make_whole(Words4* x) {
     }
     most = max_or_nan(most, __shfl_xor_sync(~0u, most, 1));
     most = max_or_nan(most, __shfl_xor_sync(~0u, most, 2));
-    const float per = most > 0x1p-100f ? fast_divide(MOST_WHOLE, most) : 0.0f,
-                each = most * (1.0f / MOST_WHOLE);
+    // Of quarters, since fast_divide takes what is above 2^126 for infinite.
+    const float per = most > 0x1p-100f ? fast_divide(MOST_WHOLE / 4, most / 4) : 0.0f;
+    const float each = most * (1.0f / MOST_WHOLE);
     // Added to this, a number is rounded to the lowest bits, and 128 more, so that its upper byte is rounded.
     const float rounding = 0x1.8p23f + 128.0f;
     int32_t sum = 0;
