@@ -183,6 +183,7 @@ __device__ __forceinline__ bool missing(const Words4* words, uint32_t tag) {
     uint32_t other = 0;
 #pragma unroll
     for (uint32_t i = 0; i < 4 * COUNT; ++i) other |= words[i / 4].v[i % 4] ^ tag;
+    asm("" : "+r"(other));  // whole words are put together, one instruction each, not their lowest bits
     return tag != NO_TAG && other & 1;
 }
 
