@@ -172,7 +172,7 @@ def test_weights_of_all_types(bench: Bench, weights: DType) -> None:
 
 
 @pytest.mark.parametrize("weights", [BF16, DType.Q8_0, DType.Q4_K], ids=lambda d: d.name)
-@pytest.mark.parametrize(("k", "hidden"), [(512, 4096), (256, 14336), (4096, 256)])
+@pytest.mark.parametrize(("k", "hidden"), [(512, 4096), (256, 14336), (4096, 256), (1536, 1280)])
 def test_rows_in_chunks(bench: Bench, weights: DType, k: int, hidden: int) -> None:
     """One chunk, several, one for each warp, and in bf16 more than a warp holds."""
     shape = Shape(weights=weights, k=k, hidden=hidden, heads=4, groups=1, n=64, layers=1, vocabulary=34)

@@ -28,7 +28,7 @@ constexpr int MOST_HELD = 16;
 // And a set of what a lane holds of a row in registers while its warp multiplies, 1 << words of four
 // elements.
 #ifndef WALK_HELD
-#define WALK_HELD 0x14117u
+#define WALK_HELD 0x15557u
 #endif
 
 // And whether there are rows of which each warp has a chunk of its own.
