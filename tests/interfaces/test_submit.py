@@ -171,6 +171,15 @@ def test_scratch_is_zero_at_first_and_keeps_what_it_gets(start: Start) -> None:
     assert x.numpy()[0] == 3
 
 
+def test_operands_without_elements_need_no_scratch_yet(start: Start) -> None:
+    """The first tape that names scratch may do so with nothing in it."""
+    guest = start()
+    tape = TapeBuilder()
+    tape.copy(Tensor(Space.SCRATCH, 0, (0, 4), DType.F32), Tensor(Space.GUEST, DATA, (0, 4), DType.F32))
+    assert submit(guest, tape) == 0
+    assert submit(guest, scratch_tape(4096, 3)) == 0
+
+
 def test_scratch_keeps_its_contents_when_it_grows(start: Start) -> None:
     guest = start()
     x = guest.memory.view(1, "f32", DATA)

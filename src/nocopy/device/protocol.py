@@ -286,5 +286,5 @@ def check_spaces(tape: Tape, spaces: Mapping[Space, Pages]) -> None:
     """
     for space, needed in tape.sizes.items():
         have = spaces[space].nbytes if space in spaces else 0
-        if have < needed:
+        if have < needed or space not in spaces:
             raise UsageError(f"the tape needs {needed} bytes of space {space.name.lower()}; {have} are there")

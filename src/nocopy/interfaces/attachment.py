@@ -119,10 +119,13 @@ class Attachment:
 
     def _compile(self, tape: Tape) -> Program:
         grip = self.grip
-        if tape.sizes.get(Space.SCRATCH, 0) > grip.scratch.nbytes:
-            self._on_move()
-            grip.programs.clear()
-            grip.scratch.grow(tape.sizes[Space.SCRATCH])
+        scratch = tape.sizes.get(Space.SCRATCH)
+        if scratch is not None:
+            scratch = max(scratch, 1)  # operands without elements name the space too
+            if scratch > grip.scratch.nbytes:
+                self._on_move()
+                grip.programs.clear()
+                grip.scratch.grow(scratch)
         spaces = {Space.GUEST: grip.pages, Space.SCRATCH: grip.scratch.pages}
         program = self.device.compile(tape, {s: p for s, p in spaces.items() if p is not None})
         grip.programs.add(bytes(tape), program)
