@@ -79,13 +79,15 @@ inline void multiply_whole(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0,
     __syncwarp();
     for (uint32_t i = 0; i < 4; ++i) {
         uint32_t row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+        const uint32_t (*x)[6] = emulator::fragments + warp + row % 8 * 4;
+        const uint32_t (*y)[6] = emulator::fragments + warp + column * 4;
         d[i] = 0;
-        for (uint32_t k = 0; k < 32; ++k) {
-            uint32_t of_a = row / 8 + k / 16 * 2, of_b = 4 + k / 16, four = k % 16 / 4;
-            uint32_t x = emulator::fragments[warp + row % 8 * 4 + four][of_a];
-            uint32_t y = emulator::fragments[warp + column * 4 + four][of_b];
-            d[i] += (int32_t)(int8_t)(x >> 8 * (k % 4)) * (int8_t)(y >> 8 * (k % 4));
-        }
+        for (uint32_t half = 0; half < 2; ++half)
+            for (uint32_t four = 0; four < 4; ++four) {
+                uint32_t a = x[four][row / 8 + half * 2], b = y[four][4 + half];
+                d[i] += (int8_t)a * (int8_t)b + (int8_t)(a >> 8) * (int8_t)(b >> 8);
+                d[i] += (int8_t)(a >> 16) * (int8_t)(b >> 16) + (int8_t)(a >> 24) * (int8_t)(b >> 24);
+            }
     }
     __syncwarp();
 }
