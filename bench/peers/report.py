@@ -9,7 +9,9 @@ from typing import Any
 
 from nocopy.bench.chart import INK, OURS, PEERS
 
-NAMES = {"bf16": "bf16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
+NAMES = {"bf16": "bf16", "f16": "f16"} | {
+    kind.lower(): kind for kind in ("Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K")
+}
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -136,7 +138,7 @@ def draw_decode(files: Mapping[str, Path], path: Path) -> None:
         axes.text(
             taken, y, f" {taken:.2f}  ({100 * floor / taken:.0f} %)", va="center", fontsize=9, color=INK
         )
-    axes.set_yticks(range(len(found)), [kind.upper().replace("BF", "bf") for kind in found], color=INK)
+    axes.set_yticks(range(len(found)), [NAMES[kind] for kind in found], color=INK)
     axes.invert_yaxis()
     axes.margins(x=0.18)
     axes.set_xlabel("ms a greedy token; green: the weights read once at the memory's speed", color=INK)

@@ -166,9 +166,8 @@ def test_passes_after_each_other_are_one_kernel(bench: Bench) -> None:
 @pytest.mark.parametrize("weights", [F32, F16, *sorted(QUANTISED)], ids=lambda d: d.name)
 def test_weights_of_all_types(bench: Bench, weights: DType) -> None:
     k = 2048 if weights is DType.Q6_K else 256
-    shape = Shape(k=k, hidden=k, heads=8, groups=2, n=k // 8, layers=1, vocabulary=34)
-    shape = replace(shape, weights=weights, cache=F32)
-    assert Model(bench, shape).play(70) == LAUNCHES
+    sizes = Shape(k=k, hidden=k, heads=8, groups=2, n=k // 8, layers=1, vocabulary=34)
+    assert Model(bench, replace(sizes, weights=weights, cache=F32)).play(70) == LAUNCHES
 
 
 @pytest.mark.parametrize("weights", [BF16, DType.Q8_0, DType.Q4_K], ids=lambda d: d.name)

@@ -147,15 +147,14 @@ def _noise(kind: GGMLType) -> npt.NDArray[np.uint8]:
         # Quants are spread evenly over their range: 2 ** bits / sqrt(12) is their deviation.
         made["d"] = SIZE * 12**0.5 / 2 ** {DType.Q8_0: 8, DType.Q4_0: 4}[dtype]
         return made.view(np.uint8)
-    # What is taken away in the middle is half of the largest quant.
-    half = {DType.Q4_K: 7.5, DType.Q5_K: 15.5, DType.Q6_K: 0}[dtype]
-    made["d"] = 1
-    if half:
-        made["dmin"] = half
-    scale = SIZE / blocks.decode(made[:1000], dtype).std()
-    made["d"] = scale
-    if half:
-        made["dmin"] = half * scale
+    scales = {"d": 1.0}
+    if "dmin" in (made.dtype.names or ()):
+        scales["dmin"] = {DType.Q4_K: 7.5, DType.Q5_K: 15.5}[dtype]  # half of the largest quant is taken away
+    for name, scale in scales.items():
+        made[name] = scale
+    each = SIZE / blocks.decode(made[:1000], dtype).std()
+    for name, scale in scales.items():
+        made[name] = each * scale
     return made.view(np.uint8)
 
 

@@ -51,10 +51,8 @@ LONG_PRODUCTS = 64 << 20
 """Bytes of a run's mean product from which memory counts more than waiting: half as much again is on its
 way."""
 SCOUTED = 8
-"""Pieces of each warp that are fetched to the second cache while its ring is full: not of blocks, which
-gained nothing by it."""
-SCOUTING = 1.0
-"""Times what memory takes for as much: how long from one of these pieces to the next."""
+"""Pieces of each warp that are fetched to the second cache while its ring is full, as fast as memory brings
+them: not of blocks, which gained nothing by it."""
 SUMS_BYTES = 1024 * 8
 WORD_BYTES = 16
 """What addresses and steps of the cache's rows are multiples of: lanes read so many at once."""
@@ -348,21 +346,21 @@ class Walks:
         stages = b"".join(stage.pack(grid, kept) for stage in run.stages)
         if not kept.possible:
             return None
+        tail = len(run.stages), slots, slot_bytes, *self._flow(run, slots, slot_bytes), row_words
+        shared = fixed + slots * WARPS * slot_bytes
+        shape = Shape("walk", "walk", grid, (THREADS, 1), defines=_defines(run.stages))
+        return WalkLaunch(shape, stages, self._words, shared, tail, self._stop)
+
+    def _flow(self, run: Run, slots: int, slot_bytes: int) -> tuple[int, int, int, int]:
+        """Of `nocopy_walk`: ahead, pace, scouted, scouting."""
         products = [stage for stage in run.stages if stage.group]
-        blocks = any(stage.dtype in QUANTISED for stage in products)
-        cycle = self._chip.bytes_per_cycle
+        blocks, cycle = any(stage.dtype in QUANTISED for stage in products), self._chip.bytes_per_cycle
         in_flight = BLOCKS_IN_FLIGHT if blocks else round(cycle * FLIGHT_CYCLES) if isfinite(cycle) else 0
         if not blocks and sum(stage.nbytes for stage in products) > LONG_PRODUCTS * len(products):
             in_flight = in_flight * 3 // 2
         ahead = min(max(round(in_flight / WARPS / slot_bytes), 1), slots)
-        piece_cycles = slot_bytes * WARPS / cycle
-        pace = int(PACE * piece_cycles)
-        scouting = int(SCOUTING * piece_cycles)
-        scouted = 0 if blocks else SCOUTED
-        tail = len(run.stages), slots, slot_bytes, ahead, pace, scouted, scouting, row_words
-        shared = fixed + slots * WARPS * slot_bytes
-        shape = Shape("walk", "walk", grid, (THREADS, 1), defines=_defines(run.stages))
-        return WalkLaunch(shape, stages, self._words, shared, tail, self._stop)
+        apart = slot_bytes * WARPS / cycle  # cycles in which memory brings a piece to each warp
+        return ahead, int(PACE * apart), 0 if blocks else SCOUTED, int(apart)
 
 
 def _defines(stages: Sequence[Stage]) -> tuple[str, ...]:

@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "record.cuh"
 #include "stream.cuh"
 
 namespace emulator {
@@ -166,7 +167,7 @@ inline float fast_root(float x) {
 }
 
 inline float max_or_nan(float a, float b) {
-    return a > b || a != a ? a : b;
+    return nan_max(a, b);
 }
 
 inline float fast_divide(float a, float b) {

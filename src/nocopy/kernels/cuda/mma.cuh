@@ -137,7 +137,7 @@ __device__ inline float fast_root(float x) {
     return y;
 }
 
-// The larger one, or NaN if there is one.
+// The larger one, or NaN if there is one: nan_max in one instruction, where zeros' signs do not matter.
 __device__ inline float max_or_nan(float a, float b) {
     float y;
     asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));

@@ -8,9 +8,10 @@
 // its own weights come (walk_stream.cuh). STREAMERS warps start all copies, across stages: while a row is
 // awaited, what the next stages read arrives. Only some bytes are on their way at a time, since a longer
 // queue delays the words that blocks wait for. The warps that compute read what was handed on until all of it
-// is there, apply the norm's weight, and hold their part of it in registers; weights in bf16 are multiplied
-// as matrices. Code runs once a stage, so it comes from far: the kernel is compiled for the model at hand,
-// and little of it is repeated. Bound: the bytes of the weights and of the cache.
+// is there, apply the norm's weight, and hold their part of it in registers (walk_row.cuh); weights in bf16
+// and in blocks are multiplied as matrices (walk_product.cuh). The kernel is compiled for the model at hand,
+// and little of it is repeated, so that it fits the instruction cache of 128 KiB. Bound: the bytes of the
+// weights and of the cache.
 //
 // Words of the exchange are zero when the kernel starts, and a place is used again only after every block has
 // written something that it could not know before it had read the place: the host sees to that

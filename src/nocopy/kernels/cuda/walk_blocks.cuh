@@ -45,18 +45,20 @@ __device__ inline uint32_t upper_halves(uint32_t word) {
     return (word & 0xf0f0f0f0) ^ 0x80808080;
 }
 
-// Elements of a run, for rows that are not held.
-template <typename B>
-__device__ inline void decode_numbers(const Numbers& raw, float (&y)[8]) {
+// Elements of a run of Team, for rows that are not held.
+template <typename Team>
+struct Decoded {
+    static __device__ void decode(const Numbers& raw, float (&y)[8]) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-        const float number = B::UNIT * (float)(int8_t)byte_of(raw.quads[i / 4], i % 4);
-        y[i] = (B::SCALES == Scales::TWO && i >= 4 ? raw.other : raw.scale) * number;
-        if (B::SCALES == Scales::AFFINE) y[i] = y[i] - raw.other;
+        for (int i = 0; i < 8; ++i) {
+            const float number = Team::UNIT * (float)(int8_t)byte_of(raw.quads[i / 4], i % 4);
+            y[i] = (Team::SCALES == Scales::TWO && i >= 4 ? raw.other : raw.scale) * number;
+            if (Team::SCALES == Scales::AFFINE) y[i] = y[i] - raw.other;
+        }
     }
-}
+};
 
-struct TeamQ8_0 {
+struct TeamQ8_0 : Decoded<TeamQ8_0> {
     static constexpr int ELEMENTS = 32, BYTES = 34, LANES = 4, QUADS = 2, GAP = 4;
     static constexpr Scales SCALES = Scales::ONE;
     static constexpr float UNIT = 1.0f;
@@ -66,10 +68,9 @@ struct TeamQ8_0 {
         const Words<2> both = eight_at(block + 2 + 8 * lane, odd_team() ? 0 : 2);
         return {{both.v[0], both.v[1]}, half_at(block), 0.0f};
     }
-    static __device__ void decode(const Numbers& raw, float (&y)[8]) { decode_numbers<TeamQ8_0>(raw, y); }
 };
 
-struct TeamQ4_0 {
+struct TeamQ4_0 : Decoded<TeamQ4_0> {
     static constexpr int ELEMENTS = 32, BYTES = 18, LANES = 4, QUADS = 2, GAP = 16;
     static constexpr Scales SCALES = Scales::ONE;
     static constexpr float UNIT = 1.0f / 16;
@@ -78,7 +79,6 @@ struct TeamQ4_0 {
         const uint32_t both = word_at(block + 2 + 4 * lane);
         return {{upper_halves(both << 4), upper_halves(both)}, half_at(block), 0.0f};
     }
-    static __device__ void decode(const Numbers& raw, float (&y)[8]) { decode_numbers<TeamQ4_0>(raw, y); }
 };
 
 // Scale and minimum of a run of a block whose first 16 bytes are these: halves that the six bits of each run
@@ -92,7 +92,7 @@ __device__ __forceinline__ void read_affine(Numbers& y, const Words4& head, uint
     y.other = f16_to_f32((uint16_t)(head.v[0] >> 16)) * (float)minimum;
 }
 
-struct TeamQ4_K {
+struct TeamQ4_K : Decoded<TeamQ4_K> {
     static constexpr int ELEMENTS = 256, BYTES = 144, LANES = 32, QUADS = 2, GAP = 4;
     static constexpr Scales SCALES = Scales::AFFINE;
     static constexpr float UNIT = 1.0f;
@@ -104,14 +104,11 @@ struct TeamQ4_K {
         read_affine(y, read_as<Words4>(block), run);
         return y;
     }
-    static __device__ void decode(const Numbers& raw, float (&y)[8]) { decode_numbers<TeamQ4_K>(raw, y); }
 };
 
-struct TeamQ5_K {
-    static constexpr int ELEMENTS = 256, BYTES = 176, LANES = 32, QUADS = 2, GAP = 4;
-    static constexpr Scales SCALES = Scales::AFFINE;
-    static constexpr float UNIT = 1.0f;
-    static __device__ uint32_t start(uint32_t lane) { return 8 * lane; }
+// The same with a fifth bit for each number.
+struct TeamQ5_K : TeamQ4_K {
+    static constexpr int BYTES = 176;
     static __device__ Numbers fetch(const uint8_t* block, uint32_t lane) {
         const uint32_t run = lane / 4, shift = run % 2 * 4;
         const Words<2> both = read_as<Words<2>>(block + 48 + run / 2 * 32 + lane % 4 * 8);
@@ -123,10 +120,9 @@ struct TeamQ5_K {
             y.quads[i] = (both.v[i] >> shift & 0x0f0f0f0f) | (fifth.v[i] >> run & 0x01010101) << 4;
         return y;
     }
-    static __device__ void decode(const Numbers& raw, float (&y)[8]) { decode_numbers<TeamQ5_K>(raw, y); }
 };
 
-struct TeamQ6_K {
+struct TeamQ6_K : Decoded<TeamQ6_K> {
     static constexpr int ELEMENTS = 256, BYTES = 210, LANES = 32, QUADS = 2, GAP = 16;
     static constexpr Scales SCALES = Scales::TWO;
     static constexpr float UNIT = 1.0f / 4;
@@ -146,7 +142,6 @@ struct TeamQ6_K {
         }
         return y;
     }
-    static __device__ void decode(const Numbers& raw, float (&y)[8]) { decode_numbers<TeamQ6_K>(raw, y); }
 };
 
 // The largest number that stands for an element of x: its upper byte, the lower one rounded, fits a sign.

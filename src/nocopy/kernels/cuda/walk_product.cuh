@@ -7,7 +7,7 @@
 #if __CUDA_ARCH__ >= 900
 
 // A lane's share of the product of one row of a weight with x, whose elements are held as `hold` leaves them.
-template <typename B>
+template <typename B, typename = void>
 struct Dot {
     float sum = 0.0f;
 
@@ -58,7 +58,7 @@ struct Dot<Bf16Words> {
 
 // Of weights in blocks (walk_blocks.cuh).
 template <typename B>
-struct BlockDot {
+struct Dot<B, decltype((void)B::SCALES)> {
     float sum = 0.0f;
 
     static __device__ __forceinline__ void hold(Words4* x) { make_whole<B>(x); }
@@ -84,16 +84,6 @@ struct BlockDot {
 
     __device__ __forceinline__ float total() const { return on_diagonal() ? sum : 0.0f; }
 };
-template <>
-struct Dot<TeamQ8_0> : BlockDot<TeamQ8_0> {};
-template <>
-struct Dot<TeamQ4_0> : BlockDot<TeamQ4_0> {};
-template <>
-struct Dot<TeamQ4_K> : BlockDot<TeamQ4_K> {};
-template <>
-struct Dot<TeamQ5_K> : BlockDot<TeamQ5_K> {};
-template <>
-struct Dot<TeamQ6_K> : BlockDot<TeamQ6_K> {};
 
 // The sums of a piece over all lanes: sixteen lanes add up one sum.
 __device__ __forceinline__ void add_up(const Sums (&sums)[1], Sums* to, bool) {

@@ -93,10 +93,7 @@ struct HeldRow {
                 if (first + j * WALKERS < pieces) any |= missing<QUADS>(x + 2 * QUADS * j, s.source_tag);
             return any;
         };
-        for (Patience patience{walk.stop}; any_missing() && !patience.over();) {
-            relax();
-            look_at(first, x, nullptr);
-        }
+        wait_while(walk.stop, any_missing, [&] { look_at(first, x, nullptr); });
         __syncwarp();
     }
 
@@ -125,10 +122,7 @@ struct HeldRow {
     }
 
     __device__ __forceinline__ void bring_own(Words4* x) const {
-        for (Patience patience{walk.stop}; missing<HELD>(x, s.source_tag) && !patience.over();) {
-            relax();
-            look_at_own(x);
-        }
+        wait_while(walk.stop, [&] { return missing<HELD>(x, s.source_tag); }, [&] { look_at_own(x); });
         __syncwarp();
 #pragma unroll
         for (int i = 0; i < HELD; i += QUADS) Dot<B>::hold(x + i);

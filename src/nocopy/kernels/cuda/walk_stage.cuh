@@ -171,10 +171,16 @@ struct Patience {
     __device__ __forceinline__ bool over() { return ++looks % 4096 == 0 && stop && *stop; }
 };
 
-// Calls missing(), which looks for what other blocks hand on, until all of it is there.
+// Until nothing is missing() of what other blocks hand on: again() before it is asked the next time.
+template <typename Missing, typename Again>
+__device__ __forceinline__ void wait_while(const volatile int32_t* stop, Missing missing, Again again) {
+    for (Patience patience{stop}; missing() && !patience.over(); again()) relax();
+}
+
+// The same where missing() looks itself.
 template <typename Missing>
 __device__ __forceinline__ void wait_while(const volatile int32_t* stop, Missing missing) {
-    for (Patience patience{stop}; missing() && !patience.over();) relax();
+    wait_while(stop, missing, [] {});
 }
 
 // Whether some of the words are not there yet.
