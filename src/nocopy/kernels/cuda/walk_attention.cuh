@@ -122,12 +122,10 @@ struct Attention {
         CachedTile<READING> tile;
         if (at < end) tile.bring(share, n, at, min(TILE, end - at), newest);
         const uint32_t parts = share.parts, most = share.most, heads = share.heads;
-        const bool alone = parts == 1;
-        // Of what the warps have seen, and the block's share of what parts come to: a thread reads an element
-        // of one part, and then has that of the part that its lane is for.
-        const Element own(threadIdx.x, n);
+        const Element own(threadIdx.x, n);  // of what the warps have seen
+        // The block's share of the elements that parts come to together.
         const uint32_t all = heads * n, width = (all + most - 1) / most;
-        const uint32_t steps = steps_for(parts), lanes = 1u << steps;
+        const uint32_t steps = steps_for(parts);
         const uint32_t first = min(share.part * width, all), count = min(width, all - first);
         bring_heads();
         hold_queries();
@@ -145,8 +143,19 @@ struct Attention {
         keep(states + warp * HEADS * n, tops + 2 * warp * HEADS);
         meet(WALKERS);
         uint32_t* partial = (words + s.partial) + (uint64_t)share.job * most * HEADS * (n + 2);
+        add_warps(states, tops, own, partial + share.part * HEADS * (n + 2));
+        meet(WALKERS);  // all have read the states
+        if (parts > 1) add_parts(partial, first, count, steps);
+    }
+
+    // What the block's warps have seen, as the values of its part, the largest scores and the sums of
+    // weights; as what all comes to where there is no other part. Parts that nobody needs too: every use of a
+    // place writes all of it.
+    __device__ __forceinline__ void add_warps(const float* states, const float* tops, const Element& own,
+                                              uint32_t* to) const {
+        const uint32_t n = share.n;
 #pragma unroll 1
-        for (Element e = own; e.head < heads; e.advance(WALKERS, n)) {
+        for (Element e = own; e.head < share.heads; e.advance(WALKERS, n)) {
             float largest = LOWEST, sum = 0.0f, value = 0.0f;
 #pragma unroll
             for (uint32_t r = 0; r < WALK_WARPS; ++r)
@@ -158,19 +167,21 @@ struct Attention {
                 sum = fmaf(keep, tops[2 * at + 1], sum);
                 value = fmaf(keep, states[at * n + e.at], value);
             }
-            if (alone && share.part == 0)
+            if (share.parts == 1 && share.part == 0)
                 publish_head(share.head + e.head, e.at, n, share.empty ? 0.0f : fast_divide(value, sum));
-            // Parts that nobody needs too: every use of a place writes all of it.
-            uint32_t* to = partial + share.part * HEADS * (n + 2);
             store_tagged(to + e.head * n + e.at, __float_as_uint(value), s.partial_tag);
             if (e.at == 0) {
                 store_tagged(to + HEADS * n + 2 * e.head, __float_as_uint(largest), s.partial_tag);
                 store_tagged(to + HEADS * n + 2 * e.head + 1, __float_as_uint(sum), s.partial_tag);
             }
         }
-        meet(WALKERS);  // all have read the states
-        if (alone) return;
-        // Lanes next to each other read what the parts have of one element.
+    }
+
+    // What parts come to: elements [first, first + count). Lanes next to each other read what the parts have
+    // of one element.
+    __device__ __forceinline__ void add_parts(const uint32_t* partial, uint32_t first, uint32_t count,
+                                              uint32_t steps) const {
+        const uint32_t n = share.n, parts = share.parts, lanes = 1u << steps;
 #pragma unroll 1
         for (uint32_t i = threadIdx.x; i - lane < count * lanes; i += WALKERS) {
             const uint32_t p = i & lanes - 1, index = i >> steps;
