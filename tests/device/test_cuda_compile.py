@@ -26,7 +26,7 @@ def nvrtc() -> Any:
 SOURCES = sorted(name[:-3] for name in kernel_sources() if name.endswith(".cu"))
 
 
-WALKED = [(f"WALK_WEIGHTS={1 << dtype}", "WALK_CACHES=4", "WALK_HELD=0x10117") for dtype in sorted(FASTER)]
+WALKED = [(f"WALK_WEIGHTS={1 << dtype}", "WALK_CACHES=4", "WALK_STEPS=0x16") for dtype in sorted(FASTER)]
 """What `walk` is compiled with: a model's weights are of one type, mostly; all types at once take minutes."""
 CASES = [
     *((source, chip, ()) for source in SOURCES if source != "walk" for chip in ((8, 0), (9, 0))),

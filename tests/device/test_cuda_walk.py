@@ -26,9 +26,8 @@ NEAR_BLOCKS = 2e-4
 
 
 @pytest.fixture
-def bench(device: cuda.CudaDevice, driver: EmulatedDriver, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    """Where weights of every type are walked, also of those that are not faster so."""
-    monkeypatch.setattr(cuda_walk, "FASTER", frozenset(DType))
+def bench(device: cuda.CudaDevice, driver: EmulatedDriver) -> Bench:
+    """Whose device walks."""
     driver.walks = True
     return Bench(device, driver)
 
@@ -163,17 +162,17 @@ def test_passes_after_each_other_are_one_kernel(bench: Bench) -> None:
     assert Model(bench, Shape(layers=1)).play(126, 4) == LAUNCHES
 
 
-@pytest.mark.parametrize("weights", [F32, F16, *sorted(QUANTISED)], ids=lambda d: d.name)
+@pytest.mark.parametrize("weights", [F16, *sorted(QUANTISED)], ids=lambda d: d.name)
 def test_weights_of_all_types(bench: Bench, weights: DType) -> None:
     k = 2048 if weights is DType.Q6_K else 256
     sizes = Shape(k=k, hidden=k, heads=8, groups=2, n=k // 8, layers=1, vocabulary=34)
     assert Model(bench, replace(sizes, weights=weights, cache=F32)).play(70) == LAUNCHES
 
 
-@pytest.mark.parametrize("weights", [BF16, DType.Q8_0, DType.Q4_K], ids=lambda d: d.name)
+@pytest.mark.parametrize("weights", [F16, BF16, DType.Q8_0, DType.Q4_K], ids=lambda d: d.name)
 @pytest.mark.parametrize(("k", "hidden"), [(512, 4096), (256, 14336), (4096, 256), (1536, 1280)])
 def test_rows_in_chunks(bench: Bench, weights: DType, k: int, hidden: int) -> None:
-    """One chunk, several, one for each warp, and in bf16 more than a warp holds."""
+    """One chunk, several, more than are awaited together, and some that are not whole."""
     shape = Shape(weights=weights, k=k, hidden=hidden, heads=4, groups=1, n=64, layers=1, vocabulary=34)
     assert Model(bench, shape).play(5) == LAUNCHES
 

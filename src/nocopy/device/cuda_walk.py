@@ -23,39 +23,44 @@ from nocopy.device.cuda_walk_stage import (
     CANDIDATE_WORDS,
     GATHER,
     MOST_PARTS,
+    MOST_STEPS,
     NO_TAG,
     PRODUCT,
     STAGE,
-    WARPS,
     Kept,
     Stage,
-    chunks_of,
 )
 from nocopy.memory.dtype import QUANTISED, DType
 from nocopy.tape.ops import GLU
 from nocopy.tape.record import Space
 
-WALK = struct.Struct("<3Q8I")
+WALK = struct.Struct("<3Q10I")
 """`nocopy_walk` there."""
-THREADS = 384
+THREADS = 352
 """Of a block, those included that do not compute."""
-FLIGHT_CYCLES = 3400
+FLIGHT_CYCLES = 4000
 """What memory brings in so many cycles is on its way to a multiprocessor: more delays what blocks wait for,
-less leaves memory idle. Each warp has as many pieces as come nearest to its share."""
+less leaves memory idle. As many slots as come nearest to it."""
 BLOCKS_IN_FLIGHT = 64 << 10
-"""Bytes of weights in blocks that are on their way: pieces of them are small."""
+"""Bytes of weights in blocks that are on their way: here memory is not what decides."""
+WAITING_IN_FLIGHT = 16 << 10
+"""The same while a block waits for a row, whose words come behind all that is on its way."""
 PACE = 0.5
-"""Times what memory takes for as much: how long from a warp's copy to its next one, at least. Bursts from the
-second cache delay what blocks wait for."""
+"""Times what memory takes for as much: how long from the copies of one slot to those of the next, at least.
+Bursts from the second cache delay what blocks wait for."""
 LONG_PRODUCTS = 64 << 20
 """Bytes of a run's mean product from which memory counts more than waiting: half as much again is on its
 way."""
 SCOUTED = 8
-"""Pieces of each warp that are fetched to the second cache while its ring is full, as fast as memory brings
-them: not of blocks, which gained nothing by it."""
-SUMS_BYTES = 1024 * 8
+"""Slots' weights that are fetched to the second cache while the ring is full, as fast as memory brings them:
+not of blocks, which gained nothing by it."""
+SUMS_BYTES = 2 * 64 * 8 * 8
+"""Of shared memory: two rounds' sums of 64 pairs by eight warps."""
+SLOT_BARRIERS = 2 * 8
+"""Bytes of a slot's barriers."""
+MOST_SLOTS = 64
 WORD_BYTES = 16
-"""What addresses and steps of the cache's rows are multiples of: lanes read so many at once."""
+"""What addresses and steps of rows are multiples of: lanes read so many at once."""
 STAGES_HELD = 16
 """As in walk_stage.cuh."""
 OTHER_BYTES = 1024
@@ -190,11 +195,9 @@ class Walks:
         residual = group.products[0].residual
         if residual and run.owned.get(residual, pairs[0]) != pairs[0]:
             return False
-        chunks = chunks_of(group.k, dtype)
-        if chunks:
-            group = replace(group, chunk=group.k // chunks)
-        held = group.chunk // 128 if chunks else 0
-        stage = Stage(PRODUCT, dtype, held=held, pairs=pairs, group=group)
+        stage = Stage(PRODUCT, dtype, pairs=pairs, group=group)
+        if stage.steps > MOST_STEPS:
+            return False
         if found is not None:
             stage.source, stage.source_tag = self._read(found[0], index)
         run.heads = run.best = None
@@ -338,29 +341,34 @@ class Walks:
         grid = min(self._chip.multiprocessors, *shares)
         slot_bytes = max(stage.slot_bytes for stage in run.stages)
         row_words = max(stage.row_words(grid) for stage in run.stages)
-        fixed = row_words * 4 + SUMS_BYTES + STAGES_HELD * STAGE.size + OTHER_BYTES + 2 * 8 * 64 * WARPS
-        slots = min((self._chip.block_shared_bytes - fixed) // (WARPS * slot_bytes), 64)
+        fixed = row_words * 4 + SUMS_BYTES + STAGES_HELD * STAGE.size + OTHER_BYTES
+        slots = min((self._chip.block_shared_bytes - fixed) // (slot_bytes + SLOT_BARRIERS), MOST_SLOTS)
         if slots < 2 or any(stage.jobs > grid for stage in run.stages):
             return None
         kept = Kept(self._records.tape, records, self._addresses)
         stages = b"".join(stage.pack(grid, kept) for stage in run.stages)
+        stages += bytes(
+            -len(stages) % WORD_BYTES
+        )  # the exchange, four words of which are read at once, follows
         if not kept.possible:
             return None
-        tail = len(run.stages), slots, slot_bytes, *self._flow(run, slots, slot_bytes), row_words
-        shared = fixed + slots * WARPS * slot_bytes
+        tail = len(run.stages), slots, slot_bytes, *self._flow(run, slots), row_words, 0
+        shared = fixed + slots * (slot_bytes + SLOT_BARRIERS)
         shape = Shape("walk", "walk", grid, (THREADS, 1), defines=_defines(run.stages))
         return WalkLaunch(shape, stages, self._words, shared, tail, self._stop)
 
-    def _flow(self, run: Run, slots: int, slot_bytes: int) -> tuple[int, int, int, int]:
-        """Of `nocopy_walk`: ahead, pace, scouted, scouting."""
+    def _flow(self, run: Run, slots: int) -> tuple[int, int, int, int, int]:
+        """Of `nocopy_walk`: ahead, waiting, pace, scouted, scouting."""
         products = [stage for stage in run.stages if stage.group]
         blocks, cycle = any(stage.dtype in QUANTISED for stage in products), self._chip.bytes_per_cycle
         in_flight = BLOCKS_IN_FLIGHT if blocks else round(cycle * FLIGHT_CYCLES) if isfinite(cycle) else 0
         if not blocks and sum(stage.nbytes for stage in products) > LONG_PRODUCTS * len(products):
             in_flight = in_flight * 3 // 2
-        ahead = min(max(round(in_flight / WARPS / slot_bytes), 1), slots)
-        apart = slot_bytes * WARPS / cycle  # cycles in which memory brings a piece to each warp
-        return ahead, int(PACE * apart), 0 if blocks else SCOUTED, int(apart)
+        tile = max(stage.tile_bytes for stage in products)
+        ahead = min(max(round(in_flight / tile), 1), slots)
+        apart = tile / cycle  # cycles in which memory brings a tile
+        waiting = min(max(round(WAITING_IN_FLIGHT / tile), 1), ahead)
+        return ahead, waiting, int(PACE * apart), 0 if blocks else SCOUTED, int(apart)
 
 
 def _defines(stages: Sequence[Stage]) -> tuple[str, ...]:
@@ -370,8 +378,8 @@ def _defines(stages: Sequence[Stage]) -> tuple[str, ...]:
     defines = [
         f"WALK_WEIGHTS={_set(s.dtype for s in products)}",
         f"WALK_CACHES={_set(s.dtype for s in attention)}",
-        f"WALK_HELD={_set(s.held for s in products)}",
-        f"WALK_OWN={int(any(s.own for s in products))}",
+        f"WALK_STEPS={_set(s.steps for s in products)}",
+        f"WALK_WHOLE={int(all(s.whole for s in products))}",
         f"WALK_HEAD_GROUPS={-(-max((s.head for s in attention), default=0) // 64)}",
         f"WALK_HEADS={sides.pop() if len(sides) == 1 else 0}",
     ]

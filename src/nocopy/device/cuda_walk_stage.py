@@ -6,32 +6,29 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from nocopy.device.cuda_fuse import FUSED, STEP, Group
+from nocopy.device.cuda_fuse import FUSED, Group
 from nocopy.device.cuda_launch import Fields, Launch
 from nocopy.device.cuda_records import overlap
 from nocopy.memory.dtype import QUANTISED, DType
 from nocopy.tape.record import Space
 from nocopy.tape.validate import Tape
 
-STAGE = struct.Struct(f"<20I{FUSED.size}s")
+STAGE = struct.Struct(f"<22I{FUSED.size}s")
 """`nocopy_stage` in kernels/cuda/walk.cu."""
 PRODUCT, ATTENTION, GATHER, ARGMAX = range(4)
 """`StageKind` there."""
 NO_TAG, NOWHERE = 2, 2**32 - 1
 CANDIDATE_WORDS = 4
-HELD_ELEMENTS, HELD_WHOLE = 1024, 2048
-"""Elements of a row that a warp holds in registers, at most; as whole numbers, for weights in blocks."""
 WARPS = 8
 """Of a block, those that compute."""
+STEP_ELEMENTS, MOST_STEPS = 2048, 16
+"""Of a row: elements that warps share out; how often at most, since lanes hold all in registers."""
+TILE_OF_BLOCKS = 8
+"""Pairs of rows of a tile of weights in blocks, whose slots hold a step of each."""
+STEPS_OF_A_SLOT = 4
+"""Of other weights: all pairs of a tile together."""
 MOST_PARTS = 32
 """Parts of the tokens of one attention stage."""
-
-
-def chunks_of(k: int, dtype: DType) -> int:
-    """Chunks that a row is cut into so that each warp has the same one of all its rows; 0 if it cannot be."""
-    cuts = [n for n in (1, 2, 4, 8) if k % (n * STEP[dtype]) == 0]
-    most = HELD_WHOLE if dtype in QUANTISED else HELD_ELEMENTS
-    return next((n for n in cuts if k // n <= most), 0)
 
 
 @dataclass
@@ -50,7 +47,6 @@ class Stage:
     partial_tag: int = 0
     keys: int = 0
     values: int = 0
-    held: int = 0
     pairs: tuple[int, ...] = ()
     group: Group | None = None
     launch: Launch | None = None
@@ -94,22 +90,55 @@ class Stage:
         return rows * self.group.k // self.dtype.block * self.dtype.itemsize
 
     @property
-    def slot_bytes(self) -> int:
-        """Bytes that a warp's slot must hold: pieces of two rows of a product; 0 for another stage."""
-        return 2 * self.group.chunk // self.dtype.block * self.dtype.itemsize if self.group else 0
+    def steps(self) -> int:
+        """Steps of a product's row; 0 for another stage."""
+        return -(-self.group.k // STEP_ELEMENTS) if self.group else 0
 
     @property
-    def own(self) -> bool:
-        """Whether each warp has a chunk of a product's row of its own, which it brings into registers."""
-        group = self.group
-        return group is not None and self.held > 0 and group.k == WARPS * group.chunk and not group.norm
+    def whole(self) -> bool:
+        """Whether all steps of a product's row are whole."""
+        return self.group is not None and self.group.k % STEP_ELEMENTS == 0
+
+    @property
+    def tile(self) -> int:
+        """Pairs of rows that come to the ring together (`Dot`, kernels/cuda/walk_product.cuh)."""
+        return TILE_OF_BLOCKS if self.dtype in QUANTISED else max(STEPS_OF_A_SLOT // max(self.steps, 1), 1)
+
+    @property
+    def chunk(self) -> int:
+        """Elements of a row in a slot, at most."""
+        return STEP_ELEMENTS * (1 if self.dtype in QUANTISED else STEPS_OF_A_SLOT)
+
+    @property
+    def piece_bytes(self) -> int:
+        """Bytes of a row in a slot; 0 for another stage than a product."""
+        if not self.group:
+            return 0
+        return min(self.chunk, self.group.k) // self.dtype.block * self.dtype.itemsize
+
+    @property
+    def stride(self) -> int:
+        """Bytes from a row of a slot to the next: of blocks 16 beyond a multiple of 128, so that the rows
+        that a warp reads together lie in different banks.
+        """
+        if self.dtype not in QUANTISED:
+            return self.piece_bytes
+        return -(-(self.piece_bytes - 16) // 128) * 128 + 16
+
+    @property
+    def tile_bytes(self) -> int:
+        """Bytes of a whole slot of weights."""
+        return 2 * self.tile * self.piece_bytes
+
+    @property
+    def slot_bytes(self) -> int:
+        """The same as it lies in shared memory."""
+        return 2 * self.tile * self.stride if self.group else 0
 
     def row_words(self, grid: int) -> int:
         """Words of shared memory that the stage's row takes, and the states of attention behind it."""
-        if self.own:
-            return 0
         if self.group:
-            return -(-self.group.k // STEP[self.dtype]) * STEP[self.dtype]
+            return 0
         if self.kind == ARGMAX:
             return CANDIDATE_WORDS * grid
         n, heads = self.head, self.heads_at_once
@@ -119,19 +148,19 @@ class Stage:
     def pack(self, grid: int, kept: Kept) -> bytes:
         """`nocopy_stage`, for so many blocks."""
         pairs = (*self.pairs, 0, 0, 0)[:3]
-        chunks = -(-self.group.k // self.group.chunk) if self.group else 0
+        chunks = -(-self.group.k // self.chunk) if self.group else 0
         return STAGE.pack(
             self.kind, self.dtype, self.source, self.source_tag, self.target, self.target_tag, self.best,
             self.best_tag, self.partial, self.partial_tag,
             *(p // grid for p in pairs), *(p % grid for p in pairs), self.keys, self.values,
-            self.held, chunks, self._argument(kept),
+            self.steps, self.tile, chunks, self.stride, self._argument(kept),
         )  # fmt: skip
 
     def _argument(self, kept: Kept) -> bytes:
         if self.launch:
             return self.launch.argument(0)
         assert self.group
-        group = replace(self.group, normed=kept.row(self.group.normed, self.group.k))
+        group = replace(self.group, chunk=self.chunk, normed=kept.row(self.group.normed, self.group.k))
         if group.normed:
             kept.possible = False
         shares = self.pairs[0]

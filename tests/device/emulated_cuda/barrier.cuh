@@ -19,7 +19,8 @@ struct EmulatedCopy {
 };
 
 struct EmulatedCopies {
-    uint32_t missing;  // bytes that were announced and not started
+    uint32_t announced = 0;  // arrivals that count once the copies are made
+    uint32_t missing = 0;    // bytes that were announced and not started
     std::vector<EmulatedCopy> started;
 };
 
@@ -38,7 +39,8 @@ inline void arrive(uint64_t* barrier) {
 }
 
 inline void announce(uint64_t* barrier, uint32_t bytes) {
-    if (!emulated_copies.emplace(barrier, EmulatedCopies{bytes, {}}).second) abort();
+    EmulatedCopies& copies = emulated_copies[barrier];
+    ++copies.announced, copies.missing += bytes;
     ++emulator::progress;
 }
 
@@ -50,6 +52,21 @@ inline void copy_announced(uint64_t* barrier, uint8_t* to, const uint8_t* from, 
     copies.started.push_back({to, from, bytes});
 }
 
+inline bool elected() {
+    return emulator::lane_of(emulator::current) == 0;
+}
+
+struct Copies {
+    uint64_t* barrier;
+    uint8_t* to;
+    uint32_t bytes;
+
+    Copies(uint64_t* b, uint8_t* memory, uint32_t size) : barrier(b), to(memory), bytes(size) {}
+    void start(uint32_t beyond, uint64_t from) const {
+        copy_announced(barrier, to + beyond, (const uint8_t*)from, bytes);
+    }
+};
+
 inline void copy_pair(uint64_t* barrier, uint8_t* to, const uint8_t* a, const uint8_t* b, uint32_t bytes) {
     announce(barrier, 2 * bytes);
     copy_announced(barrier, to, a, bytes);
@@ -60,13 +77,15 @@ inline bool passed(uint64_t* barrier, uint32_t parity) {
     EmulatedBarrier& b = *(EmulatedBarrier*)barrier;
     if (b.phases % 2 != parity) return true;
     auto found = emulated_copies.find(barrier);
-    if (found == emulated_copies.end() || found->second.missing) {
+    if (found == emulated_copies.end() || found->second.missing ||
+        found->second.announced + b.waiting < b.arrivals) {
         emulator::yield();
         return false;
     }
-    for (const EmulatedCopy& copy : found->second.started) memcpy(copy.to, copy.from, copy.bytes);
+    const EmulatedCopies copies = std::move(found->second);
     emulated_copies.erase(found);
-    arrive(barrier);
+    for (const EmulatedCopy& copy : copies.started) memcpy(copy.to, copy.from, copy.bytes);
+    for (uint32_t i = 0; i < copies.announced; ++i) arrive(barrier);
     return true;
 }
 

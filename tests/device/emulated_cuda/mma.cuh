@@ -82,7 +82,6 @@ inline void multiply_whole(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0,
         uint32_t row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
         const uint32_t (*x)[6] = emulator::fragments + warp + row % 8 * 4;
         const uint32_t (*y)[6] = emulator::fragments + warp + column * 4;
-        d[i] = 0;
         for (uint32_t half = 0; half < 2; ++half)
             for (uint32_t four = 0; four < 4; ++four) {
                 uint32_t a = x[four][row / 8 + half * 2], b = y[four][4 + half];

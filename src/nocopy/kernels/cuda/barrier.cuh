@@ -69,12 +69,38 @@ __device__ inline void copy_announced(uint64_t* barrier, uint8_t* to, const uint
         : "memory");
 }
 
+// Copies of `bytes` each that a barrier counts, for who starts many one after another.
+struct Copies {
+    uint32_t barrier, to, bytes;
+
+    __device__ Copies(uint64_t* b, uint8_t* memory, uint32_t size)
+        : barrier(shared_address(b)), to(shared_address(memory)), bytes(size) {
+        // Found once, not again for each.
+        asm volatile("" : "+r"(barrier), "+r"(to), "+r"(bytes));
+    }
+
+    __device__ void start(uint32_t beyond, uint64_t from) const {
+        asm volatile(
+            "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                to + beyond),
+            "l"(from), "r"(bytes), "r"(barrier)
+            : "memory");
+    }
+};
+
 // Starts the copy of two pieces of `bytes` to shared memory, one behind the other, and arrives.
 __device__ inline void copy_pair(uint64_t* barrier, uint8_t* to, const uint8_t* a, const uint8_t* b,
                                  uint32_t bytes) {
     announce(barrier, 2 * bytes);
     copy_announced(barrier, to, a, bytes);
     copy_announced(barrier, to + bytes, b, bytes);
+}
+
+// True for one lane of the warp, all of which are here.
+__device__ inline bool elected() {
+    uint32_t y;
+    asm volatile("{ .reg .pred p; elect.sync _|p, 0xffffffff; selp.u32 %0, 1, 0, p; }" : "=r"(y)::"memory");
+    return y;
 }
 
 // Has the second cache hold what lies there.

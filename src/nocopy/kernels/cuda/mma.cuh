@@ -52,15 +52,15 @@ __device__ inline void multiply_tf32(float (&d)[4], float a0, float a1, float a2
           "r"(__float_as_uint(a3)), "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
 }
 
-// d = a b for whole numbers of 8 bits. With g = lane / 4 and q = 4 * (lane % 4), a lane holds, four along the
-// sum in a word, of a[16,32] the elements (g, q), (g + 8, q), (g, q + 16), (g + 8, q + 16); of b[32,8] (q, g)
-// and (q + 16, g); of d as above.
+// d += a b for whole numbers of 8 bits. With g = lane / 4 and q = 4 * (lane % 4), a lane holds, four along
+// the sum in a word, of a[16,32] the elements (g, q), (g + 8, q), (g, q + 16), (g + 8, q + 16); of b[32,8]
+// (q, g) and (q + 16, g); of d as above.
 __device__ inline void multiply_whole(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     asm volatile(
         "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%10, %10, %10, %10};"
-        : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(0));
+        "{%0, %1, %2, %3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 // Four 8 x 8 matrices: lane i names row i % 8 of matrix i / 8, and gets the pair (i / 4, 2 * (i % 4)) of

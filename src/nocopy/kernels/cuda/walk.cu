@@ -29,9 +29,11 @@ __device__ __noinline__ float table_element(const Tensor table, uint64_t at) {
 // The warps that compute.
 struct Walker {
     const nocopy_walk& walk;
-    const WalkMemory& shared;
+    const WalkMemory shared;
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    uint32_t slot = 0, slot_parity = 0;
+    uint32_t slot = 0, slot_parity = 0;  // of the ring, the next one
+    uint32_t round = 0;                  // which of two places sums go to
+    bool waiting = false;
     int32_t token = 0;
 
     __device__ __forceinline__ uint32_t* exchange(uint32_t word) const {
@@ -60,9 +62,16 @@ struct Walker {
 
     // Rows
 
-    __device__ __forceinline__ void begin_stage(uint32_t index) const {
+    __device__ __forceinline__ void begin_stage(uint32_t index) {
+        set_waiting(true);
         arrive(shared.begins + index % TURNS);
         await(shared.prepared + index % TURNS, index / TURNS % 2);
+    }
+
+    // Whether this block waits for a row, as the streamers are told.
+    __device__ __forceinline__ void set_waiting(bool now) {
+        if (threadIdx.x == 0 && waiting != now) arrive(shared.waits);
+        waiting = now;
     }
 
     __device__ __forceinline__ void bring_linear(uint32_t word, uint32_t count, uint32_t tag) const {
@@ -81,7 +90,7 @@ struct Walker {
 
         template <typename B>
         __device__ __forceinline__ void operator()(B) const {
-            walker.product_held<B, 0>(stage);
+            walker.product_in<B, 1>(stage);
         }
     };
 
@@ -89,124 +98,42 @@ struct Walker {
         with_type(s.dtype, ProductOf{*this, s});
     }
 
-    template <typename B, int HELD>
-    __device__ __forceinline__ void product_held(const nocopy_stage& s) {
-        if constexpr (WALK_HELD >> HELD & 1)
-            if (s.held == HELD) return product_of<B, HELD>(s);
-        if constexpr (HELD < MOST_HELD) product_held<B, HELD + 1>(s);
+    template <typename B, int STEPS>
+    __device__ __forceinline__ void product_in(const nocopy_stage& s) {
+        if constexpr (WALK_STEPS >> STEPS & 1)
+            if (s.steps == STEPS) return product_of<B, STEPS>(s);
+        if constexpr (STEPS < MOST_STEPS) product_in<B, STEPS + 1>(s);
     }
 
-    template <typename B, int HELD>
+    template <typename B, int STEPS>
     __device__ __forceinline__ void product_of(const nocopy_stage& s) {
-        const nocopy_fused& f = s.product;
-        const uint32_t chunks = s.chunks, pairs = all_own_pairs(s);
-        const uint32_t most = f.reciprocal ? __umulhi(MAX_PIECES, f.reciprocal) : MAX_PIECES;
-        const uint32_t at_once = min(most, WALKERS) / WALK_WARPS * WALK_WARPS;
-        const HeldRow<B, HELD> row(walk, shared, s);
+        const uint32_t pairs = all_own_pairs(s);
         uint64_t best = 0;
-        float scale = 1.0f;
-        Words4 x[HeldRow<B, HELD>::WORDS] = {};
         if (s.best != NOWHERE && threadIdx.x == 0) __threadfence();  // see Keeper::see_cache
+        HeldRow<B, STEPS> row(walk, s);
+        // What is needed beside the row is read while the first look at it is on its way.
+        row.look();
+        Own own(s, 0);
+        row.bring();
+        if (lane == 0) squares_of_round()[warp] = row.squares;
+        set_waiting(false);
+        float scale = 1.0f;
 #pragma unroll 1
-        for (uint32_t start = 0; start < pairs; start += at_once) {
-            const uint32_t stop = min(pairs, start + at_once);
-            // What is needed beside the row is read while the first look at it is on its way.
-            if (start == 0) row.look(x);
-            const RowPair place = own_pair(s, min(start + threadIdx.x, stop - 1));
-            const Beside beside(f, place);
-            const Target target(s, place);
-            if (start == 0) scale = row.bring(x);
-            if constexpr (HELD == 0)
-                multiply_pieces<B>(f, start * chunks, stop * chunks, chunks);
-            else
-                multiply_held<B, HELD>(x, start * chunks, stop * chunks);
+        for (uint32_t start = 0;;) {
+            const uint32_t stop = min(pairs, start + PAIRS_AT_ONCE);
+            Sums* to = sums_of_round() + warp;
+            constexpr uint32_t PAIRS = Dot<B, STEPS>::PAIRS;
+#pragma unroll 1
+            for (uint32_t tile = start; tile < stop; tile += PAIRS, to += PAIRS * WALK_WARPS)
+                multiply_tile<B, STEPS>(row, to);
             meet(WALKERS);
-            if (start + threadIdx.x < stop) {
-                const Sums sums = sums_of<HELD != 0>(threadIdx.x * chunks, chunks);
-                const Results results(beside, {sums.a * scale, sums.b * scale});
-                publish_pair(target, results.next, s.target_tag);
-                if (s.best != NOWHERE)
-                    best = Larger()(best, Larger()(rank_key(results.next.a, place.a_row),
-                                                   rank_key(results.next.b, place.b_row)));
-                results.keep(f, place, beside);
-            }
-            if (stop < pairs) meet(WALKERS);  // all have read the sums
+            if (start == 0 && row.norm) scale = scale_of_norm(s.product);
+            if (start + threadIdx.x < stop) finish(s, own, scale, best);
+            round ^= 1;  // others still read the sums
+            if ((start += PAIRS_AT_ONCE) >= pairs) break;
+            own = Own(s, start);
         }
         if (s.best != NOWHERE) publish_best(s, best);
-    }
-
-    template <typename B>
-    __device__ __forceinline__ void multiply_pieces(const nocopy_fused& f, uint32_t start, uint32_t stop,
-                                                    uint32_t chunks) {
-        const uint32_t k = f.k, chunk = f.chunk, reciprocal = f.reciprocal;
-#pragma unroll 1
-        for (uint32_t piece = start + warp; piece < stop; piece += WALK_WARPS) {
-            const uint32_t index = reciprocal ? __umulhi(piece, reciprocal) : piece;
-            const uint32_t from = (piece - index * chunks) * chunk, elements = min(chunk, k - from);
-            const uint32_t taken = slot;
-            const uint8_t* a = take();
-            const Sums sums[1] = {multiply_pair<B>(a, a + elements / B::ELEMENTS * B::BYTES,
-                                                   (const Words4*)shared.row, from, elements)};
-            release(taken);
-            add_up(sums, shared.sums + (piece - start), false);
-        }
-    }
-
-    template <typename B, int HELD>
-    __device__ __forceinline__ void multiply_held(const Words4* x, uint32_t start, uint32_t stop) {
-        constexpr int QUADS = B::QUADS;
-        constexpr uint32_t BYTES = 128 * HELD / B::ELEMENTS * B::BYTES, STEP = 32 / B::LANES * B::BYTES;
-        const uint32_t own = lane / B::LANES * B::BYTES;
-        // Of short pieces two at once: more loads are on their way, and their sums are added up together.
-        constexpr uint32_t TOGETHER = HELD > 8 ? 1 : 2;
-#pragma unroll 1
-        for (uint32_t piece = start + warp; piece < stop; piece += TOGETHER * WALK_WARPS) {
-            const bool both = TOGETHER == 2 && piece + WALK_WARPS < stop;
-            const uint32_t first_slot = slot;
-            const uint8_t* first = take() + own;
-            const uint32_t second_slot = slot;
-            const uint8_t* second = both ? take() + own : first;
-            Dot<B> dots[2 * TOGETHER];
-#pragma unroll
-            for (int i = 0; i < HELD / QUADS; ++i) {
-                dots[0].add(first + i * STEP, x + i * QUADS);
-                dots[1].add(first + BYTES + i * STEP, x + i * QUADS);
-                if constexpr (TOGETHER == 1) continue;
-                dots[TOGETHER].add(second + i * STEP, x + i * QUADS);
-                dots[TOGETHER + 1].add(second + BYTES + i * STEP, x + i * QUADS);
-            }
-            release(first_slot);
-            if (both) release(second_slot);
-            Sums sums[TOGETHER];
-#pragma unroll
-            for (uint32_t i = 0; i < TOGETHER; ++i) sums[i] = {dots[2 * i].total(), dots[2 * i + 1].total()};
-            add_up(sums, shared.sums + (piece - start), both);
-        }
-    }
-
-    // Where two rows' pieces lie, one behind the other, once they are there.
-    __device__ __forceinline__ const uint8_t* take() {
-        const uint32_t at = warp * walk.slots + slot;
-        await(shared.filled + at, slot_parity);
-        if (++slot == walk.slots) slot = 0, slot_parity ^= 1;
-        return shared.rings + at * walk.slot_bytes;
-    }
-
-    // All lanes have read the slot.
-    __device__ __forceinline__ void release(uint32_t taken) const {
-        arrive(shared.emptied + warp * walk.slots + taken);
-    }
-
-    // A pair's sums over all chunks. HELD: there are eight at most, which are read at once.
-    template <bool HELD>
-    __device__ __forceinline__ Sums sums_of(uint32_t first, uint32_t chunks) const {
-        Sums sums = {};
-#pragma unroll(HELD ? 8 : 1)
-        for (uint32_t c = 0; c < (HELD ? 8 : chunks); ++c) {
-            const Sums part = shared.sums[first + min(c, chunks - 1)];
-            if (c < chunks) sums.a += part.a, sums.b += part.b;
-        }
-        return sums;
     }
 
     // Where a pair's results go: words of the exchange.
@@ -222,6 +149,82 @@ struct Walker {
             b = a + pair.b_row - pair.a_row;
         }
     };
+
+    // A thread's pair of a round from `start` on, and what its results need beside its sums.
+    struct Own {
+        RowPair pair;
+        Beside beside;
+        Target target;
+
+        __device__ __forceinline__ Own(const nocopy_stage& s, uint32_t start)
+            : pair(own_pair(s, min(start + threadIdx.x, all_own_pairs(s) - 1))),
+              beside(s.product, pair),
+              target(s, pair) {}
+    };
+
+    __device__ __forceinline__ void finish(const nocopy_stage& s, const Own& own, float scale,
+                                           uint64_t& best) const {
+        const Sums sums = sums_of(threadIdx.x);
+        const Results results(own.beside, {sums.a * scale, sums.b * scale});
+        publish_pair(own.target, results.next, s.target_tag);
+        if (s.best != NOWHERE)
+            best = Larger()(best, Larger()(rank_key(results.next.a, own.pair.a_row),
+                                           rank_key(results.next.b, own.pair.b_row)));
+        results.keep(s.product, own.pair, own.beside);
+    }
+
+    // The next tile, a slot after the other.
+    template <typename B, int STEPS>
+    __device__ __forceinline__ void multiply_tile(const HeldRow<B, STEPS>& row, Sums* to) {
+        using Own = Dot<B, STEPS>;
+        constexpr int UNITS_OF_A_SLOT = Own::UNITS_OF_A_SLOT, UNITS = HeldRow<B, STEPS>::UNITS;
+        const uint32_t stride = row.s.stride;
+        Own dot;
+#pragma unroll
+        for (int first = 0; first < UNITS; first += UNITS_OF_A_SLOT) {
+            if (!row.has_slot(first)) continue;
+            const uint8_t* at = take();
+#pragma unroll
+            for (int unit = 0; unit < UNITS_OF_A_SLOT; ++unit)
+                if (row.has(first + unit)) dot.add(at, stride, unit, row.held[first + unit]);
+            release();
+        }
+        dot.add_up(to, row.worth);
+    }
+
+    // The next slot, once it is filled.
+    __device__ __forceinline__ const uint8_t* take() const {
+        await(shared.filled + slot, slot_parity);
+        return shared.ring + slot * walk.slot_bytes;
+    }
+
+    // This lane has read it.
+    __device__ __forceinline__ void release() {
+        arrive(shared.emptied + slot);
+        if (++slot == walk.slots) slot = 0, slot_parity ^= 1;
+    }
+
+    __device__ __forceinline__ Sums* sums_of_round() const {
+        return shared.sums + round * PAIRS_AT_ONCE * WALK_WARPS;
+    }
+    __device__ __forceinline__ float* squares_of_round() const { return shared.squares + round * WALK_WARPS; }
+
+    // A pair's sums over all warps.
+    __device__ __forceinline__ Sums sums_of(uint32_t pair) const {
+        const Sums* parts = sums_of_round() + pair * WALK_WARPS;
+        Sums sums = {};
+#pragma unroll
+        for (uint32_t w = 0; w < WALK_WARPS; ++w) sums.a += parts[w].a, sums.b += parts[w].b;
+        return sums;
+    }
+
+    // What sums of a row that is to be normed are multiplied with.
+    __device__ __forceinline__ float scale_of_norm(const nocopy_fused& f) const {
+        float squares = 0.0f;
+#pragma unroll
+        for (uint32_t w = 0; w < WALK_WARPS; ++w) squares += squares_of_round()[w];
+        return fast_root(squares / (float)f.k + f.eps);
+    }
 
     __device__ __forceinline__ void publish_pair(const Target& target, const Sums& y, uint32_t tag) const {
         if (target.a == NOWHERE) return;
@@ -310,10 +313,11 @@ extern "C" __global__ void __launch_bounds__(WALK_THREADS, 1) walk(const __grid_
 #if __CUDA_ARCH__ >= 900
     const WalkMemory shared(walk);
     if (threadIdx.x == 0) {
-        for (uint32_t i = 0; i < WALK_WARPS * walk.slots; ++i)
-            begin_barrier(shared.filled + i, 1), begin_barrier(shared.emptied + i, 32);
+        begin_barrier(shared.waits, 1);
+        for (uint32_t i = 0; i < walk.slots; ++i)
+            begin_barrier(shared.filled + i, STREAMERS), begin_barrier(shared.emptied + i, WALKERS);
         for (uint32_t i = 0; i < STAGES_HELD; ++i)
-            begin_barrier(shared.held + i, 32), begin_barrier(shared.left + i, WALK_WARPS);
+            begin_barrier(shared.held + i, 32), begin_barrier(shared.left + i, 32 * STREAMERS);
         for (uint32_t i = 0; i < TURNS; ++i)
             begin_barrier(shared.begins + i, WALKERS), begin_barrier(shared.prepared + i, 32);
         show_barriers();

@@ -1,111 +1,218 @@
-// How a warp of walk.cu multiplies pieces of two rows of a weight with its elements of x, which lanes hold in
-// registers, and how lanes' sums become one.
+// How a warp of walk.cu multiplies its part of a tile, some rows of weights, with its elements of x.
+//
+// Warps share the elements of rows out: of each step of 2,048 elements a warp has an eighth, in units. Sums
+// come from matrices: in one are weights as they lie there, in the other what lanes hold of x, in two parts
+// that count 16 bits together.
 #pragma once
 
 #include "walk_stage.cuh"
 
 #if __CUDA_ARCH__ >= 900
 
-// A lane's share of the product of one row of a weight with x, whose elements are held as `hold` leaves them.
-template <typename B, typename = void>
+__device__ __forceinline__ uint32_t own_warp() {
+    return threadIdx.x / 32;
+}
+__device__ __forceinline__ uint32_t own_team() {
+    return threadIdx.x % 32 / 4;
+}
+__device__ __forceinline__ uint32_t own_place() {
+    return threadIdx.x % 4;
+}
+// Which of a unit's runs this lane holds of x, and whether it holds what is left of its upper part.
+__device__ __forceinline__ uint32_t own_run() {
+    return threadIdx.x % 32 / 8;
+}
+__device__ __forceinline__ bool has_rest() {
+    return threadIdx.x & 4;
+}
+
+// The largest number that stands for an element of x: its upper byte, the lower one rounded, fits a sign.
+constexpr float MOST_WHOLE = 127 * 256;
+
+// Of weights in blocks (walk_blocks.cuh). A tile is eight pairs of rows; of a pair, team g of four lanes has
+// row g of the matrix and row g + 8. A lane holds its part of x as the other matrix's column g needs it:
+// columns 2 r and 2 r + 1 are the parts of run r of a unit. Of the sums, lane t of a team has those of run t.
+template <typename B, int STEPS>
 struct Dot {
-    float sum = 0.0f;
+    static constexpr uint32_t UNIT = 128, QUADS = 2, GAP = 16;
+    static constexpr int UNITS_OF_A_STEP = 2, UNITS_OF_A_SLOT = 2, PAIRS = 8;
+    static constexpr int LANES = 2;  // that have the same elements of x
+    static constexpr bool SCALED = false;
 
-    static __device__ __forceinline__ void hold(Words4*) {}
+    // Of x: this lane's bytes; and, for the run whose sums the lane has, what a number is worth, and the sum.
+    struct Held {
+        uint32_t first, second;
+        float each, sum;
+    };
 
-    // Adds one step: a lane's piece of the row, and its quads of x.
-    __device__ __forceinline__ void add(const uint8_t* a, const Words4* x) {
-        float w[4 * B::QUADS];
-        B::decode(B::fetch(a, threadIdx.x % B::LANES), w);
+    Sums sums = {};
+
+    // Of a unit of x, a lane's first quad.
+    static __device__ __forceinline__ uint32_t element() { return 32 * own_run() + 4 * own_place(); }
+
+    // Whole numbers of a run, of which nothing is above 2^-100 counts as none.
+    static __device__ __forceinline__ Held hold(const Words4* x, float) {
+        float most = 0.0f, v[8];
 #pragma unroll
-        for (int e = 0; e < 4 * B::QUADS; ++e) sum = fmaf(__uint_as_float(x[e / 4].v[e % 4]), w[e], sum);
+        for (int i = 0; i < 8; ++i) {
+            v[i] = __uint_as_float(x[i / 4].v[i % 4]);
+            most = max_or_nan(most, fabsf(v[i]));
+        }
+        most = max_or_nan(most, __shfl_xor_sync(~0u, most, 1));
+        most = max_or_nan(most, __shfl_xor_sync(~0u, most, 2));
+        // Of quarters, since fast_divide takes what is above 2^126 for infinite.
+        const float per = most > 0x1p-100f ? fast_divide(MOST_WHOLE / 4, most / 4) : 0.0f;
+        const float each = most * (1.0f / MOST_WHOLE);
+        // Added to this, a number is rounded to the lowest bits, and 128 more, so that its upper byte is
+        // rounded.
+        const float rounding = 0x1.8p23f + 128.0f;
+        int32_t sum = 0;
+        uint32_t quads[2];
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+            uint32_t upper = 0, lower = 0;
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const uint32_t whole = __float_as_uint(fmaf(v[4 * j + i], per, rounding));
+                sum += (int32_t)(whole - __float_as_uint(rounding));
+                upper |= byte_of(whole, 1) << 8 * i;
+                lower |= byte_of(whole, 0) << 8 * i;
+            }
+            quads[j] = has_rest() ? lower ^ 0x80808080 : upper;
+        }
+        Held y = {quads[0], quads[1], __shfl_sync(~0u, each, 8 * own_place()) * B::WORTH, 0.0f};
+        if (B::SCALES != Scales::AFFINE) return y;
+        sum += __shfl_xor_sync(~0u, sum, 1);
+        sum += __shfl_xor_sync(~0u, sum, 2);
+        y.sum = __shfl_sync(~0u, each * (float)sum, 8 * own_place());
+        return y;
     }
 
-    __device__ __forceinline__ float total() const { return sum; }
+    // Adds the warp's unit number `unit` of a slot.
+    __device__ __forceinline__ void add(const uint8_t* slot, uint32_t stride, int unit, const Held& x) {
+        const uint32_t q = own_place();
+        const uint8_t* a = slot + own_team() * stride + own_warp() / B::UNITS * B::BYTES +
+                           unit * (WALK_WARPS / B::UNITS * B::BYTES);
+        const uint8_t* b = a + PAIRS * stride;
+        RunQuads a_quads, b_quads;
+        B::read(a, q, a_quads);
+        B::read(b, q, b_quads);
+        const RunScale a_scale = B::scale(a, q), b_scale = B::scale(b, q);
+        int32_t d[4] = {}, upper[4] = {};
+#pragma unroll
+        for (uint32_t r = 0; r < RUNS; ++r) {
+            const Words<2>&av = a_quads[r], &bv = b_quads[r];
+            const uint32_t first = own_run() == r ? x.first : 0, second = own_run() == r ? x.second : 0;
+            if constexpr (B::SCALES == Scales::TWO) {
+                multiply_whole(d, {av.v[0], bv.v[0], 0, 0}, first, 0);
+                multiply_whole(upper, {0, 0, av.v[1], bv.v[1]}, 0, second);
+            } else {
+                multiply_whole(d, {av.v[0], bv.v[0], av.v[1], bv.v[1]}, first, second);
+            }
+        }
+        sums.a = fmaf(worth(d), a_scale.scale * x.each, sums.a);
+        sums.b = fmaf(worth(d + 2), b_scale.scale * x.each, sums.b);
+        if constexpr (B::SCALES == Scales::TWO) {
+            sums.a = fmaf(worth(upper), a_scale.other * x.each, sums.a);
+            sums.b = fmaf(worth(upper + 2), b_scale.other * x.each, sums.b);
+        }
+        if constexpr (B::SCALES == Scales::AFFINE) {
+            sums.a = fmaf(-a_scale.other, x.sum, sums.a);
+            sums.b = fmaf(-b_scale.other, x.sum, sums.b);
+        }
+    }
+
+    static __device__ __forceinline__ float worth(const int32_t* parts) {
+        return (float)(256 * parts[0] + parts[1]);
+    }
+
+    // The tile's sums, each over the team's four lanes.
+    __device__ __forceinline__ void add_up(Sums* to, float) const {
+        const bool odd = own_place() % 2;
+        float sum = (odd ? sums.b : sums.a) + __shfl_xor_sync(~0u, odd ? sums.a : sums.b, 1);
+        sum += __shfl_xor_sync(~0u, sum, 2);
+        Sums& own = to[own_team() * WALK_WARPS];
+        if (own_place() < 2) (odd ? own.b : own.a) = sum;
+    }
 };
 
-// Of weights in bf16, lanes' elements as they are needed in a matrix, whose rows are what eight teams of four
-// lanes have, first what bf16 holds of it, then what is left: so 16 bits of x count. A weight's row is eight
-// columns, of which each meets its own team's row on the diagonal.
-template <>
-struct Dot<Bf16Words> {
-    float d[4] = {};
+// Of weights in halves. A tile is as many pairs of rows as make four steps, so that rows are read far on. A
+// row's unit is eight columns, team g's eight elements; the other matrix has in row g what bf16 or f16 holds
+// of the team's elements of x, and in row g + 8 what is left. So sums are on the diagonal.
+template <bool BF16, int STEPS>
+struct Dot<HalfWords<BF16>, STEPS> {
+    static constexpr uint32_t UNIT = 256, QUADS = 2, GAP = 4;
+    static constexpr int UNITS_OF_A_STEP = 1, UNITS_OF_A_SLOT = 4, PAIRS = STEPS < 4 ? 4 / STEPS : 1;
+    static constexpr int LANES = 1;
+    static constexpr bool SCALED = !BF16;  // f16 may hold neither the largest elements nor what is left
 
-    static __device__ __forceinline__ void hold(Words4* x) {
+    struct Held {
+        uint32_t quads[2][4];
+    };
+
+    float d[2 * PAIRS][4] = {};  // of each row
+
+    static __device__ __forceinline__ uint32_t element() { return 8 * (threadIdx.x % 32); }
+
+    static __device__ __forceinline__ Held hold(const Words4* x, float scale) {
+        Held y;
 #pragma unroll
         for (int i = 0; i < 2; ++i)
 #pragma unroll
             for (int j = 0; j < 4; j += 2) {
-                const float low = __uint_as_float(x[i].v[j]), high = __uint_as_float(x[i].v[j + 1]);
-                const uint32_t pair = pack_pair<true>(low, high);
-                x[i].v[j] = pair;
-                x[i].v[j + 1] = pack_pair<true>(low - __uint_as_float(pair << 16),
-                                                high - __uint_as_float(pair & 0xffff0000));
+                float low = __uint_as_float(x[i].v[j]), high = __uint_as_float(x[i].v[j + 1]);
+                if (SCALED) low *= scale, high *= scale;
+                const uint32_t pair = pack_pair<BF16>(low, high);
+                y.quads[i][j] = pair;
+                y.quads[i][j + 1] = pack_pair<BF16>(low - low_of(pair), high - high_of(pair));
             }
+        return y;
     }
 
-    __device__ __forceinline__ void add(const uint8_t* a, const Words4* x) {
-        const Words4 words = read_as<Words4>(a);
-        multiply_fragments<true>(d, x[0].v, words.v[0], words.v[1]);
-        multiply_fragments<true>(d, x[1].v, words.v[2], words.v[3]);
+    static __device__ __forceinline__ float low_of(uint32_t pair) {
+        return BF16 ? __uint_as_float(pair << 16) : f16_to_f32((uint16_t)pair);
+    }
+    static __device__ __forceinline__ float high_of(uint32_t pair) {
+        return BF16 ? __uint_as_float(pair & 0xffff0000) : f16_to_f32((uint16_t)(pair >> 16));
     }
 
-    // This lane's element of the diagonal, if it has one.
-    __device__ __forceinline__ float total() const {
-        return on_diagonal() ? odd_team() ? d[1] + d[3] : d[0] + d[2] : 0.0f;
-    }
-};
-
-// Of weights in blocks (walk_blocks.cuh).
-template <typename B>
-struct Dot<B, decltype((void)B::SCALES)> {
-    float sum = 0.0f;
-
-    static __device__ __forceinline__ void hold(Words4* x) { make_whole<B>(x); }
-
-    __device__ __forceinline__ void add(const uint8_t* a, const Words4* x) {
-        const Numbers numbers = B::fetch(a, threadIdx.x % B::LANES);
-        const float each = __uint_as_float(x[1].v[0]);
-        if constexpr (B::SCALES == Scales::TWO) {
-            sum = fmaf(dot(x, numbers.quads[0], 0), numbers.scale * each, sum);
-            sum = fmaf(dot(x, 0, numbers.quads[1]), numbers.other * each, sum);
-        } else {
-            sum = fmaf(dot(x, numbers.quads[0], numbers.quads[1]), numbers.scale * each, sum);
+    // Adds the warp's unit number `unit` of a slot.
+    __device__ __forceinline__ void add(const uint8_t* slot, uint32_t stride, int unit, const Held& x) {
+        const uint8_t* at = slot + 2 * UNIT * (own_warp() + WALK_WARPS * unit) + 16 * (threadIdx.x % 32);
+#pragma unroll
+        for (int row = 0; row < 2 * PAIRS; ++row) {
+            const Words4 words = read_as<Words4>(at + row * stride);
+            multiply_fragments<BF16>(d[row], x.quads[0], words.v[0], words.v[1]);
+            multiply_fragments<BF16>(d[row], x.quads[1], words.v[2], words.v[3]);
         }
-        if constexpr (B::SCALES == Scales::AFFINE)
-            sum = fmaf(-numbers.other, __uint_as_float(x[1].v[1]), sum);
     }
 
-    static __device__ __forceinline__ float dot(const Words4* x, uint32_t first, uint32_t second) {
-        int32_t d[4];
-        multiply_whole(d, x[0].v, first, second);
-        return (float)(odd_team() ? 256 * d[1] + d[3] : 256 * d[0] + d[2]);
+    // The tile's sums, each over all lanes; the more of them, the fewer lanes add up each.
+    __device__ __forceinline__ void add_up(Sums* to, float worth) const {
+        float sums[2 * PAIRS];
+        const bool own = own_place() == own_run(), odd = own_team() % 2;  // whether it is on the diagonal
+#pragma unroll
+        for (int i = 0; i < 2 * PAIRS; ++i) {
+            const float (&parts)[4] = d[i % 2 * PAIRS + i / 2];
+            sums[i] = own ? odd ? parts[1] + parts[3] : parts[0] + parts[2] : 0.0f;
+        }
+        uint32_t mask = 16, which = 0;
+#pragma unroll
+        for (uint32_t half = PAIRS; half; half /= 2, mask /= 2) {
+            const bool upper = threadIdx.x & mask;
+            which += upper ? half : 0;
+#pragma unroll
+            for (uint32_t i = 0; i < half; ++i) {
+                const float other = __shfl_xor_sync(~0u, upper ? sums[i] : sums[half + i], mask);
+                sums[i] = (upper ? sums[half + i] : sums[i]) + other;
+            }
+        }
+#pragma unroll
+        for (uint32_t rest = 16 / PAIRS / 2; rest; rest /= 2) sums[0] += __shfl_xor_sync(~0u, sums[0], rest);
+        if (threadIdx.x % (16 / PAIRS)) return;
+        Sums& pair = to[which / 2 * WALK_WARPS];
+        (which % 2 ? pair.b : pair.a) = SCALED ? worth * sums[0] : sums[0];
     }
-
-    __device__ __forceinline__ float total() const { return on_diagonal() ? sum : 0.0f; }
 };
-
-// The sums of a piece over all lanes: sixteen lanes add up one sum.
-__device__ __forceinline__ void add_up(const Sums (&sums)[1], Sums* to, bool) {
-    const uint32_t lane = threadIdx.x % 32;
-    const bool high = lane & 16;
-    const float a = sums[0].a, b = sums[0].b;
-    float sum = (high ? b : a) + __shfl_xor_sync(~0u, high ? a : b, 16);
-    for (int mask = 8; mask; mask >>= 1) sum += __shfl_xor_sync(~0u, sum, mask);
-    if (lane % 16 == 0) (high ? to->b : to->a) = sum;
-}
-
-// The same of two pieces, if there is a second one: eight lanes add up one sum.
-__device__ __forceinline__ void add_up(const Sums (&sums)[2], Sums* to, bool both) {
-    const uint32_t lane = threadIdx.x % 32;
-    const bool high = lane & 16, odd = lane & 8;
-    const float a = (high ? sums[1].a : sums[0].a) + __shfl_xor_sync(~0u, high ? sums[0].a : sums[1].a, 16);
-    const float b = (high ? sums[1].b : sums[0].b) + __shfl_xor_sync(~0u, high ? sums[0].b : sums[1].b, 16);
-    float sum = (odd ? b : a) + __shfl_xor_sync(~0u, odd ? a : b, 8);
-    for (int mask = 4; mask; mask >>= 1) sum += __shfl_xor_sync(~0u, sum, mask);
-    if (lane % 8 || (high && !both)) return;
-    Sums& place = to[high ? WALK_WARPS : 0];
-    (odd ? place.b : place.a) = sum;
-}
 
 #endif

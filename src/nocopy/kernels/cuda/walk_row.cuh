@@ -5,128 +5,135 @@
 
 #if __CUDA_ARCH__ >= 900
 
-// A product's row. All of it comes through shared memory, in the order in which lanes read it, as they hold
-// it and times the norm's weights; or, where each warp has a chunk of its own and there is no norm, straight
-// into registers. A first look is taken at what a thread loads first, so that other work can be done
+// A warp's units of a product's row, times the norm's weights, from the exchange straight into registers: no
+// other warp needs them. A first look is taken at what a lane loads first, so that other work can be done
 // meanwhile.
-template <typename B, int HELD>
+template <typename B, int STEPS>
 struct HeldRow {
-    static constexpr uint32_t QUADS = B::QUADS;
-    // Pieces that a thread awaits together, each with the norm's weights behind it; and room for them.
-    static constexpr uint32_t TOGETHER = HELD >= 2 * QUADS ? HELD / (2 * QUADS) : 1;
-    static constexpr uint32_t WORDS = HELD > 2 * QUADS ? HELD : 2 * QUADS;
+    using Own = Dot<B, STEPS>;
+    static constexpr int UNITS = Own::UNITS_OF_A_STEP * STEPS, QUADS = Own::QUADS;
+    // Units that are awaited together, and of them those whose norm's weights are loaded before.
+    static constexpr int AT_ONCE = UNITS < WORDS_AWAITED / QUADS ? UNITS : WORDS_AWAITED / QUADS;
+    static constexpr int WEIGHTED = AT_ONCE < WORDS_WEIGHTED / QUADS ? AT_ONCE : WORDS_WEIGHTED / QUADS;
+    static constexpr int BATCHES = (UNITS + AT_ONCE - 1) / AT_ONCE;
 
-    const nocopy_walk& walk;
-    const WalkMemory& shared;
     const nocopy_stage& s;
-    const uint32_t* from;
+    const volatile int32_t* stop;
+    const uint32_t* from;  // this lane's first quad, and the norm's weights for it
     const float* norm;
-    const uint32_t pieces;
-    const bool own;
-    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    typename Own::Held held[UNITS];
+    Words4 words[AT_ONCE * QUADS], weights[WEIGHTED * QUADS];
+    float squares = 0.0f;  // of the warp's elements
+    float worth = 1.0f;    // of one that is held
 
-    __device__ __forceinline__ HeldRow(const nocopy_walk& w, const WalkMemory& m, const nocopy_stage& stage)
-        : walk(w),
-          shared(m),
-          s(stage),
-          from(stage.source_tag == NO_TAG ? (const uint32_t*)stage.product.x
-                                          : (const uint32_t*)w.exchange + stage.source),
-          norm((const float*)stage.product.norm),
-          pieces(Cut<B>::pieces(stage.product.k)),
-          own(WALK_OWN && HELD && stage.chunks == WALK_WARPS && !norm) {}
-
-    __device__ __forceinline__ void look(Words4* x) const {
-        own ? look_at_own(x) : look_at(threadIdx.x, x, norm);
+    __device__ __forceinline__ HeldRow(const nocopy_walk& w, const nocopy_stage& stage)
+        : s(stage), stop(w.stop), norm((const float*)stage.product.norm) {
+        const uint32_t first = own_warp() * Own::UNIT + Own::element();
+        from = (stage.source_tag == NO_TAG ? (const uint32_t*)stage.product.x
+                                           : (const uint32_t*)w.exchange + stage.source) +
+               first;
+        if (norm) norm += first;
     }
 
-    // The row, of which x holds what look() has left there; what sums are still to be multiplied with.
-    __device__ __forceinline__ float bring(Words4* x) const {
-        if (own) {
-            bring_own(x);
-            return 1.0f;
-        }
-        float squares = 0.0f;
-#pragma unroll 1
-        for (uint32_t first = threadIdx.x; first < pieces; first += TOGETHER * WALKERS) {
-            if (first >= TOGETHER * WALKERS) look_at(first, x, norm);
-            await_pieces(first, x);
-#pragma unroll
-            for (uint32_t j = 0; j < TOGETHER; ++j)
-                if (first + j * WALKERS < pieces) put(first + j * WALKERS, x + 2 * QUADS * j, squares);
-        }
-        if (norm) {
-            squares = warp_sum(squares);
-            if (lane == 0) shared.squares[warp] = squares;
-        }
-        meet(WALKERS);
-        if constexpr (HELD != 0) {
-            const Words4* chunk = (const Words4*)shared.row + warp % s.chunks * s.product.chunk / 4 + lane;
-#pragma unroll
-            for (int i = 0; i < HELD; ++i) x[i] = chunk[32 * i];
-        }
-        if (!norm) return 1.0f;
-        squares = 0.0f;
-#pragma unroll
-        for (uint32_t w = 0; w < WALK_WARPS; ++w) squares += shared.squares[w];
-        return fast_root(squares / (float)s.product.k + s.product.eps);
+    // Elements from a lane's first quad to its quad of the warp's unit i.
+    static __device__ __forceinline__ constexpr uint32_t beyond(int i, int quad) {
+        return i * WALK_WARPS * Own::UNIT + quad * Own::GAP;
     }
 
-    // Loads pieces, and behind each the norm's weights for it, if they are given.
-    __device__ __forceinline__ void look_at(uint32_t first, Words4* x, const float* weights) const {
-        const uint32_t at = Cut<B>::element(first, 0);
+    // Whether the row has the warp's unit i.
+    __device__ __forceinline__ bool has(int i) const {
+        return i < UNITS && (WALK_WHOLE || (i * WALK_WARPS + own_warp()) * Own::UNIT < s.product.k);
+    }
+
+    // Whether it has elements in the slot whose first unit that is.
+    __device__ __forceinline__ bool has_slot(int i) const {
+        return WALK_WHOLE || i * WALK_WARPS * Own::UNIT < s.product.k;
+    }
+
+    __device__ __forceinline__ void look() {
+        look_at(0);
+        if (!norm) return;
 #pragma unroll
-        for (uint32_t i = 0; i < TOGETHER * QUADS; ++i) {
-            const uint32_t piece = i / QUADS, j = i % QUADS;
-            if (first + piece * WALKERS >= pieces) continue;
-            const uint32_t element = at + piece * (WALKERS / B::LANES * B::ELEMENTS) + j * B::GAP;
-            Words4* to = x + 2 * QUADS * piece + j;
-            *to = load_tagged(from + element);
-            if (weights) to[QUADS] = *(const Words4*)(weights + element);
+        for (int i = 0; i < WEIGHTED * QUADS; ++i) weights[i] = weight(i / QUADS, i % QUADS);
+    }
+
+    // The row, of which words are what look() has left there.
+    __device__ __forceinline__ void bring() {
+        constexpr bool AGAIN = Own::SCALED && BATCHES > 1;
+        float scale = 1.0f;
+        if constexpr (Own::SCALED) {
+            float most = 0.0f;
+#pragma unroll
+            for (int batch = 0; batch < BATCHES; ++batch) {
+                obtain(batch, batch > 0);
+#pragma unroll
+                for (int i = 0; i < 4 * AT_ONCE * QUADS; ++i)
+                    most = max_or_nan(most, fabsf(__uint_as_float(words[i / 4].v[i % 4])));
+            }
+            scale = scale_for(most);
+            if (AGAIN) squares = 0.0f;
+        }
+#pragma unroll
+        for (int batch = 0; batch < BATCHES; ++batch) {
+            if (AGAIN || !Own::SCALED) obtain(batch, AGAIN || batch > 0);
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; ++i)
+                if (batch * AT_ONCE + i < UNITS)
+                    held[batch * AT_ONCE + i] = Own::hold(words + QUADS * i, scale);
+        }
+        if (norm) squares = warp_sum(squares) / Own::LANES;
+    }
+
+    __device__ __forceinline__ void look_at(int batch) {
+        const uint32_t tag = s.source_tag;
+#pragma unroll
+        for (int j = 0; j < AT_ONCE * QUADS; ++j) {
+            const int i = batch * AT_ONCE + j / QUADS;
+            // As good as nothing, where there is nothing.
+            words[j] = has(i) ? load_tagged(from + beyond(i, j % QUADS)) : Words4{{tag, tag, tag, tag}};
         }
     }
 
-    __device__ __forceinline__ void await_pieces(uint32_t first, Words4* x) const {
-        const auto any_missing = [&] {
-            bool any = false;
+    // What was there is not loaded again: of a long row that would be much for all blocks together.
+    __device__ __forceinline__ void look_again(int batch) {
 #pragma unroll
-            for (uint32_t j = 0; j < TOGETHER; ++j)
-                if (first + j * WALKERS < pieces) any |= missing<QUADS>(x + 2 * QUADS * j, s.source_tag);
-            return any;
-        };
-        wait_while(walk.stop, any_missing, [&] { look_at(first, x, nullptr); });
+        for (int j = 0; j < AT_ONCE * QUADS; ++j) {
+            const int i = batch * AT_ONCE + j / QUADS;
+            if (has(i) && missing<1>(words + j, s.source_tag))
+                words[j] = load_tagged(from + beyond(i, j % QUADS));
+        }
+    }
+
+    __device__ __forceinline__ void obtain(int batch, bool look) {
+        if (look) look_at(batch);
+        wait_while(
+            stop, [&] { return missing<AT_ONCE * QUADS>(words, s.source_tag); }, [&] { look_again(batch); });
         __syncwarp();
-    }
-
-    __device__ __forceinline__ void put(uint32_t piece, Words4* x, float& squares) const {
-        if (norm) {
+        if (!norm) return;
 #pragma unroll
-            for (uint32_t e = 0; e < 4 * QUADS; ++e) {
-                uint32_t& word = x[e / 4].v[e % 4];
-                const float v = __uint_as_float(word);
+        for (int j = 0; j < AT_ONCE * QUADS; ++j) {
+            const int i = batch * AT_ONCE + j / QUADS;
+            const Words4 by = i < WEIGHTED ? weights[j] : weight(i, j % QUADS);
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                const float v = __uint_as_float(words[j].v[e]);
                 squares = fmaf(v, v, squares);
-                word = __float_as_uint(v * __uint_as_float(x[QUADS + e / 4].v[e % 4]));
+                words[j].v[e] = __float_as_uint(v * __uint_as_float(by.v[e]));
             }
         }
-        if constexpr (HELD != 0) Dot<B>::hold(x);
-#pragma unroll
-        for (uint32_t j = 0; j < QUADS; ++j)
-            ((Words4*)shared.row)[piece / 32 * 32 * QUADS + lane + 32 * j] = x[j];
     }
 
-    // This lane's quads of the warp's own chunk.
-    __device__ __forceinline__ void look_at_own(Words4* x) const {
-        const uint32_t* quads = from + Cut<B>::element(warp * s.product.chunk / (4 * QUADS) + lane, 0);
-#pragma unroll
-        for (uint32_t i = 0; i < HELD; ++i)
-            x[i] = load_tagged(quads + i / QUADS * (32 / B::LANES * B::ELEMENTS) + i % QUADS * B::GAP);
+    // Of the norm, for a quad.
+    __device__ __forceinline__ Words4 weight(int i, int quad) const {
+        return has(i) ? *(const Words4*)(norm + beyond(i, quad)) : Words4{};
     }
 
-    __device__ __forceinline__ void bring_own(Words4* x) const {
-        wait_while(walk.stop, [&] { return missing<HELD>(x, s.source_tag); }, [&] { look_at_own(x); });
-        __syncwarp();
-#pragma unroll
-        for (int i = 0; i < HELD; i += QUADS) Dot<B>::hold(x + i);
-        meet(WALKERS);  // all have read the sums of the stage before
+    // The power of two that takes the warp's largest element to 2^14.
+    __device__ __forceinline__ float scale_for(float most) {
+        for (int mask = 16; mask; mask >>= 1) most = max_or_nan(most, __shfl_xor_sync(~0u, most, mask));
+        const uint32_t exponent = max(__float_as_uint(most) >> 23 & 255, 15u);
+        worth = __uint_as_float(exponent - 14 << 23);
+        return __uint_as_float(268 - exponent << 23);
     }
 };
 

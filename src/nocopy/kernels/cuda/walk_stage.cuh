@@ -7,7 +7,7 @@
 #include "row_product.cuh"
 #include "walk_blocks.cuh"
 
-constexpr uint32_t WALK_WARPS = 8, STREAMERS = 3, KEEPERS = 1;
+constexpr uint32_t WALK_WARPS = 8, STREAMERS = 2, KEEPERS = 1;
 constexpr uint32_t WALK_THREADS = 32 * (WALK_WARPS + STREAMERS + KEEPERS), WALKERS = 32 * WALK_WARPS;
 constexpr uint32_t NO_TAG = 2;          // the row lies in memory since before the kernel began
 constexpr uint32_t NOWHERE = ~0u;       // nobody needs it
@@ -17,7 +17,10 @@ constexpr uint32_t STAGES_HELD = 16, STAGES_AHEAD = 8;  // in shared memory; of 
 constexpr uint32_t TURNS = 4;     // stages that have barriers of their own for what is begun and prepared
 constexpr uint32_t PREPARED = 2;  // stages whose needs are seen to behind the one at hand
 constexpr uint32_t CANDIDATE_WORDS = 4;
-constexpr int MOST_HELD = 16;
+constexpr uint32_t TILE_PAIRS = 8;                    // of rows, of a tile
+constexpr uint32_t PAIRS_AT_ONCE = 64;                // whose sums a block keeps at a time
+constexpr int MOST_STEPS = 16;                        // of 2,048 elements, of a row
+constexpr int WORDS_AWAITED = 8, WORDS_WEIGHTED = 4;  // of four elements, by a lane together
 
 // What the kernel is compiled for: sets of dtypes, 1 << dtype each, of weights and caches.
 #ifndef WALK_WEIGHTS
@@ -25,15 +28,14 @@ constexpr int MOST_HELD = 16;
 #define WALK_CACHES ~0u
 #endif
 
-// And a set of what a lane holds of a row in registers while its warp multiplies, 1 << words of four
-// elements.
-#ifndef WALK_HELD
-#define WALK_HELD 0x15557u
+// And a set of how many steps rows have, 1 << steps each.
+#ifndef WALK_STEPS
+#define WALK_STEPS 0x409eu
 #endif
 
-// And whether there are rows of which each warp has a chunk of its own.
-#ifndef WALK_OWN
-#define WALK_OWN 1
+// And whether all steps are whole.
+#ifndef WALK_WHOLE
+#define WALK_WHOLE 0
 #endif
 
 // And heads that share keys and values, or heads that do not; 0 for either.
@@ -56,8 +58,9 @@ struct nocopy_stage {
     uint32_t partial, partial_tag;  // where parts of attention go
     uint32_t each[3], more[3];      // pairs of a product that each block has; how many have one more
     uint32_t keys, values;          // words from the queries to the keys and to the values
-    uint32_t held;                  // words of four elements of the row that a lane keeps in registers
-    uint32_t chunks;                // of a row
+    uint32_t steps;                 // of a row
+    uint32_t tile, chunks,
+        stride;  // pairs of a tile; slots that it takes; bytes from a row there to the next
     union {
         nocopy_fused product;
         nocopy_launch launch;  // of the op
@@ -79,16 +82,17 @@ struct nocopy_walk {
     uint64_t stages, exchange;
     const volatile int32_t* stop;
     uint32_t count;              // stages
-    uint32_t slots, slot_bytes;  // of a warp's ring
-    uint32_t ahead;              // copies of a warp that are on their way
+    uint32_t slots, slot_bytes;  // of the ring
+    uint32_t ahead, waiting;     // slots whose copies are on their way; while the block waits for others
     uint32_t pace;               // cycles from one of them to the next, at least
     uint32_t scouted;            // pieces behind a full ring that the second cache is to hold
     uint32_t scouting;           // cycles from one of them to the next, at least
     uint32_t row_words;          // of shared memory
+    uint32_t reserved;
 };
 
-static_assert(sizeof(nocopy_stage) == 416, "device/cuda_walk.py packs this struct");
-static_assert(sizeof(nocopy_walk) == 56, "device/cuda_walk.py packs this struct");
+static_assert(sizeof(nocopy_stage) == 424, "device/cuda_walk.py packs this struct");
+static_assert(sizeof(nocopy_walk) == 64, "device/cuda_walk.py packs this struct");
 
 #if __CUDA_ARCH__ >= 900
 
@@ -100,14 +104,13 @@ __device__ __forceinline__ void with_type_if(uint32_t dtype, Take take) {
 }
 template <typename Take>
 __device__ __forceinline__ void with_type(uint32_t dtype, Take take) {
-    with_type_if<NOCOPY_F32, F32Words>(dtype, take);
     with_type_if<NOCOPY_F16, F16Words>(dtype, take);
     with_type_if<NOCOPY_BF16, Bf16Words>(dtype, take);
-    with_type_if<NOCOPY_Q8_0, TeamQ8_0>(dtype, take);
-    with_type_if<NOCOPY_Q4_0, TeamQ4_0>(dtype, take);
-    with_type_if<NOCOPY_Q4_K, TeamQ4_K>(dtype, take);
-    with_type_if<NOCOPY_Q5_K, TeamQ5_K>(dtype, take);
-    with_type_if<NOCOPY_Q6_K, TeamQ6_K>(dtype, take);
+    with_type_if<NOCOPY_Q8_0, MatrixQ8_0>(dtype, take);
+    with_type_if<NOCOPY_Q4_0, MatrixQ4_0>(dtype, take);
+    with_type_if<NOCOPY_Q4_K, MatrixQ4_K>(dtype, take);
+    with_type_if<NOCOPY_Q5_K, MatrixQ5_K>(dtype, take);
+    with_type_if<NOCOPY_Q6_K, MatrixQ6_K>(dtype, take);
 }
 
 // Heads of a group that a block of attention takes.
@@ -135,31 +138,33 @@ __device__ __forceinline__ RowPair own_pair(const nocopy_stage& s, uint32_t inde
 
 // The parts of a block's shared memory.
 struct WalkMemory {
-    uint8_t* rings;
+    uint8_t* ring;
     float* row;  // and the states of attention behind it
-    Sums* sums;
+    Sums* sums;  // of each warp, of each pair, of two rounds in turn
     nocopy_stage* stages;
-    uint64_t *filled, *emptied;  // of each slot of each warp
+    uint64_t *filled, *emptied;  // of each slot
     uint64_t* best;
-    float* squares;
+    float* squares;         // of each warp, of two rounds in turn
     uint64_t *held, *left;  // barriers of each place for a stage: it is there; streamers need it no more
     uint64_t *begins, *prepared;  // of stages in turn: the block has begun it; what it needs is there
     Share* shares;                // of stages in turn
+    uint64_t* waits;              // phases are odd while the block waits for others
 
     __device__ __forceinline__ WalkMemory(const nocopy_walk& w) {
-        rings = dynamic_shared();
-        row = (float*)(rings + WALK_WARPS * w.slots * w.slot_bytes);
+        ring = dynamic_shared();
+        row = (float*)(ring + w.slots * w.slot_bytes);
         sums = (Sums*)(row + w.row_words);
-        stages = (nocopy_stage*)(sums + MAX_PIECES);
+        stages = (nocopy_stage*)(sums + 2 * PAIRS_AT_ONCE * WALK_WARPS);
         filled = (uint64_t*)(stages + STAGES_HELD);
-        emptied = filled + WALK_WARPS * w.slots;
-        best = emptied + WALK_WARPS * w.slots;
+        emptied = filled + w.slots;
+        best = emptied + w.slots;
         squares = (float*)(best + WALK_WARPS);
-        held = (uint64_t*)(squares + WALK_WARPS);
+        held = (uint64_t*)(squares + 2 * WALK_WARPS);
         left = held + STAGES_HELD;
         begins = left + STAGES_HELD;
         prepared = begins + TURNS;
         shares = (Share*)(prepared + TURNS);
+        waits = (uint64_t*)(shares + TURNS);
     }
 };
 

@@ -6,70 +6,80 @@
 
 #if __CUDA_ARCH__ >= 900
 
-// The pieces of weights that one warp needs, of all products, in order.
+// The pieces of weights of a block, chunks of tiles, in order, across stages. A lane has one row of the tile.
 struct Pieces {
-    const nocopy_walk* walk;
-    const WalkMemory* shared;
-    uint32_t warp;
-    uint64_t* left;                                             // to be told that a stage is behind; or null
-    uint32_t stage = ~0u, product = 0, products = 0;            // of the next piece
-    uint32_t piece = 0, start = 0, stop = 0;                    // of the stage; of them the product's
-    const uint8_t* weight = nullptr;                            // the weight's first row
-    uint64_t apart = 0;                                         // bytes from a row of a pair to the other
-    uint32_t row_bytes = 0, first = 0;                          // the first pair
-    uint32_t half = 0, half_reciprocal = 0;                     // pairs of a head that turns; 2^32 over it
-    uint32_t chunks = 0, reciprocal = 0, width = 0, whole = 0;  // of a row; bytes of a chunk and of all
-    const uint8_t* next = nullptr;                              // a piece of the pair's first row
-    uint64_t next_apart = 0;
-    uint32_t next_bytes = 0;
+    const nocopy_stage* stages;
+    uint64_t *held, *left;                            // to be told that a stage is behind; or null
+    uint32_t count;                                   // of stages
+    uint32_t pair;                                    // of the lane's row, in a tile
+    bool second;                                      // of its pair
+    uint32_t stage = ~0u, product = 0;                // of the piece
+    uint32_t tile = 0, pairs = 0, most = 0;           // the next tile's first pair; of the stage; of a tile
+    uint32_t start = 0, stop = 0;                     // of them the product's
+    uint32_t chunk = 0, chunks = 0, skip = 0;         // of a row; byte of the next chunk
+    uint32_t width = 0, whole = 0, stride = 0;        // bytes of a chunk and of a row; of a row in a slot
+    const uint8_t *weight = nullptr, *row = nullptr;  // the weight's first row; the lane's
+    uint64_t apart = 0;                               // bytes from a row of a pair to the other
+    uint32_t row_bytes = 0, first = 0;                // the product's first pair, less `start`
+    uint32_t half = 0, half_reciprocal = 0;           // pairs of a head that turns; 2^32 over it
+    // The piece: of the lane's row; how many pairs the tile has.
+    const uint8_t* from = nullptr;
+    uint32_t bytes = 0, tiled = 0;
 
-    __device__ __forceinline__ Pieces(const nocopy_walk& w, const WalkMemory& m, uint32_t of)
-        : walk(&w), shared(&m), warp(of), left(m.left) {}
+    __device__ __forceinline__ Pieces(const nocopy_walk& w, const WalkMemory& m, uint32_t p, bool s)
+        : stages(m.stages), held(m.held), left(m.left), count(w.count), pair(p), second(s) {}
 
-    // False if there is none, or if its stage is not held yet.
-    __device__ __forceinline__ bool prepare() {
-        if (piece >= stop && !(next_product() && piece < stop)) return false;
-        const uint32_t local = piece - start, index = reciprocal ? __umulhi(local, reciprocal) : local;
-        const uint32_t skip = (local - index * chunks) * width, pair = first + index;
-        const uint32_t head = half_reciprocal ? __umulhi(pair, half_reciprocal) : pair;
-        const uint32_t row = half == ONE_BY_ONE ? pair : half ? pair + head * half : 2 * pair;
-        next = weight + (uint64_t)row * row_bytes + skip;
-        next_apart = apart, next_bytes = min(width, whole - skip);
-        piece += WALK_WARPS;
+    // Goes on to the next piece; false if there is none, or if its stage is not held yet.
+    __device__ __forceinline__ bool next() {
+        while (tile >= pairs)
+            if (!next_stage()) return false;
+        if (chunk == 0) {
+            tiled = min(pairs - tile, most);
+            find_row(tile + min(pair, tiled - 1));
+        }
+        from = row + skip, bytes = min(width, whole - skip);
+        skip += width;
+        if (++chunk == chunks) chunk = skip = 0, tile += most;
+        return true;
+    }
+
+    __device__ __forceinline__ bool next_stage() {
+        const uint32_t following = stage + 1;
+        if (following == count || !passed(held + following % STAGES_HELD, following / STAGES_HELD % 2))
+            return false;
+        if (left && following) arrive(left + stage % STAGES_HELD);
+        stage = following;
+        const nocopy_stage& s = stages[stage % STAGES_HELD];
+        tile = pairs = 0;
+        if (s.kind != STAGE_PRODUCT) return true;
+        pairs = all_own_pairs(s), most = s.tile;
+        chunks = s.chunks, stride = s.stride;
+        width = bytes_of(s.dtype, s.product.chunk), whole = bytes_of(s.dtype, s.product.k);
+        product = ~0u, start = stop = 0;
         return true;
     }
 
     static constexpr uint32_t ONE_BY_ONE = ~0u;  // for `half`: rows of two weights make a pair
 
-    // False if there is none, or if its stage is not held yet.
-    __device__ __forceinline__ bool next_product() {
-        if (product + 1 < products) {
-            ++product;
-        } else {
-            const uint32_t following = stage + 1;
-            if (following == walk->count ||
-                !passed(shared->held + following % STAGES_HELD, following / STAGES_HELD % 2))
-                return false;
-            if (left && following) arrive(left + stage % STAGES_HELD);
-            stage = following;
-            const nocopy_stage& s = shared->stages[stage % STAGES_HELD];
-            product = products = piece = stop = 0;
-            if (s.kind != STAGE_PRODUCT) return true;
-            products = s.product.gate ? 1 : s.product.count;
-            piece = warp;
-        }
-        const nocopy_stage& s = shared->stages[stage % STAGES_HELD];
+    __device__ __forceinline__ void find_row(uint32_t own) {
+        while (own >= stop) next_product();
+        const uint32_t index = first + own, head = half_reciprocal ? __umulhi(index, half_reciprocal) : index;
+        const uint32_t at = half == ONE_BY_ONE ? index : half ? index + head * half : 2 * index;
+        row = weight + (uint64_t)at * row_bytes + (second ? apart : 0);
+    }
+
+    __device__ __forceinline__ void next_product() {
+        ++product;
+        const nocopy_stage& s = stages[stage % STAGES_HELD];
         const nocopy_fused& f = s.product;
         const nocopy_product& p = f.products[product];
-        chunks = s.chunks, reciprocal = f.reciprocal;
-        width = bytes_of(s.dtype, f.chunk), whole = bytes_of(s.dtype, f.k);
-        weight = (const uint8_t*)p.weight, row_bytes = p.row_bytes, first = first_pair(s, product);
+        weight = (const uint8_t*)p.weight, row_bytes = p.row_bytes;
         half = f.gate ? ONE_BY_ONE : p.turn == TURN_HALF ? p.head / 2 : 0;
         half_reciprocal = half > 1 ? ~0u / half + 1 : 0;
         apart = f.gate ? f.products[1].weight - p.weight : (uint64_t)row_bytes * (half ? half : 1);
         start = stop;
-        stop += own_pairs(s, product) * chunks;
-        return true;
+        first = first_pair(s, product) - start;
+        stop += own_pairs(s, product);
     }
 
     static __device__ __forceinline__ uint32_t bytes_of(uint32_t dtype, uint32_t elements) {
@@ -78,64 +88,97 @@ struct Pieces {
     }
 };
 
-// Weights on their way to one warp. A lane of a streamer keeps one. What is copied next is known before there
-// is room for it; while there is none, the second cache is to hold what comes next, so that memory goes on
-// while blocks wait for each other.
+// A place of the ring, and which time it is used.
+struct RingPlace {
+    uint32_t slot = 0, parity = 0;
+
+    __device__ __forceinline__ void advance(uint32_t slots) {
+        if (++slot == slots) slot = 0, parity ^= 1;
+    }
+};
+
+// Weights on their way to the ring: one streamer brings the first rows of pairs, the other one the second
+// ones. While the ring is full, the second cache is to hold what comes next, so that memory goes on while
+// blocks wait for each other.
 struct Stream : Pieces {
+    static_assert(STREAMERS == 2);
+
+    const nocopy_walk& walk;
     uint64_t *filled, *emptied;
     uint8_t* ring;
-    uint32_t begun = 0, arrived = 0;  // pieces, counted from the start
-    uint32_t begin_at = 0, begin_parity = 1, arrive_at = 0, arrive_parity = 0;
+    uint64_t* waits;
+    RingPlace begin, arrive;                // slots: of the next piece, of the oldest one on its way
+    uint32_t begun = 0, arrived = 0;        // pieces, counted from the start
     uint32_t started = cycles();            // when the last copy was
     Pieces far;                             // of pieces that were fetched to the second cache, the next one
     uint32_t fetched = 0, last = cycles();  // pieces before that one; when the last one was asked for
 
     __device__ __forceinline__ Stream(const nocopy_walk& w, const WalkMemory& m)
-        : Pieces(w, m, (WALK_THREADS - 1 - threadIdx.x) / 32 + STREAMERS * (threadIdx.x % 32)),
-          filled(m.filled + warp * w.slots),
-          emptied(m.emptied + warp * w.slots),
-          ring(m.rings + warp * w.slots * w.slot_bytes),
+        : Pieces(w, m, threadIdx.x % TILE_PAIRS, threadIdx.x < WALK_THREADS - 32),
+          walk(w),
+          filled(m.filled),
+          emptied(m.emptied),
+          ring(m.ring),
+          waits(m.waits),
           far(*this) {}
 
     __device__ __forceinline__ void run() {
-        if (warp >= WALK_WARPS) return;
-        for (;;) {
-            if (arrived < begun && passed(filled + arrive_at, arrive_parity)) {
-                ++arrived;
-                if (++arrive_at == walk->slots) arrive_at = 0, arrive_parity ^= 1;
+        for (;; ++begun, begin.advance(walk.slots)) {
+            while (!next()) {
+                if (stage + 1 == count) return;
+                relax();
             }
-            if (next && begun - arrived < walk->ahead && cycles() - started >= walk->pace) {
-                // Nothing has emptied a slot before its first use: that phase counts as passed.
-                if (passed(emptied + begin_at, begin_parity)) {
-                    copy_pair(filled + begin_at, ring + begin_at * walk->slot_bytes, next, next + next_apart,
-                              next_bytes);
-                    ++begun, started = cycles();
-                    if (++begin_at == walk->slots) begin_at = 0, begin_parity ^= 1;
-                    next = nullptr;
-                } else if (walk->scouted) {
-                    scout();
-                }
+            while (begun - arrived >= (passed(waits, 0) ? walk.waiting : walk.ahead)) {
+                if (passed(filled + arrive.slot, arrive.parity)) arrive.advance(walk.slots), ++arrived;
+                relax();
             }
-            if (!next && !prepare() && stage + 1 == walk->count && arrived == begun) return;
-            relax();
+            // Nothing has emptied a slot before its first use: that phase counts as passed.
+            while (!passed(emptied + begin.slot, begin.parity ^ 1)) {
+                if (walk.scouted) scout();
+                relax();
+            }
+            while (cycles() - started < walk.pace) relax();
+            copy();
+            started = cycles();
         }
+    }
+
+    // One lane starts all copies, from where the others say: so each takes a few instructions.
+    __device__ __forceinline__ void copy() const {
+        uint64_t rows[TILE_PAIRS];
+#pragma unroll
+        for (uint32_t row = 0; row < TILE_PAIRS; ++row) rows[row] = __shfl_sync(~0u, (uint64_t)from, row);
+        uint8_t* to = ring + begin.slot * walk.slot_bytes + (second ? most * stride : 0);
+        const Copies copies(filled + begin.slot, to, bytes);
+        if (!elected()) return;
+        announce(filled + begin.slot, tiled * bytes);
+        if (tiled == TILE_PAIRS) return start<TILE_PAIRS>(copies, rows, tiled);
+        if (tiled == TILE_PAIRS / 2) return start<TILE_PAIRS / 2>(copies, rows, tiled);
+        start<1>(copies, rows, tiled);
+    }
+
+    // Of so many rows; the first ones without asking whether they are among them.
+    template <uint32_t SURE>
+    __device__ __forceinline__ void start(const Copies& copies, const uint64_t (&rows)[TILE_PAIRS],
+                                          uint32_t count) const {
+#pragma unroll
+        for (uint32_t row = 0; row < (SURE == 1 ? TILE_PAIRS : SURE); ++row)
+            if (row < SURE || row < count) copies.start(row * stride, rows[row]);
     }
 
     __device__ __forceinline__ void scout() {
         if ((int32_t)(fetched - begun) <= 0) far = *this, far.left = nullptr, fetched = begun;
-        if (fetched - begun >= walk->scouted || cycles() - last < walk->scouting) return;
-        if (!far.next && !far.prepare()) return;
-        prefetch(far.next, far.next_bytes);
-        prefetch(far.next + far.next_apart, far.next_bytes);
+        if (fetched - begun >= walk.scouted || cycles() - last < walk.scouting) return;
+        if (!far.next()) return;
+        if (threadIdx.x % 32 < far.tiled) prefetch(far.from, far.bytes);
         last = cycles(), ++fetched;
-        far.next = nullptr;
     }
 };
 
 // The warp that has at hand what the others need soon.
 struct Keeper {
     const nocopy_walk& walk;
-    const WalkMemory& shared;
+    const WalkMemory shared;
     const uint32_t lane = threadIdx.x % 32;
 
     __device__ __forceinline__ void run() const {
