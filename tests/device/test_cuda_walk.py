@@ -253,3 +253,10 @@ def test_weights_that_are_not_faster_so_are_launched_one_by_one(
 ) -> None:
     monkeypatch.setattr(cuda_walk, "FASTER", frozenset({DType.Q8_0}))
     assert "walk" not in Model(bench, Shape(layers=1)).play(3)
+
+
+def test_rows_longer_than_lanes_can_hold_are_launched_one_by_one(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_walk, "MOST_STEPS", 1)
+    assert Model(bench, Shape(layers=1, hidden=4096)).play(3) != LAUNCHES

@@ -4,14 +4,14 @@
 //
 // As many blocks as multiprocessors run to the end of the program together. A stage needs all results of the
 // one before it, so blocks hand them on through words that carry a tag (barrier.cuh); no block waits for a
-// fence or a counter. Of a block, WALK_WARPS warps compute, each with a ring in shared memory through which
-// its own weights come (walk_stream.cuh). STREAMERS warps start all copies, across stages: while a row is
-// awaited, what the next stages read arrives. Only some bytes are on their way at a time, since a longer
-// queue delays the words that blocks wait for. The warps that compute read what was handed on until all of it
-// is there, apply the norm's weight, and hold their part of it in registers (walk_row.cuh); weights in bf16
-// and in blocks are multiplied as matrices (walk_product.cuh). The kernel is compiled for the model at hand,
-// and little of it is repeated, so that it fits the instruction cache of 128 KiB. Bound: the bytes of the
-// weights and of the cache.
+// fence or a counter. Weights come through a ring in shared memory, a tile of rows in each slot or the next
+// few (walk_stream.cuh). STREAMERS warps start all copies, across stages: while a row is awaited, what the
+// next stages read arrives. Only some bytes are on their way at a time, since a longer queue delays the words
+// that blocks wait for; fewer while the block does. WALK_WARPS warps compute: each has an eighth of the
+// elements of all rows, reads that of what was handed on until it is there, applies the norm's weight and
+// holds it in registers (walk_row.cuh), and multiplies it with the tiles as matrices (walk_product.cuh); so
+// the block's warps meet once a product. The kernel is compiled for the model at hand: straight code is fast
+// where all of it fits the instruction cache of 128 KiB. Bound: the bytes of the weights and of the cache.
 //
 // Words of the exchange are zero when the kernel starts, and a place is used again only after every block has
 // written something that it could not know before it had read the place: the host sees to that
@@ -176,10 +176,10 @@ struct Walker {
     // The next tile, a slot after the other.
     template <typename B, int STEPS>
     __device__ __forceinline__ void multiply_tile(const HeldRow<B, STEPS>& row, Sums* to) {
-        using Own = Dot<B, STEPS>;
-        constexpr int UNITS_OF_A_SLOT = Own::UNITS_OF_A_SLOT, UNITS = HeldRow<B, STEPS>::UNITS;
+        using Tile = Dot<B, STEPS>;
+        constexpr int UNITS_OF_A_SLOT = Tile::UNITS_OF_A_SLOT, UNITS = HeldRow<B, STEPS>::UNITS;
         const uint32_t stride = row.s.stride;
-        Own dot;
+        Tile dot;
 #pragma unroll
         for (int first = 0; first < UNITS; first += UNITS_OF_A_SLOT) {
             if (!row.has_slot(first)) continue;

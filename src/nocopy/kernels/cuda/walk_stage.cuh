@@ -17,7 +17,7 @@ constexpr uint32_t STAGES_HELD = 16, STAGES_AHEAD = 8;  // in shared memory; of 
 constexpr uint32_t TURNS = 4;     // stages that have barriers of their own for what is begun and prepared
 constexpr uint32_t PREPARED = 2;  // stages whose needs are seen to behind the one at hand
 constexpr uint32_t CANDIDATE_WORDS = 4;
-constexpr uint32_t TILE_PAIRS = 8;                    // of rows, of a tile
+constexpr uint32_t TILE_PAIRS = 8;                    // of rows, at most, in a tile
 constexpr uint32_t PAIRS_AT_ONCE = 64;                // whose sums a block keeps at a time
 constexpr int MOST_STEPS = 16;                        // of 2,048 elements, of a row
 constexpr int WORDS_AWAITED = 8, WORDS_WEIGHTED = 4;  // of four elements, by a lane together

@@ -9,15 +9,15 @@
 // The pieces of weights of a block, chunks of tiles, in order, across stages. A lane has one row of the tile.
 struct Pieces {
     const nocopy_stage* stages;
-    uint64_t *held, *left;                            // to be told that a stage is behind; or null
-    uint32_t count;                                   // of stages
-    uint32_t pair;                                    // of the lane's row, in a tile
-    bool second;                                      // of its pair
-    uint32_t stage = ~0u, product = 0;                // of the piece
-    uint32_t tile = 0, pairs = 0, most = 0;           // the next tile's first pair; of the stage; of a tile
-    uint32_t start = 0, stop = 0;                     // of them the product's
-    uint32_t chunk = 0, chunks = 0, skip = 0;         // of a row; byte of the next chunk
-    uint32_t width = 0, whole = 0, stride = 0;        // bytes of a chunk and of a row; of a row in a slot
+    uint64_t *held, *left;                      // barriers of stages; `left` is null for who reads ahead
+    uint32_t count;                             // of stages
+    uint32_t pair;                              // of the lane's row, in a tile
+    bool second;                                // of its pair
+    uint32_t stage = ~0u, product = 0;          // of the piece
+    uint32_t tile = 0, pairs = 0, most = 0;     // the next tile's first pair; of the stage; of a tile
+    uint32_t start = 0, stop = 0;               // of them the product's
+    uint32_t chunk = 0, chunks = 0, skip = 0;   // of a row; byte of the next chunk
+    uint32_t width = 0, whole = 0, stride = 0;  // bytes of a chunk and of a row; of a row in a slot
     const uint8_t *weight = nullptr, *row = nullptr;  // the weight's first row; the lane's
     uint64_t apart = 0;                               // bytes from a row of a pair to the other
     uint32_t row_bytes = 0, first = 0;                // the product's first pair, less `start`
@@ -84,7 +84,7 @@ struct Pieces {
 
     static __device__ __forceinline__ uint32_t bytes_of(uint32_t dtype, uint32_t elements) {
         if (is_blocks(dtype)) return elements / block_elements(dtype) * block_bytes(dtype);
-        return elements * (dtype == NOCOPY_F32 ? 4 : 2);
+        return 2 * elements;
     }
 };
 
