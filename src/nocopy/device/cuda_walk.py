@@ -59,6 +59,7 @@ SUMS_BYTES = 2 * 64 * 8 * 8
 SLOT_BARRIERS = 2 * 8
 """Bytes of a slot's barriers."""
 MOST_SLOTS = 64
+"""Of a ring: small rows need no more."""
 WORD_BYTES = 16
 """What addresses and steps of rows are multiples of: lanes read so many at once."""
 STAGES_HELD = 16

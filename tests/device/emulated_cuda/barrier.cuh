@@ -44,14 +44,6 @@ inline void announce(uint64_t* barrier, uint32_t bytes) {
     ++emulator::progress;
 }
 
-inline void copy_announced(uint64_t* barrier, uint8_t* to, const uint8_t* from, uint32_t bytes) {
-    if ((uintptr_t)from % 16 || (uintptr_t)to % 16 || bytes % 16) abort();
-    EmulatedCopies& copies = emulated_copies.at(barrier);
-    if (bytes > copies.missing) abort();
-    copies.missing -= bytes;
-    copies.started.push_back({to, from, bytes});
-}
-
 inline bool elected() {
     return emulator::lane_of(emulator::current) == 0;
 }
@@ -63,14 +55,19 @@ struct Copies {
 
     Copies(uint64_t* b, uint8_t* memory, uint32_t size) : barrier(b), to(memory), bytes(size) {}
     void start(uint32_t beyond, uint64_t from) const {
-        copy_announced(barrier, to + beyond, (const uint8_t*)from, bytes);
+        if (from % 16 || (uintptr_t)(to + beyond) % 16 || bytes % 16) abort();
+        EmulatedCopies& copies = emulated_copies.at(barrier);
+        if (bytes > copies.missing) abort();
+        copies.missing -= bytes;
+        copies.started.push_back({to + beyond, (const uint8_t*)from, bytes});
     }
 };
 
 inline void copy_pair(uint64_t* barrier, uint8_t* to, const uint8_t* a, const uint8_t* b, uint32_t bytes) {
+    const Copies copies(barrier, to, bytes);
     announce(barrier, 2 * bytes);
-    copy_announced(barrier, to, a, bytes);
-    copy_announced(barrier, to + bytes, b, bytes);
+    copies.start(0, (uint64_t)a);
+    copies.start(bytes, (uint64_t)b);
 }
 
 inline bool passed(uint64_t* barrier, uint32_t parity) {

@@ -173,6 +173,10 @@ inline float fast_divide(float a, float b) {
     return fabsf(b) > 8.5e37f ? 0.0f * a : a / b;
 }
 
+inline float fast_silu(float x) {
+    return fast_divide(x, 1.0f + fast_exp2(-1.44269504f * x));
+}
+
 inline float fast_tanh(float x) {
     return 1.0f - fast_divide(2.0f, fast_exp2(2.88539008f * x) + 1.0f);
 }

@@ -61,14 +61,6 @@ __device__ inline void announce(uint64_t* barrier, uint32_t bytes) {
                  : "memory");
 }
 
-__device__ inline void copy_announced(uint64_t* barrier, uint8_t* to, const uint8_t* from, uint32_t bytes) {
-    asm volatile(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-            shared_address(to)),
-        "l"(from), "r"(bytes), "r"(shared_address(barrier))
-        : "memory");
-}
-
 // Copies of `bytes` each that a barrier counts, for who starts many one after another.
 struct Copies {
     uint32_t barrier, to, bytes;
@@ -91,9 +83,10 @@ struct Copies {
 // Starts the copy of two pieces of `bytes` to shared memory, one behind the other, and arrives.
 __device__ inline void copy_pair(uint64_t* barrier, uint8_t* to, const uint8_t* a, const uint8_t* b,
                                  uint32_t bytes) {
+    const Copies copies(barrier, to, bytes);
     announce(barrier, 2 * bytes);
-    copy_announced(barrier, to, a, bytes);
-    copy_announced(barrier, to + bytes, b, bytes);
+    copies.start(0, (uint64_t)a);
+    copies.start(bytes, (uint64_t)b);
 }
 
 // True for one lane of the warp, all of which are here.

@@ -130,6 +130,11 @@ __device__ inline float fast_divide(float a, float b) {
     return y;
 }
 
+// x / (1 + e^-x), to as much.
+__device__ inline float fast_silu(float x) {
+    return fast_divide(x, 1.0f + fast_exp2(-1.44269504f * x));
+}
+
 // 1 / sqrt(x) with a relative error of 2^-22.
 __device__ inline float fast_root(float x) {
     float y;

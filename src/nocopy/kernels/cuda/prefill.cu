@@ -58,7 +58,7 @@ NOCOPY_KERNEL(norm_rows, 256, 4) {
 // f(a) b. In 16 bits the approximations of the special function unit do not show.
 template <int FUNCTION>
 __device__ inline float gated(float a, float b) {
-    if (FUNCTION == NOCOPY_GLU_SILU) return fast_divide(a, 1.0f + fast_exp2(-1.44269504f * a)) * b;
+    if (FUNCTION == NOCOPY_GLU_SILU) return fast_silu(a) * b;
     if (FUNCTION == NOCOPY_GLU_GELU) return 0.5f * a * (1.0f + erff(a * 0.70710678f)) * b;
     // (1 + tanh u) / 2 is 1 / (1 + e^-2u).
     return fast_divide(a, 1.0f + fast_exp2(-2.30220819f * (a + 0.044715f * (a * a * a)))) * b;

@@ -31,8 +31,8 @@ struct Walker {
     const nocopy_walk& walk;
     const WalkMemory shared;
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    uint32_t slot = 0, slot_parity = 0;  // of the ring, the next one
-    uint32_t round = 0;                  // which of two places sums go to
+    RingPlace next;      // slot
+    uint32_t round = 0;  // which of two places sums go to
     bool waiting = false;
     int32_t token = 0;
 
@@ -194,14 +194,14 @@ struct Walker {
 
     // The next slot, once it is filled.
     __device__ __forceinline__ const uint8_t* take() const {
-        await(shared.filled + slot, slot_parity);
-        return shared.ring + slot * walk.slot_bytes;
+        await(shared.filled + next.slot, next.parity);
+        return shared.ring + next.slot * walk.slot_bytes;
     }
 
     // This lane has read it.
     __device__ __forceinline__ void release() {
-        arrive(shared.emptied + slot);
-        if (++slot == walk.slots) slot = 0, slot_parity ^= 1;
+        arrive(shared.emptied + next.slot);
+        next.advance(walk.slots);
     }
 
     __device__ __forceinline__ Sums* sums_of_round() const {

@@ -59,8 +59,8 @@ struct nocopy_stage {
     uint32_t each[3], more[3];      // pairs of a product that each block has; how many have one more
     uint32_t keys, values;          // words from the queries to the keys and to the values
     uint32_t steps;                 // of a row
-    uint32_t tile, chunks,
-        stride;  // pairs of a tile; slots that it takes; bytes from a row there to the next
+    uint32_t tile, chunks;          // pairs of a tile; slots that it takes
+    uint32_t stride;                // bytes from a row of a slot to the next
     union {
         nocopy_fused product;
         nocopy_launch launch;  // of the op
@@ -165,6 +165,15 @@ struct WalkMemory {
         prepared = begins + TURNS;
         shares = (Share*)(prepared + TURNS);
         waits = (uint64_t*)(shares + TURNS);
+    }
+};
+
+// A place of the ring, and which time it is used.
+struct RingPlace {
+    uint32_t slot = 0, parity = 0;
+
+    __device__ __forceinline__ void advance(uint32_t slots) {
+        if (++slot == slots) slot = 0, parity ^= 1;
     }
 };
 

@@ -88,15 +88,6 @@ struct Pieces {
     }
 };
 
-// A place of the ring, and which time it is used.
-struct RingPlace {
-    uint32_t slot = 0, parity = 0;
-
-    __device__ __forceinline__ void advance(uint32_t slots) {
-        if (++slot == slots) slot = 0, parity ^= 1;
-    }
-};
-
 // Weights on their way to the ring: one streamer brings the first rows of pairs, the other one the second
 // ones. While the ring is full, the second cache is to hold what comes next, so that memory goes on while
 // blocks wait for each other.
