@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 from nocopy.device import cuda, cuda_walk
 from nocopy.memory.dtype import QUANTISED, DType
 from nocopy.tape import Space, Tensor, validate
-from tests.device.cuda_emulation import EmulatedDriver, device, driver, library  # noqa: F401
+from nocopy.tape.ops import BY_CODE
+from tests.device.cuda_emulation import EmulatedDriver, device, driver, emulated, library  # noqa: F401
 from tests.device.test_cuda_fuse import SIZES, Bench
 from tests.device.values import normal
 
@@ -30,6 +32,16 @@ def bench(device: cuda.CudaDevice, driver: EmulatedDriver) -> Bench:
     """Whose device walks."""
     driver.walks = True
     return Bench(device, driver)
+
+
+@pytest.fixture
+def wide(driver: EmulatedDriver) -> Iterator[Bench]:
+    """The same with blocks enough for several parts of attention."""
+    driver.multiprocessors, driver.walks = 8, True
+    driver.chip = replace(driver.chip, multiprocessors=8)
+    device = emulated(driver)
+    yield Bench(device, driver)
+    device.close()
 
 
 @dataclass
@@ -70,7 +82,8 @@ class Model:
         self.table = bench.weight(s.vocabulary, s.k, s.weights, 99)
         self.norms = [bench.norm(s.k) for _ in range(2 * s.layers + 1)]
         self.biases = bench.put(normal(5, q), F32, Space.WEIGHTS) if s.bias else None
-        self.frequencies = bench.put(np.linspace(1, 0.1, s.n // 2), F32, Space.GUEST)
+        frequencies = bench.put(np.linspace(1, 0.1, s.n // 2), F32, Space.GUEST)
+        self.turns = {"q": frequencies, "k": frequencies}
         cache = normal(3, s.layers, s.context, 2 * kv)
         self.caches = [bench.put(layer, s.cache, Space.GUEST) for layer in cache]
         self.x, self.h = bench.room(1, s.k), bench.room(1, s.k)
@@ -89,7 +102,7 @@ class Model:
                     tape.binary("add", self.rows[name], self.rows[name], self.biases)
             for name, count in (("q", s.heads), ("k", s.groups)):
                 turned = heads(self.rows[name], count)
-                tape.rope(turned, turned, self.frequencies, position, interleaved=s.interleaved)
+                tape.rope(turned, turned, self.turns[name], position, interleaved=s.interleaved)
             width, cache = s.groups * s.n, self.caches[i]
             parts = [cache.offset + half * width * s.cache.itemsize for half in range(2)]
             shape, steps = (s.context, width), (2 * width, 1)
@@ -155,6 +168,23 @@ def element(x: Tensor, index: int) -> Tensor:
 def test_a_pass_is_one_kernel(bench: Bench, position: int) -> None:
     """With one part of the tokens and with several."""
     assert Model(bench, Shape(layers=1 + (position == 299))).play(position) == LAUNCHES
+
+
+@pytest.mark.parametrize("position", [63, 64, 300, 720, 1500])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        Shape(groups=1),
+        Shape(groups=1, cache=F32),
+        Shape(heads=2, n=128, weights=F16),
+        Shape(heads=8, groups=1, k=512, weights=DType.Q8_0),
+    ],
+    ids=["one job", "f32 cache", "each head its own", "two jobs a group"],
+)
+def test_parts_of_the_tokens(wide: Bench, shape: Shape, position: int) -> None:
+    """One, several, as many as there are blocks for, and parts of up to four tiles a warp."""
+    shape = replace(shape, layers=1, context=1504, hidden=256)
+    assert Model(wide, shape).play(position, 2) == LAUNCHES
 
 
 def test_passes_after_each_other_are_one_kernel(bench: Bench) -> None:
@@ -246,6 +276,30 @@ def test_what_somebody_reads_later_is_written(bench: Bench, layers: int, walks: 
     bench._play(bench.gpu, tape)
     np.testing.assert_allclose(bench.array(copy), wanted, rtol=1e-3, atol=1e-3)
     assert ("walk" in bench.driver.launched) == walks
+
+
+@pytest.mark.parametrize("ends", [False, True], ids=["read later", "the last record"])
+def test_what_attention_makes_is_not_lost(bench: Bench, ends: bool) -> None:
+    """Blocks hand it on without writing it: where somebody else reads it, no pass is one kernel."""
+    model = Model(bench, Shape(layers=2))
+    model.attended = bench.room(1, 256, space=Space.GUEST)
+    tokens, position = bench.put([5], I32, Space.GUEST), bench.put([9], I32, Space.GUEST)
+    model.step(tokens, position, bench.room(1, 130, space=Space.GUEST))
+    tape = validate(bytes(bench.tape), SIZES)
+    if ends:
+        last = max(i for i, r in enumerate(tape.records) if BY_CODE[int(r["opcode"])].name == "attention")
+        tape = validate(tape.records[: last + 1].tobytes(), SIZES)
+    bench._play(bench.reference, tape)
+    wanted = bench.array(model.attended).copy()
+    bench.array(model.attended)[...] = 0
+    bench._play(bench.gpu, tape)
+    np.testing.assert_allclose(bench.array(model.attended), wanted, rtol=1e-2, atol=1e-2)
+
+
+def test_queries_and_keys_that_turn_otherwise_are_launched_one_by_one(bench: Bench) -> None:
+    model = Model(bench, Shape(layers=1))
+    model.turns["k"] = bench.put(np.linspace(0.9, 0.2, 32), F32, Space.GUEST)
+    assert model.play(9) != LAUNCHES
 
 
 def test_weights_that_are_not_faster_so_are_launched_one_by_one(

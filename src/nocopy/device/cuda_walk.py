@@ -34,7 +34,7 @@ from nocopy.memory.dtype import QUANTISED, DType
 from nocopy.tape.ops import GLU
 from nocopy.tape.record import Space
 
-WALK = struct.Struct("<3Q10I")
+WALK = struct.Struct("<3Q12I")
 """`nocopy_walk` there."""
 THREADS = 352
 """Of a block, those included that do not compute."""
@@ -45,7 +45,7 @@ BLOCKS_IN_FLIGHT = 64 << 10
 """Bytes of weights in blocks that are on their way: here memory is not what decides."""
 WAITING_IN_FLIGHT = 16 << 10
 """The same while a block waits for a row, whose words come behind all that is on its way."""
-PACE = 0.5
+PACE = 0.65
 """Times what memory takes for as much: how long from the copies of one slot to those of the next, at least.
 Bursts from the second cache delay what blocks wait for."""
 LONG_PRODUCTS = 64 << 20
@@ -66,6 +66,10 @@ STAGES_HELD = 16
 """As in walk_stage.cuh."""
 OTHER_BYTES = 1024
 """Of shared memory: what is known of each warp's best and squares, barriers and shares of stages."""
+TURNS, ROTATION_BYTES = 4, 8
+"""Stages whose positions and rotations are in shared memory; bytes of a rotation."""
+UPPER_HALVES = 0xF0F0F0F0
+"""Of each byte."""
 FEWEST_PRODUCTS = 4
 """Products of a run that is worth a kernel of its own."""
 CACHES = frozenset({DType.F32, DType.F16, DType.BF16})
@@ -197,7 +201,7 @@ class Walks:
         if residual and run.owned.get(residual, pairs[0]) != pairs[0]:
             return False
         stage = Stage(PRODUCT, dtype, pairs=pairs, group=group)
-        if stage.steps > MOST_STEPS:
+        if stage.steps > MOST_STEPS or not stage.turns_alike:
             return False
         if found is not None:
             stage.source, stage.source_tag = self._read(found[0], index)
@@ -251,7 +255,7 @@ class Walks:
         if not splits:
             return False
         index = len(run.stages)
-        stage = Stage(ATTENTION, fields.dtype(2))
+        stage = Stage(ATTENTION, fields.dtype(2), attended=(fields.address(0, self._addresses), d["h"] * n))
         stage.launch = replace(launch, shape=replace(launch.shape, splits=splits))
         stage.source, stage.source_tag = self._read(place, index)
         stage.source += starts[query]
@@ -259,7 +263,7 @@ class Walks:
         parts = self._place("parts", jobs * splits * side * (n + 2), index)
         stage.partial, stage.partial_tag = parts.word, self._write(parts)
         self._read(parts, index)
-        self._publish(run, stage, "attention", fields.address(0, self._addresses), d["h"] * n)
+        self._publish(run, stage, "attention", *stage.attended)
         run.heads = run.best = None
         run.stages.append(stage)
         return True
@@ -342,7 +346,9 @@ class Walks:
         grid = min(self._chip.multiprocessors, *shares)
         slot_bytes = max(stage.slot_bytes for stage in run.stages)
         row_words = max(stage.row_words(grid) for stage in run.stages)
-        fixed = row_words * 4 + SUMS_BYTES + STAGES_HELD * STAGE.size + OTHER_BYTES
+        turns = max(stage.turns for stage in run.stages)
+        known = TURNS * (4 + ROTATION_BYTES * turns)
+        fixed = row_words * 4 + SUMS_BYTES + STAGES_HELD * STAGE.size + known + OTHER_BYTES
         slots = min((self._chip.block_shared_bytes - fixed) // (slot_bytes + SLOT_BARRIERS), MOST_SLOTS)
         if slots < 2 or any(stage.jobs > grid for stage in run.stages):
             return None
@@ -351,7 +357,7 @@ class Walks:
         stages += bytes(-len(stages) % WORD_BYTES)  # behind them is the exchange
         if not kept.possible:
             return None
-        tail = len(run.stages), slots, slot_bytes, *self._flow(run, slots), row_words, 0
+        tail = len(run.stages), slots, slot_bytes, *self._flow(run, slots), row_words, turns, UPPER_HALVES, 0
         shared = fixed + slots * (slot_bytes + SLOT_BARRIERS)
         shape = Shape("walk", "walk", grid, (THREADS, 1), defines=_defines(run.stages))
         return WalkLaunch(shape, stages, self._words, shared, tail, self._stop)
@@ -379,6 +385,7 @@ def _defines(stages: Sequence[Stage]) -> tuple[str, ...]:
         f"WALK_CACHES={_set(s.dtype for s in attention)}",
         f"WALK_STEPS={_set(s.steps for s in products)}",
         f"WALK_WHOLE={int(all(s.whole for s in products))}",
+        f"WALK_SCOUTS={int(not any(s.dtype in QUANTISED for s in products))}",
         f"WALK_HEAD_GROUPS={-(-max((s.head for s in attention), default=0) // 64)}",
         f"WALK_HEADS={sides.pop() if len(sides) == 1 else 0}",
     ]

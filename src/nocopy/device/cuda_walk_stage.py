@@ -6,14 +6,14 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from nocopy.device.cuda_fuse import FUSED, Group
+from nocopy.device.cuda_fuse import FUSED, Group, Product
 from nocopy.device.cuda_launch import Fields, Launch
 from nocopy.device.cuda_records import overlap
 from nocopy.memory.dtype import QUANTISED, DType
 from nocopy.tape.record import Space
 from nocopy.tape.validate import Tape
 
-STAGE = struct.Struct(f"<22I{FUSED.size}s")
+STAGE = struct.Struct(f"<22I8x{FUSED.size}s")
 """`nocopy_stage` in kernels/cuda/walk.cu."""
 PRODUCT, ATTENTION, GATHER, ARGMAX = range(4)
 """`StageKind` there."""
@@ -50,6 +50,8 @@ class Stage:
     pairs: tuple[int, ...] = ()
     group: Group | None = None
     launch: Launch | None = None
+    attended: tuple[int, int] = 0, 0
+    """Address and elements of the row that attention makes, which blocks hand on and do not write."""
 
     @property
     def head(self) -> int:
@@ -93,6 +95,20 @@ class Stage:
     def steps(self) -> int:
         """Steps of a product's row; 0 for another stage."""
         return -(-self.group.k // STEP_ELEMENTS) if self.group else 0
+
+    @property
+    def turns(self) -> int:
+        """Rotations that a product's rows need."""
+        return max((p.head // 2 for p in self._turned), default=0)
+
+    @property
+    def turns_alike(self) -> bool:
+        """Whether all of its weights whose rows turn have the same rotations."""
+        return len({(p.frequencies, p.head, p.turn_scale) for p in self._turned}) <= 1
+
+    @property
+    def _turned(self) -> list[Product]:
+        return [p for p in self.group.products if p.turn] if self.group else []
 
     @property
     def whole(self) -> bool:
@@ -158,6 +174,8 @@ class Stage:
 
     def _argument(self, kept: Kept) -> bytes:
         if self.launch:
+            if kept.row(*self.attended):
+                kept.possible = False
             return self.launch.argument(0)
         assert self.group
         group = replace(self.group, chunk=self.chunk, normed=kept.row(self.group.normed, self.group.k))

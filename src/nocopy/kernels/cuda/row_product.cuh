@@ -87,30 +87,42 @@ struct Sums {
     float a, b;
 };
 
+// A rotation, times its scale.
+struct Rotation {
+    float cosine = 1.0f, sine = 0.0f;
+
+    __device__ Rotation() {}
+    // Of frequency number `turn` of a weight whose rows turn.
+    __device__ Rotation(const nocopy_product& p, uint32_t turn, int32_t position) {
+        sincosf((float)position * ((const float*)p.frequencies)[turn], &sine, &cosine);
+        cosine *= p.turn_scale, sine *= p.turn_scale;
+    }
+};
+
 // What a pair's results need beside its sums, read while the weights are still on their way.
 struct Beside {
     float a_scale = 1.0f, b_scale = 1.0f;
     float a_bias = 0.0f, b_bias = 0.0f, a_residual = 0.0f, b_residual = 0.0f;
-    float cosine = 1.0f, sine = 0.0f;  // of the rotation, times its scale
+    Rotation rotation;
     int32_t position = -1;
     uint32_t gate = 0;  // as of nocopy_fused
     bool biased = false, turned = false, added = false;
 
     __device__ Beside() {}
-    __device__ Beside(const nocopy_fused& f, const RowPair& pair) {
+    __device__ Beside(const nocopy_fused& f, const RowPair& pair)
+        : Beside(f, pair, f.positions ? *(const int32_t*)f.positions : -1) {
+        if (turned) rotation = Rotation(f.products[pair.a_product], pair.turn, position);
+    }
+    // But the rotation.
+    __device__ Beside(const nocopy_fused& f, const RowPair& pair, int32_t at) : position(at) {
         const nocopy_product &p = f.products[pair.a_product], &other = f.products[pair.b_product];
         a_scale = p.scale, b_scale = other.scale, gate = f.gate;
         biased = p.bias || other.bias, turned = p.turn != TURN_NONE, added = p.residual;
-        if (f.positions) position = *(const int32_t*)f.positions;
         if (p.bias) a_bias = ((const float*)p.bias)[pair.a_row];
         if (other.bias) b_bias = ((const float*)other.bias)[pair.b_row];
-        if (added) {
-            a_residual = load_fresh_float((const float*)p.residual + pair.a_row);
-            b_residual = load_fresh_float((const float*)p.residual + pair.b_row);
-        }
-        if (!turned) return;
-        sincosf((float)position * ((const float*)p.frequencies)[pair.turn], &sine, &cosine);
-        cosine *= p.turn_scale, sine *= p.turn_scale;
+        if (!added) return;
+        a_residual = load_fresh_float((const float*)p.residual + pair.a_row);
+        b_residual = load_fresh_float((const float*)p.residual + pair.b_row);
     }
 };
 
@@ -165,7 +177,7 @@ struct Results {
         a = beside.a_scale * sums.a, b = beside.b_scale * sums.b;
         if (beside.biased) a = a + beside.a_bias, b = b + beside.b_bias;
         if (beside.turned) {
-            const float c = beside.cosine, s = beside.sine;
+            const float c = beside.rotation.cosine, s = beside.rotation.sine;
             float turned = a * c - b * s;
             b = a * s + b * c;
             a = turned;

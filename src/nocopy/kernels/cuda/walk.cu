@@ -31,6 +31,7 @@ struct Walker {
     const nocopy_walk& walk;
     const WalkMemory shared;
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    uint32_t index = 0;  // of the stage at hand
     RingPlace next;      // slot
     uint32_t round = 0;  // which of two places sums go to
     bool waiting = false;
@@ -41,15 +42,15 @@ struct Walker {
     }
 
     __device__ __forceinline__ void run() {
-        for (uint32_t s = 0; s < walk.count; ++s) {
-            begin_stage(s);
-            const nocopy_stage& stage = shared.stages[s % STAGES_HELD];
+        for (; index < walk.count; ++index) {
+            begin_stage();
+            const nocopy_stage& stage = shared.stages[index % STAGES_HELD];
             switch (stage.kind) {
                 case STAGE_PRODUCT:
                     product(stage);
                     break;
                 case STAGE_ATTENTION:
-                    attention(stage, shared.shares[s % TURNS]);
+                    attention(stage, shared.shares[index % TURNS]);
                     break;
                 case STAGE_GATHER:
                     gather(stage);
@@ -62,7 +63,7 @@ struct Walker {
 
     // Rows
 
-    __device__ __forceinline__ void begin_stage(uint32_t index) {
+    __device__ __forceinline__ void begin_stage() {
         set_waiting(true);
         arrive(shared.begins + index % TURNS);
         await(shared.prepared + index % TURNS, index / TURNS % 2);
@@ -87,33 +88,36 @@ struct Walker {
     struct ProductOf {
         Walker& walker;
         const nocopy_stage& stage;
+        uint64_t& best;
 
         template <typename B>
         __device__ __forceinline__ void operator()(B) const {
-            walker.product_in<B, 1>(stage);
+            steps<B, 1>();
+        }
+        template <typename B, int STEPS>
+        __device__ __forceinline__ void steps() const {
+            if constexpr (WALK_STEPS >> STEPS & 1)
+                if (stage.steps == STEPS) best = walker.product_of<B, STEPS>(stage);
+            if constexpr (STEPS < MOST_STEPS) steps<B, STEPS + 1>();
         }
     };
 
     __device__ __forceinline__ void product(const nocopy_stage& s) {
-        with_type(s.dtype, ProductOf{*this, s});
+        if (s.best != NOWHERE && threadIdx.x == 0) __threadfence();  // see Keeper::see_cache
+        uint64_t best = 0;
+        with_type(s.dtype, ProductOf{*this, s, best});
+        if (s.best != NOWHERE) publish_best(s, best);
     }
 
+    // The block's likeliest result, if somebody asks.
     template <typename B, int STEPS>
-    __device__ __forceinline__ void product_in(const nocopy_stage& s) {
-        if constexpr (WALK_STEPS >> STEPS & 1)
-            if (s.steps == STEPS) return product_of<B, STEPS>(s);
-        if constexpr (STEPS < MOST_STEPS) product_in<B, STEPS + 1>(s);
-    }
-
-    template <typename B, int STEPS>
-    __device__ __forceinline__ void product_of(const nocopy_stage& s) {
+    __device__ __forceinline__ uint64_t product_of(const nocopy_stage& s) {
         const uint32_t pairs = all_own_pairs(s);
         uint64_t best = 0;
-        if (s.best != NOWHERE && threadIdx.x == 0) __threadfence();  // see Keeper::see_cache
         HeldRow<B, STEPS> row(walk, s);
         // What is needed beside the row is read while the first look at it is on its way.
         row.look();
-        Own own(s, 0);
+        Own own(*this, s, 0);
         row.bring();
         if (lane == 0) squares_of_round()[warp] = row.squares;
         set_waiting(false);
@@ -130,10 +134,9 @@ struct Walker {
             if (start == 0 && row.norm) scale = scale_of_norm(s.product);
             if (start + threadIdx.x < stop) finish(s, own, scale, best);
             round ^= 1;  // others still read the sums
-            if ((start += PAIRS_AT_ONCE) >= pairs) break;
-            own = Own(s, start);
+            if ((start += PAIRS_AT_ONCE) >= pairs) return best;
+            own = Own(*this, s, start);
         }
-        if (s.best != NOWHERE) publish_best(s, best);
     }
 
     // Where a pair's results go: words of the exchange.
@@ -156,10 +159,13 @@ struct Walker {
         Beside beside;
         Target target;
 
-        __device__ __forceinline__ Own(const nocopy_stage& s, uint32_t start)
+        __device__ __forceinline__ Own(const Walker& w, const nocopy_stage& s, uint32_t start)
             : pair(own_pair(s, min(start + threadIdx.x, all_own_pairs(s) - 1))),
-              beside(s.product, pair),
-              target(s, pair) {}
+              beside(s.product, pair, w.shared.positions[w.index % TURNS]),
+              target(s, pair) {
+            if (beside.turned)
+                beside.rotation = w.shared.rotations[w.index % TURNS * w.walk.turns + pair.turn];
+        }
     };
 
     __device__ __forceinline__ void finish(const nocopy_stage& s, const Own& own, float scale,
@@ -179,7 +185,7 @@ struct Walker {
         using Tile = Dot<B, STEPS>;
         constexpr int UNITS_OF_A_SLOT = Tile::UNITS_OF_A_SLOT, UNITS = HeldRow<B, STEPS>::UNITS;
         const uint32_t stride = row.s.stride;
-        Tile dot;
+        Tile dot(walk.mask);
 #pragma unroll
         for (int first = 0; first < UNITS; first += UNITS_OF_A_SLOT) {
             if (!row.has_slot(first)) continue;

@@ -119,8 +119,10 @@ struct Attention {
         if (share.idle) return;
         const uint32_t n = share.n, newest = share.newest, end = share.stop;
         uint32_t at = share.start + warp * TILE;
-        CachedTile<READING> tile;
+        constexpr uint32_t STEP = WALK_WARPS * TILE;
+        CachedTile<READING> tile, following;
         if (at < end) tile.bring(share, n, at, min(TILE, end - at), newest);
+        if (at + STEP < end) following.bring(share, n, at + STEP, min(TILE, end - at - STEP), newest);
         const uint32_t parts = share.parts, most = share.most, heads = share.heads;
         const Element own(threadIdx.x, n);  // of what the warps have seen
         // The block's share of the elements that parts come to together.
@@ -131,13 +133,12 @@ struct Attention {
         hold_queries();
         const uint8_t *key = (const uint8_t*)(row + heads * n), *value = key + n * SIZE;
 #pragma unroll 1
-        for (uint32_t next; at < end; at = next) {
-            next = at + WALK_WARPS * TILE;
-            CachedTile<READING> following;
-            if (next < end) following.bring(share, n, next, min(TILE, end - next), newest);
+        for (; at < end; at += STEP) {
             if (newest - at < TILE) tile.put(newest - at, key, value, n);
             see(tile, min(TILE, end - at));
             tile = following;
+            const uint32_t next = at + 2 * STEP;
+            if (next < end) following.bring(share, n, next, min(TILE, end - next), newest);
         }
         float *states = row + (heads + 2) * n, *tops = states + WALK_WARPS * HEADS * n;
         keep(states + warp * HEADS * n, tops + 2 * warp * HEADS);

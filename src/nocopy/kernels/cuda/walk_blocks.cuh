@@ -32,9 +32,9 @@ __device__ __forceinline__ uint32_t word_across(const uint8_t* at) {
     return read_as<uint32_t>(at - 2) >> 16 | read_as<uint32_t>(at + 2) << 16;
 }
 
-// Numbers of four bits, with 8 for none, in the upper half of each byte.
-__device__ inline uint32_t upper_halves(uint32_t word) {
-    return (word & 0xf0f0f0f0) ^ 0x80808080;
+// Numbers of four bits, with 8 for none, in the upper half of each byte, which the mask has.
+__device__ inline uint32_t upper_halves(uint32_t word, uint32_t mask) {
+    return (word & mask) ^ 0x80808080;
 }
 
 // Types whose blocks are one run. Rows and units begin at multiples of four.
@@ -49,7 +49,7 @@ struct ShortBlocks {
 
 struct MatrixQ8_0 : ShortBlocks<34> {
     static constexpr float WORTH = 1.0f;
-    static __device__ __forceinline__ void read(const uint8_t* unit, uint32_t q, RunQuads& y) {
+    static __device__ __forceinline__ void read(const uint8_t* unit, uint32_t q, RunQuads& y, uint32_t) {
 #pragma unroll
         for (uint32_t r = 0; r < RUNS; ++r) {
             const uint8_t* at = unit + 34 * r + 2 + 4 * q;
@@ -63,12 +63,12 @@ struct MatrixQ8_0 : ShortBlocks<34> {
 
 struct MatrixQ4_0 : ShortBlocks<18> {
     static constexpr float WORTH = 1.0f / 16;
-    static __device__ __forceinline__ void read(const uint8_t* unit, uint32_t q, RunQuads& y) {
+    static __device__ __forceinline__ void read(const uint8_t* unit, uint32_t q, RunQuads& y, uint32_t mask) {
 #pragma unroll
         for (uint32_t r = 0; r < RUNS; ++r) {
             const uint8_t* at = unit + 18 * r + 2 + 4 * q;
             const uint32_t both = r % 2 ? read_as<uint32_t>(at) : word_across(at);
-            y[r] = {{upper_halves(both << 4), upper_halves(both)}};
+            y[r] = {{upper_halves(both << 4, mask), upper_halves(both, mask)}};
         }
     }
 };
@@ -106,7 +106,7 @@ struct AffineBlocks {
 
 struct MatrixQ4_K : AffineBlocks {
     static constexpr uint32_t BYTES = 144;
-    static __device__ __forceinline__ void read(const uint8_t* block, uint32_t q, RunQuads& y) {
+    static __device__ __forceinline__ void read(const uint8_t* block, uint32_t q, RunQuads& y, uint32_t) {
         read_halves(block + 16 + 64 * own_half(), q, y);
     }
 };
@@ -114,7 +114,7 @@ struct MatrixQ4_K : AffineBlocks {
 // The same with a fifth bit for each number.
 struct MatrixQ5_K : AffineBlocks {
     static constexpr uint32_t BYTES = 176;
-    static __device__ __forceinline__ void read(const uint8_t* block, uint32_t q, RunQuads& y) {
+    static __device__ __forceinline__ void read(const uint8_t* block, uint32_t q, RunQuads& y, uint32_t) {
         read_halves(block + 48 + 64 * own_half(), q, y);
 #pragma unroll
         for (uint32_t i = 0; i < 2; ++i) {
@@ -134,7 +134,7 @@ struct MatrixQ6_K {
         const uint32_t both = read_as<uint16_t>(block + 192 + 8 * own_half() + 2 * run);
         return {scale * (float)(int8_t)both, scale * (float)(int8_t)(both >> 8)};
     }
-    static __device__ __forceinline__ void read(const uint8_t* block, uint32_t q, RunQuads& y) {
+    static __device__ __forceinline__ void read(const uint8_t* block, uint32_t q, RunQuads& y, uint32_t) {
         const uint8_t *low = block + 64 * own_half() + 4 * q, *high = block + 128 + 32 * own_half() + 4 * q;
 #pragma unroll
         for (uint32_t i = 0; i < 2; ++i) {

@@ -46,6 +46,9 @@ struct Dot {
     };
 
     Sums sums = {};
+    const uint32_t mask;  // 0xf0f0f0f0
+
+    __device__ __forceinline__ Dot(uint32_t m) : mask(m) {}
 
     // Of a unit of x, a lane's first quad.
     static __device__ __forceinline__ uint32_t element() { return 32 * own_run() + 4 * own_place(); }
@@ -95,26 +98,27 @@ struct Dot {
                            unit * (WALK_WARPS / B::UNITS * B::BYTES);
         const uint8_t* b = a + PAIRS * stride;
         RunQuads a_quads, b_quads;
-        B::read(a, q, a_quads);
-        B::read(b, q, b_quads);
+        B::read(a, q, a_quads, mask);
+        B::read(b, q, b_quads, mask);
         const RunScale a_scale = B::scale(a, q), b_scale = B::scale(b, q);
-        int32_t d[4] = {}, upper[4] = {};
+        // Two sums each, of every second run, so that a matrix need not wait for the one before.
+        int32_t d[2][4] = {}, upper[2][4] = {};
 #pragma unroll
         for (uint32_t r = 0; r < RUNS; ++r) {
             const Words<2>&av = a_quads[r], &bv = b_quads[r];
             const uint32_t first = own_run() == r ? x.first : 0, second = own_run() == r ? x.second : 0;
             if constexpr (B::SCALES == Scales::TWO) {
-                multiply_whole(d, {av.v[0], bv.v[0], 0, 0}, first, 0);
-                multiply_whole(upper, {0, 0, av.v[1], bv.v[1]}, 0, second);
+                multiply_whole(d[r % 2], {av.v[0], bv.v[0], 0, 0}, first, 0);
+                multiply_whole(upper[r % 2], {0, 0, av.v[1], bv.v[1]}, 0, second);
             } else {
-                multiply_whole(d, {av.v[0], bv.v[0], av.v[1], bv.v[1]}, first, second);
+                multiply_whole(d[r % 2], {av.v[0], bv.v[0], av.v[1], bv.v[1]}, first, second);
             }
         }
-        sums.a = fmaf(worth(d), a_scale.scale * x.each, sums.a);
-        sums.b = fmaf(worth(d + 2), b_scale.scale * x.each, sums.b);
+        sums.a = fmaf(worth(d, 0), a_scale.scale * x.each, sums.a);
+        sums.b = fmaf(worth(d, 2), b_scale.scale * x.each, sums.b);
         if constexpr (B::SCALES == Scales::TWO) {
-            sums.a = fmaf(worth(upper), a_scale.other * x.each, sums.a);
-            sums.b = fmaf(worth(upper + 2), b_scale.other * x.each, sums.b);
+            sums.a = fmaf(worth(upper, 0), a_scale.other * x.each, sums.a);
+            sums.b = fmaf(worth(upper, 2), b_scale.other * x.each, sums.b);
         }
         if constexpr (B::SCALES == Scales::AFFINE) {
             sums.a = fmaf(-a_scale.other, x.sum, sums.a);
@@ -122,8 +126,9 @@ struct Dot {
         }
     }
 
-    static __device__ __forceinline__ float worth(const int32_t* parts) {
-        return (float)(256 * parts[0] + parts[1]);
+    // Of the upper and the lower bytes' sums.
+    static __device__ __forceinline__ float worth(const int32_t (&d)[2][4], int i) {
+        return (float)(256 * (d[0][i] + d[1][i]) + (d[0][i + 1] + d[1][i + 1]));
     }
 
     // The tile's sums, each over the team's four lanes.
@@ -151,6 +156,8 @@ struct Dot<HalfWords<BF16>, STEPS> {
     };
 
     float d[2 * PAIRS][4] = {};  // of each row
+
+    __device__ __forceinline__ Dot(uint32_t) {}
 
     static __device__ __forceinline__ uint32_t element() { return 8 * (threadIdx.x % 32); }
 

@@ -38,6 +38,11 @@ constexpr int WORDS_AWAITED = 8, WORDS_WEIGHTED = 4;  // of four elements, by a 
 #define WALK_WHOLE 0
 #endif
 
+// And whether the second cache is to hold what comes next.
+#ifndef WALK_SCOUTS
+#define WALK_SCOUTS 1
+#endif
+
 // And heads that share keys and values, or heads that do not; 0 for either.
 #ifndef WALK_HEADS
 #define WALK_HEADS 0
@@ -61,6 +66,7 @@ struct nocopy_stage {
     uint32_t steps;                 // of a row
     uint32_t tile, chunks;          // pairs of a tile; slots that it takes
     uint32_t stride;                // bytes from a row of a slot to the next
+    uint32_t reserved[2];           // to a multiple of 16 bytes
     union {
         nocopy_fused product;
         nocopy_launch launch;  // of the op
@@ -88,11 +94,13 @@ struct nocopy_walk {
     uint32_t scouted;            // pieces behind a full ring that the second cache is to hold
     uint32_t scouting;           // cycles from one of them to the next, at least
     uint32_t row_words;          // of shared memory
+    uint32_t turns;              // rotations of a stage, at most
+    uint32_t mask;               // 0xf0f0f0f0, for a register: an instruction takes one constant
     uint32_t reserved;
 };
 
-static_assert(sizeof(nocopy_stage) == 424, "device/cuda_walk.py packs this struct");
-static_assert(sizeof(nocopy_walk) == 64, "device/cuda_walk.py packs this struct");
+static_assert(sizeof(nocopy_stage) == 432, "device/cuda_walk.py packs this struct");
+static_assert(sizeof(nocopy_walk) == 72, "device/cuda_walk.py packs this struct");
 
 #if __CUDA_ARCH__ >= 900
 
@@ -149,6 +157,8 @@ struct WalkMemory {
     uint64_t *begins, *prepared;  // of stages in turn: the block has begun it; what it needs is there
     Share* shares;                // of stages in turn
     uint64_t* waits;              // phases are odd while the block waits for others
+    int32_t* positions;           // of stages in turn: where the row is
+    Rotation* rotations;          // of stages in turn, as many as there may be
 
     __device__ __forceinline__ WalkMemory(const nocopy_walk& w) {
         ring = dynamic_shared();
@@ -165,6 +175,8 @@ struct WalkMemory {
         prepared = begins + TURNS;
         shares = (Share*)(prepared + TURNS);
         waits = (uint64_t*)(shares + TURNS);
+        positions = (int32_t*)(waits + 1);
+        rotations = (Rotation*)(positions + TURNS);
     }
 };
 

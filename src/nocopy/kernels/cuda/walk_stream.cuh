@@ -125,7 +125,7 @@ struct Stream : Pieces {
             }
             // Nothing has emptied a slot before its first use: that phase counts as passed.
             while (!passed(emptied + begin.slot, begin.parity ^ 1)) {
-                if (walk.scouted) scout();
+                if (WALK_SCOUTS && walk.scouted) scout();
                 relax();
             }
             while (cycles() - started < walk.pace) relax();
@@ -173,10 +173,13 @@ struct Keeper {
     const uint32_t lane = threadIdx.x % 32;
 
     __device__ __forceinline__ void run() const {
-        for (uint32_t s = 0; s < STAGES_AHEAD; ++s) hold_stage(s);
+        uint32_t held = 0;
 #pragma unroll 1
         for (uint32_t ahead = 0; ahead < walk.count + PREPARED; ++ahead) {
             if (ahead >= PREPARED) begun(ahead - PREPARED);
+            // Where nobody looks any more.
+#pragma unroll 1
+            for (; held < min(walk.count, ahead + 1 + STAGES_AHEAD - PREPARED); ++held) hold_stage(held);
             prepare(ahead);
         }
     }
@@ -184,18 +187,16 @@ struct Keeper {
     // The block has begun this stage.
     __device__ __forceinline__ void begun(uint32_t s) const {
         await(shared.begins + s % TURNS, s / TURNS % 2);
-        hold_stage(s + STAGES_AHEAD);  // where nobody looks any more
         if (s && shared.stages[s % STAGES_HELD].kind == STAGE_GATHER)
             see_cache(shared.stages[(s - 1) % STAGES_HELD]);  // the block knows what is likeliest
     }
 
     __device__ __forceinline__ void hold_stage(uint32_t index) const {
-        if (index >= walk.count) return;
         if (index >= STAGES_HELD) await(shared.left + index % STAGES_HELD, (index / STAGES_HELD - 1) % 2);
-        const uint32_t words = sizeof(nocopy_stage) / 4;
-        const uint32_t* from = (const uint32_t*)((const nocopy_stage*)walk.stages + index);
-        uint32_t* to = (uint32_t*)(shared.stages + index % STAGES_HELD);
-        for (uint32_t i = lane; i < words; i += 32) to[i] = from[i];
+        static_assert(sizeof(nocopy_stage) % 16 == 0 && sizeof(nocopy_stage) <= 32 * 16);
+        const Words4* from = (const Words4*)((const nocopy_stage*)walk.stages + index);
+        if (lane < sizeof(nocopy_stage) / 16)
+            ((Words4*)(shared.stages + index % STAGES_HELD))[lane] = from[lane];
         __syncwarp();
         arrive(shared.held + index % STAGES_HELD);
     }
@@ -205,11 +206,26 @@ struct Keeper {
         if (index >= walk.count) return;
         const nocopy_stage& s = shared.stages[index % STAGES_HELD];
         if (s.kind == STAGE_ATTENTION) share_tokens(s, shared.shares[index % TURNS]);
+        if (s.kind == STAGE_PRODUCT && s.product.positions) reckon(s.product, index % TURNS);
         if (s.kind == STAGE_PRODUCT && s.product.norm)
             for (uint32_t i = 32 * lane; i < s.product.k; i += 32 * 32)
                 prefetch((const uint8_t*)((const float*)s.product.norm + i));
         __syncwarp();
         arrive(shared.prepared + index % TURNS);
+    }
+
+    // Where the row is, which may lie behind a bus, and how its elements turn: all weights alike.
+    __device__ __forceinline__ void reckon(const nocopy_fused& f, uint32_t turn) const {
+        const int32_t position = *(const int32_t*)f.positions;
+        if (lane == 0) shared.positions[turn] = position;
+#pragma unroll 1
+        for (uint32_t p = 0; p < f.count; ++p) {
+            if (f.products[p].turn == TURN_NONE) continue;
+#pragma unroll 1
+            for (uint32_t i = lane; i < f.products[p].head / 2; i += 32)
+                shared.rotations[turn * walk.turns + i] = Rotation(f.products[p], i, position);
+            return;
+        }
     }
 
     // What the block does in a stage of attention, and the first rows of its part of the tokens in the second
