@@ -96,10 +96,11 @@ def generate(
         How many tokens were written, and why it stopped.
     """
     session, constraint = found.session, found.constraint
+    room = session.context - session.length
     for made in range(most):
         if constraint is not None and constraint.finished:
             return made, Finish.CONSTRAINT
-        if session.length == session.context:
+        if made == room:
             return made, Finish.CONTEXT
         check()
         if constraint is None:

@@ -38,11 +38,11 @@ class GuestSession:
 
     def append(self, tokens: list[int]) -> None:
         """Feed tokens. Errors as in `Session.append`."""
-        self._feed(lambda: self.session.append(tokens))
+        self._feed(self.session.append, tokens)
 
     def extend(self, tokens: list[int]) -> int:
         """Make it hold exactly these tokens; return how many it had. Errors as in `Session.extend_to`."""
-        return self._feed(lambda: self.session.extend_to(tokens))
+        return self._feed(self.session.extend_to, tokens)
 
     def truncate(self, length: int) -> None:
         """Forget all but the first tokens. Errors as in `Session.truncate`."""
@@ -50,9 +50,9 @@ class GuestSession:
         self.session.truncate(length)
         self.fresh = self.fresh and length == before
 
-    def _feed(self, feed: Callable[[], T]) -> T:
+    def _feed(self, feed: Callable[[list[int]], T], tokens: list[int]) -> T:
         try:
-            result = feed()
+            result = feed(tokens)
         except UsageError:  # nothing was fed
             raise
         except BaseException:
