@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +13,7 @@ from nocopy.device import cuda, cuda_walk
 from nocopy.memory.dtype import QUANTISED, DType
 from nocopy.tape import Space, Tensor, validate
 from nocopy.tape.ops import BY_CODE
-from tests.device.cuda_emulation import EmulatedDriver, device, driver, emulated, library  # noqa: F401
+from tests.device.cuda_emulation import EmulatedDriver, device, driver, library  # noqa: F401
 from tests.device.test_cuda_fuse import SIZES, Bench
 from tests.device.values import normal
 
@@ -35,13 +34,12 @@ def bench(device: cuda.CudaDevice, driver: EmulatedDriver) -> Bench:
 
 
 @pytest.fixture
-def wide(driver: EmulatedDriver) -> Iterator[Bench]:
+def wide(driver: EmulatedDriver, request: pytest.FixtureRequest) -> Bench:
     """The same with blocks enough for several parts of attention."""
-    driver.multiprocessors, driver.walks = 8, True
+    driver.multiprocessors = 8
     driver.chip = replace(driver.chip, multiprocessors=8)
-    device = emulated(driver)
-    yield Bench(device, driver)
-    device.close()
+    found: Bench = request.getfixturevalue("bench")
+    return found
 
 
 @dataclass

@@ -354,7 +354,6 @@ class Walks:
             return None
         kept = Kept(self._records.tape, records, self._addresses)
         stages = b"".join(stage.pack(grid, kept) for stage in run.stages)
-        stages += bytes(-len(stages) % WORD_BYTES)  # behind them is the exchange
         if not kept.possible:
             return None
         tail = len(run.stages), slots, slot_bytes, *self._flow(run, slots), row_words, turns, UPPER_HALVES, 0

@@ -373,13 +373,7 @@ struct RowResult {
         const nocopy_product& other = r.f.products[pair.b_product];
         a = p.scale * a + a_bias;
         b = other.scale * b + b_bias;
-        if (p.turn != TURN_NONE) {
-            float c, s, before = a;
-            sincosf((float)position * frequency, &s, &c);
-            c *= p.turn_scale, s *= p.turn_scale;
-            a = before * c - b * s;
-            b = before * s + b * c;
-        }
+        if (p.turn != TURN_NONE) Rotation((float)position * frequency, p.turn_scale).turn(a, b);
         if (r.f.gate) {
             store_if(line(p.out, r.out_step[pair.a_product]), pair.a_row, a);
             store_if(line(other.out, r.out_step[pair.b_product]), pair.b_row, b);

@@ -92,12 +92,22 @@ struct Rotation {
     float cosine = 1.0f, sine = 0.0f;
 
     __device__ Rotation() {}
-    // Of frequency number `turn` of a weight whose rows turn.
-    __device__ Rotation(const nocopy_product& p, uint32_t turn, int32_t position) {
-        sincosf((float)position * ((const float*)p.frequencies)[turn], &sine, &cosine);
-        cosine *= p.turn_scale, sine *= p.turn_scale;
+    __device__ Rotation(float angle, float scale) {
+        sincosf(angle, &sine, &cosine);
+        cosine *= scale, sine *= scale;
+    }
+
+    __device__ void turn(float& a, float& b) const {
+        const float turned = a * cosine - b * sine;
+        b = a * sine + b * cosine;
+        a = turned;
     }
 };
+
+// Of frequency number `turn` of a weight whose rows turn.
+__device__ inline Rotation rotation_of(const nocopy_product& p, uint32_t turn, int32_t position) {
+    return Rotation((float)position * ((const float*)p.frequencies)[turn], p.turn_scale);
+}
 
 // What a pair's results need beside its sums, read while the weights are still on their way.
 struct Beside {
@@ -111,7 +121,7 @@ struct Beside {
     __device__ Beside() {}
     __device__ Beside(const nocopy_fused& f, const RowPair& pair)
         : Beside(f, pair, f.positions ? *(const int32_t*)f.positions : -1) {
-        if (turned) rotation = Rotation(f.products[pair.a_product], pair.turn, position);
+        if (turned) rotation = rotation_of(f.products[pair.a_product], pair.turn, position);
     }
     // But the rotation.
     __device__ Beside(const nocopy_fused& f, const RowPair& pair, int32_t at) : position(at) {
@@ -176,12 +186,7 @@ struct Results {
     __device__ Results(const Beside& beside, const Sums& sums) {
         a = beside.a_scale * sums.a, b = beside.b_scale * sums.b;
         if (beside.biased) a = a + beside.a_bias, b = b + beside.b_bias;
-        if (beside.turned) {
-            const float c = beside.rotation.cosine, s = beside.rotation.sine;
-            float turned = a * c - b * s;
-            b = a * s + b * c;
-            a = turned;
-        }
+        if (beside.turned) beside.rotation.turn(a, b);
         next = {a, b};
         if (beside.gate) next = {gate_function(beside.gate, a) * b, 0.0f};
         if (beside.added) next = {beside.a_residual + a, beside.b_residual + b};

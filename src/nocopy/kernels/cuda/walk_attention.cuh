@@ -121,8 +121,11 @@ struct Attention {
         uint32_t at = share.start + warp * TILE;
         constexpr uint32_t STEP = WALK_WARPS * TILE;
         CachedTile<READING> tile, following;
-        if (at < end) tile.bring(share, n, at, min(TILE, end - at), newest);
-        if (at + STEP < end) following.bring(share, n, at + STEP, min(TILE, end - at - STEP), newest);
+        const auto bring = [&](CachedTile<READING>& to, uint32_t from) {
+            if (from < end) to.bring(share, n, from, min(TILE, end - from), newest);
+        };
+        bring(tile, at);
+        bring(following, at + STEP);
         const uint32_t parts = share.parts, most = share.most, heads = share.heads;
         const Element own(threadIdx.x, n);  // of what the warps have seen
         // The block's share of the elements that parts come to together.
@@ -137,8 +140,7 @@ struct Attention {
             if (newest - at < TILE) tile.put(newest - at, key, value, n);
             see(tile, min(TILE, end - at));
             tile = following;
-            const uint32_t next = at + 2 * STEP;
-            if (next < end) following.bring(share, n, next, min(TILE, end - next), newest);
+            bring(following, at + 2 * STEP);
         }
         float *states = row + (heads + 2) * n, *tops = states + WALK_WARPS * HEADS * n;
         keep(states + warp * HEADS * n, tops + 2 * warp * HEADS);

@@ -223,7 +223,7 @@ struct Keeper {
             if (f.products[p].turn == TURN_NONE) continue;
 #pragma unroll 1
             for (uint32_t i = lane; i < f.products[p].head / 2; i += 32)
-                shared.rotations[turn * walk.turns + i] = Rotation(f.products[p], i, position);
+                shared.rotations[turn * walk.turns + i] = rotation_of(f.products[p], i, position);
             return;
         }
     }
