@@ -1,7 +1,8 @@
 """Decoding and prefilling on a CUDA device: tokens a second, and where the time goes, kernel by kernel.
 
-python bench/cuda_decode.py [--shape 1b|8b] [--type bf16|f16|q8_0|q4_0|q4_k|q5_k|q6_k] [--context N]
-    [--tokens N] [--prefill N ...] [--no-kernels] [--check N] [--json FILE]
+python bench/cuda_decode.py [--shape 1b|8b] [--type bf16|f16|q8_0|q4_0|q4_k|q5_k|q6_k|q4_k_m|q5_k_m]
+    [--context N] [--tokens N] [--prefill N ...] [--after N ...] [--no-kernels] [--check N] [--launches N]
+    [--json FILE]
 python bench/cuda_decode.py --show FOLDER --plot FILE
 
 The model has the shape of Llama 3.2 1B (1.24 B parameters) or of Llama 3.1 8B (8.03 B; 16 GB in bf16 in the
@@ -10,7 +11,9 @@ play a token, its logits read in host pages; and greedily, tokens fed ahead on t
 does. The floor is the time to read the weights once, at the speed at which a kernel reads 4 GiB; the share is
 the floor over the time. For passes of more rows a kernel's row is the median time of all launches of
 its kind in one pass, played by themselves, so that weights come from memory and not from a cache.
-`--check N` compares N greedy tokens with those of the cpu device.
+`--after` says how many tokens there are before the greedy ones. `--check N` compares N greedy tokens with
+those of the cpu device; `--launches N` N of them, fed ahead, with those of the same GPU where no pass is one
+kernel, whose time is then measured too.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ import numpy as np
 from peers import report
 
 from nocopy.bench.cuda_read import read_bandwidth
-from nocopy.bench.llama import LLAMA_1B, LLAMA_8B, model_file, read_a_token
+from nocopy.bench.llama import LLAMA_1B, LLAMA_8B, Q4_K_M, Q5_K_M, model_file, read_a_token
 from nocopy.device import cuda
 from nocopy.device.cuda_blas import BlasLaunch
 from nocopy.device.cuda_launch import plan
@@ -47,8 +50,11 @@ from nocopy.tape import Space, Tape, validate
 from nocopy.tape.ops import BY_CODE
 
 PAGE = 65536
-TYPES = "bf16", "f16", "q8_0", "q4_0", "q4_k", "q5_k", "q6_k"
+TYPES = {kind.lower(): GGMLType[kind] for kind in ("BF16", "F16", "Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K")}
+MIXES = {mix.name.lower(): mix for mix in (Q4_K_M, Q5_K_M)}
 SHAPES = {"1b": LLAMA_1B, "8b": LLAMA_8B}
+LAUNCHES_PROMPT = 41
+"""Tokens of the prompt after which greedy ones are compared."""
 rows: list[dict[str, Any]] = []
 
 
@@ -136,13 +142,15 @@ def kernel_rows(opened: Opened, device: cuda.CudaDevice, rows_at_once: int) -> N
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--shape", default="1b", choices=tuple(SHAPES))
-    parser.add_argument("--type", default="bf16", choices=TYPES)
+    parser.add_argument("--type", default="bf16", choices=(*TYPES, *MIXES))
     parser.add_argument("--kv", default="f16", choices=("f16", "q8_0"))
     parser.add_argument("--context", type=int, default=4096)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--prefill", type=int, nargs="*", default=[64, 512])
+    parser.add_argument("--after", type=int, nargs="+", default=[128, 896])
     parser.add_argument("--no-kernels", action="store_true", help="leave out the time of each kernel")
     parser.add_argument("--check", type=int, default=0)
+    parser.add_argument("--launches", type=int, default=0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--show", type=Path, help="a folder of results to draw; nothing is measured")
     parser.add_argument("--plot", type=Path)
@@ -150,9 +158,11 @@ def main() -> None:
     if chosen.show:
         if not chosen.plot:
             parser.error("--show draws into the file of --plot, which is missing")
-        report.draw_decode({kind: chosen.show / f"cuda_decode-{kind}.json" for kind in TYPES}, chosen.plot)
+        report.draw_decode(
+            {kind: chosen.show / f"cuda_decode-{kind}.json" for kind in (*TYPES, *MIXES)}, chosen.plot
+        )
         return
-    model = open_model(model_file(GGMLType[chosen.type.upper()], shape=SHAPES[chosen.shape]))
+    model = open_model(model_file((TYPES | MIXES)[chosen.type], shape=SHAPES[chosen.shape]))
     device = cuda.open_device()
     ledger, kv = Ledger(), DType[chosen.kv.upper()]
     start = time.perf_counter()
@@ -160,7 +170,7 @@ def main() -> None:
     opened = Opened(model, device, chosen.context, kv, ledger)
     seconds = time.perf_counter() - start
     row("upload", ledger.uploaded / 1e9 / seconds, "GB/s")
-    session, longest = opened.session, max([896, *chosen.prefill])
+    session, longest = opened.session, max([*chosen.after, *chosen.prefill, LAUNCHES_PROMPT])
     prompt = np.random.default_rng(1).integers(0, model.config.vocabulary, longest).tolist()
     for length in chosen.prefill:
         session.append(prompt[:length])  # the first compiles
@@ -172,22 +182,27 @@ def main() -> None:
     row(f"decode after {session.length} tokens, context {session.context}", 1e3 / ms, "tokens/s")
     floor = read_a_token(model) / read(device) / 1e6
     row("weights read once at that speed", floor, "ms")
-    for start, taken in decode_ahead(session, prompt, chosen.tokens):
+    for start, taken in decode_ahead(session, prompt, chosen.after, chosen.tokens):
         row(f"greedy, fed ahead, after {start} tokens", taken, "ms a token")
         row("share of the memory's speed", 100 * floor / taken, "%")
     for length in () if chosen.no_kernels else chosen.prefill:
         kernel_rows(opened, device, length)
     if chosen.check:
-        check(opened, model, prompt[:41], chosen.check, chosen.context, kv)
+        check(opened, model, prompt[:LAUNCHES_PROMPT], chosen.check, chosen.context, kv)
+    found = fed_ahead(session, prompt[:LAUNCHES_PROMPT], chosen.launches)
     opened.close()
     device.close()
+    if chosen.launches:
+        check_launches(found, model, prompt, chosen, kv)
     if chosen.json:
         chosen.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def decode_ahead(session: Session, prompt: list[int], count: int) -> Iterator[tuple[int, float]]:
-    """Greedy tokens after short and long prompts: tokens in the cache, and ms a token, drawn and fed."""
-    for length in (128, 896):
+def decode_ahead(
+    session: Session, prompt: list[int], after: list[int], count: int
+) -> Iterator[tuple[int, float]]:
+    """Greedy tokens after so many others: tokens in the cache, and ms a token, drawn and fed."""
+    for length in after:
         session.truncate(0)
         session.append(prompt[:length])
         for warm in (32, count):
@@ -196,6 +211,15 @@ def decode_ahead(session: Session, prompt: list[int], count: int) -> Iterator[tu
                 session.append([session.likeliest(warm - 1 - i)])
             ms = 1e3 * (time.perf_counter() - start) / warm
         yield session.length - count, ms
+
+
+def fed_ahead(session: Session, prompt: list[int], count: int) -> list[int]:
+    """Greedy tokens, as many steps at a time as a session feeds ahead."""
+    session.truncate(0)
+    session.append(prompt)
+    for i in range(count):
+        session.append([session.likeliest(count - 1 - i)])
+    return list(session.tokens[len(prompt) :])
 
 
 def read(device: cuda.CudaDevice) -> float:
@@ -215,6 +239,22 @@ def check(opened: Opened, model: Model, prompt: list[int], count: int, context: 
     cpu.close()
     same = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=True)) if a != b), count)
     row(f"greedy tokens that agree with cpu, of {count}", same, "tokens")
+
+
+def check_launches(
+    found: list[int], model: Model, prompt: list[int], chosen: argparse.Namespace, kv: DType
+) -> None:
+    """Compare greedy tokens with those of the same GPU where no pass is one kernel, and time that."""
+    device = cuda.open_device()
+    device.driver.walks = False
+    opened = Opened(model, device, chosen.context, kv, Ledger())
+    wanted = fed_ahead(opened.session, prompt[:LAUNCHES_PROMPT], chosen.launches)
+    same = sum(a == b for a, b in zip(found, wanted, strict=True))
+    row(f"greedy tokens that are those of launches, of {chosen.launches}", same, "tokens")
+    for start, taken in decode_ahead(opened.session, prompt, chosen.after, chosen.tokens):
+        row(f"launches: greedy, fed ahead, after {start} tokens", taken, "ms a token")
+    opened.close()
+    device.close()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 from nocopy.bench.chart import INK, OURS, PEERS
 
 NAMES = {"bf16": "bf16", "f16": "f16"} | {
-    kind.lower(): kind for kind in ("Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K")
+    kind.lower(): kind for kind in ("Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q4_K_M", "Q5_K_M")
 }
 
 

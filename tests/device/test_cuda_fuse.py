@@ -167,13 +167,29 @@ def test_a_norm_and_its_products_are_one_launch(bench: Bench, dtype: DType, k: i
 @pytest.mark.parametrize("cache", [F32, F16, BF16], ids=lambda d: d.name)
 def test_turned_and_cached_results_are_one_launch(bench: Bench, interleaved: bool, cache: DType) -> None:
     """Queries with a bias, keys and values, of which keys and values go to a row of a token-major cache."""
+    project(bench, [BF16] * 3, cache, interleaved=interleaved)
+    assert bench.judge() == ["fused_bf16"]
+
+
+@pytest.mark.parametrize("types", ["BF16 BF16 Q8_0", "Q4_K Q5_K Q4_K", "Q8_0 Q4_0 Q4_0"])
+def test_of_weights_of_several_types_each_run_of_one_is_a_launch(bench: Bench, types: str) -> None:
+    """As files in K-quants have them."""
+    project(bench, [DType[name] for name in types.split()], F16)
+    names = [
+        name for name, before in zip(types.split(), [None, *types.split()], strict=False) if name != before
+    ]
+    assert bench.judge() == [f"fused_{name.lower()}" for name in names]
+
+
+def project(bench: Bench, types: list[DType], cache: DType, *, interleaved: bool = False) -> None:
+    """Queries, keys and values with weights of these types."""
     k, heads, groups, n, tokens = 256, 4, 2, 32, 9
     x, h = bench.put(normal(1, 1, k)), bench.room(1, k)
     tape = bench.tape
     tape.rmsnorm(h, x, bench.norm(k), 1e-5)
     rows = [bench.room(1, count * n) for count in (heads, groups, groups)]
     for i, row in enumerate(rows):
-        tape.matmul(row, h, bench.weight(row.shape[1], k, BF16, i).T)
+        tape.matmul(row, h, bench.weight(row.shape[1], k, types[i], i).T)
         if i == 0:
             tape.binary("add", row, row, bench.put(normal(5, row.shape[1]), F32, Space.WEIGHTS))
     position = bench.put([7], I32, Space.GUEST)
@@ -186,7 +202,6 @@ def test_turned_and_cached_results_are_one_launch(bench: Bench, interleaved: boo
     for half, row in enumerate(rows[1:]):
         at = both.offset + half * width * cache.itemsize
         tape.scatter(Tensor(Space.GUEST, at, (tokens, width), cache, (2 * width, 1)), row, position)
-    assert bench.judge() == ["fused_bf16"]
 
 
 @pytest.mark.parametrize("position", [-1, 9, 2**31 - 1])

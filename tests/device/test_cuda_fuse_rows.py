@@ -76,10 +76,10 @@ class Sequences:
         ]
         self.out = bench.room(rows, self.heads * self.n)
 
-    def project(self, x: Tensor, dtype: DType = BF16, *, bias: bool = False) -> None:
+    def project(self, x: Tensor, *types: DType, bias: bool = False) -> None:
         bench, k = self.bench, x.shape[1]
         for i, row in enumerate((self.q, self.k, self.v)):
-            bench.tape.matmul(row, x, bench.weight(row.shape[1], k, dtype, i).T)
+            bench.tape.matmul(row, x, bench.weight(row.shape[1], k, types[i] if types else BF16, i).T)
             if bias and i == 0:
                 bench.tape.binary("add", row, row, bench.put(normal(5, row.shape[1]), F32, Space.WEIGHTS))
 
@@ -139,6 +139,19 @@ def test_sequences_are_projected_turned_cached_and_attended_to_in_two_launches(
         them.attend(i)
     name = cache.name.lower()
     assert bench.judge() == ["fused_rows_bf16", f"attention_rows_grouped_{name}"]
+
+
+def test_of_weights_of_several_types_each_run_of_one_is_a_launch(bench: Bench) -> None:
+    """As files in K-quants have them."""
+    x, h = bench.put(normal(1, 3, 256)), bench.room(3, 256)
+    bench.tape.rmsnorm(h, x, bench.norm(256), 1e-5)
+    them = Sequences(bench, 3, F16)
+    them.project(h, DType.Q4_K, DType.Q4_K, DType.Q5_K, bias=True)
+    them.turn()
+    for i in range(3):
+        them.join(i)
+        them.attend(i)
+    assert bench.judge() == ["fused_rows_q4_k", "fused_rows_q5_k", "attention_rows_grouped_f16"]
 
 
 @pytest.mark.parametrize("tokens", [1, 300, 700])

@@ -205,14 +205,14 @@ def test_rows_in_chunks(bench: Bench, weights: DType, k: int, hidden: int) -> No
     assert Model(bench, shape).play(5) == LAUNCHES
 
 
-def test_weights_of_several_types(bench: Bench) -> None:
-    """As files in K-quants have them: a run goes on from one type to another, but not where queries, keys and
+@pytest.mark.parametrize("others", ["down", "v", "k", "q", "k v", "v down"])
+@pytest.mark.parametrize(("cache", "layers"), [(F32, 1), (F16, 2)], ids=["f32", "f16"])
+def test_weights_of_several_types(bench: Bench, others: str, cache: DType, layers: int) -> None:
+    """As files in K-quants have them: a run goes on from one type to another, also where queries, keys and
     values differ."""
-    shape = Shape(weights=DType.Q4_K, k=256, hidden=256, heads=4, groups=2, n=64, layers=2)
-    assert Model(bench, replace(shape, others=(("down", DType.Q5_K),))).play(70) == LAUNCHES
-    launched = Model(bench, replace(shape, others=(("v", DType.Q5_K), ("down", DType.Q5_K)))).play(70)
-    assert "walk" in launched
-    assert launched != LAUNCHES
+    shape = Shape(weights=DType.Q4_K, k=256, hidden=256, heads=4, groups=2, n=64, layers=layers, cache=cache)
+    shape = replace(shape, others=tuple((name, DType.Q5_K) for name in others.split()))
+    assert Model(bench, shape).play(70, 2) == LAUNCHES
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nocopy.bench.llama import Shape, model_file
+from nocopy.bench.llama import Mix, Shape, model_file
 from nocopy.device import cuda_walk
 from nocopy.device.cuda import CudaDevice
 from nocopy.device.protocol import Device
@@ -24,7 +24,8 @@ from tests.device.conftest import open_or_skip
 from tests.device.cuda_emulation import EmulatedDriver, emulated, library  # noqa: F401
 
 SMALL = Shape("llama-small", 2, 256, 4, 2, 64, 512, 512, tied=True)
-KINDS = [GGMLType[name] for name in ("F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q5_K")]
+MIX = Mix("mixed", GGMLType.Q4_K, GGMLType.Q5_K)
+KINDS = [*(GGMLType[name] for name in ("F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q5_K")), MIX]
 """Q6_K is not among them: its rows are of 2,048 elements or more."""
 PROMPT = [5, 9, 2, 7, 300, 41]
 COUNT = 12
@@ -45,7 +46,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[Device]:
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.name)
 def test_one_kernel_finds_the_tokens_of_launches(
-    device: Device, kind: GGMLType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    device: Device, kind: GGMLType | Mix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert isinstance(device, CudaDevice)
     path = model_file(kind, tmp_path, SMALL)

@@ -105,11 +105,37 @@ LLAMA_1B = Shape("llama-1.24b", 16, 2048, 32, 8, 64, 8192, 128256, tied=True)
 LLAMA_8B = Shape("llama-8.03b", 32, 4096, 32, 8, 128, 14336, 128256, tied=False)
 
 
-def model_file(kind: GGMLType, folder: Path | None = None, shape: Shape = LLAMA_1B) -> Path:
+@dataclass(frozen=True)
+class Mix:
+    """Matrices of two types, as llama.cpp's quantisation chooses them for the names that end in M
+    (`llama-quant.cpp`): the head, and values and the second half of some layers' feed-forward, are of the
+    better one.
+    """
+
+    name: str
+    most: GGMLType
+    better: GGMLType
+
+    def of(self, tensor: str, shape: Shape) -> GGMLType:
+        """A matrix' type."""
+        if tensor == ("token_embd.weight" if shape.tied else "output.weight"):
+            return self.better
+        if not tensor.endswith(("attn_v.weight", "ffn_down.weight")):
+            return self.most
+        layer, eighth = int(tensor.split(".")[1]), shape.layers // 8
+        better = layer < eighth or layer >= 7 * shape.layers // 8 or (layer - eighth) % 3 == 2
+        return self.better if better else self.most
+
+
+Q4_K_M = Mix("Q4_K_M", GGMLType.Q4_K, GGMLType.Q6_K)
+Q5_K_M = Mix("Q5_K_M", GGMLType.Q5_K, GGMLType.Q6_K)
+
+
+def model_file(kind: GGMLType | Mix, folder: Path | None = None, shape: Shape = LLAMA_1B) -> Path:
     """Return the model with matrices of this type, which is made if it is not there.
 
     Args:
-        kind: of floats or of blocks.
+        kind: of floats or of blocks, or of which blocks.
         folder: where it lies; the user's cache directory if left out.
         shape: the model's.
     """
@@ -119,8 +145,11 @@ def model_file(kind: GGMLType, folder: Path | None = None, shape: Shape = LLAMA_
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         largest = max(prod(dims) for _, dims in shape.tensors())
-        noise = np.resize(_noise(kind), largest // kind.block_elements * kind.block_nbytes)
-        tensors = [_tensor(name, dims, kind, noise) for name, dims in shape.tensors()]
+        kinds = {name: kind.of(name, shape) if isinstance(kind, Mix) else kind for name, _ in shape.tensors()}
+        noise = {
+            k: np.resize(_noise(k), largest // k.block_elements * k.block_nbytes) for k in {*kinds.values()}
+        }
+        tensors = [_tensor(name, dims, kinds[name], noise[kinds[name]]) for name, dims in shape.tensors()]
         write_gguf(path, shape.metadata(), tensors)
     return path
 

@@ -318,8 +318,8 @@ class CudaDevice:
         at = 0
         while at < len(records):
             if fuser and (found := fuser.group(at)):
-                launch, count = found
-                steps.append(Step(Plan((launch,)), at, count, launch.group))
+                launches, count = found
+                steps.append(Step(Plan(launches), at, count, tuple(launch.group for launch in launches)))
             elif (rows and (group := rows.group(at))) or (prefill and (group := prefill.group(at))):
                 count = group[1]
                 steps.append(Step(group[0], at, count))

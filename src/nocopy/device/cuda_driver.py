@@ -97,6 +97,8 @@ class Driver:
         )
         oldest_chip, oldest_driver = _OLDEST_OVERLAP
         self._overlaps = self.capability >= oldest_chip and self.version >= oldest_driver
+        self.walks = self.capability >= oldest_chip
+        """Whether whole passes are one kernel, which needs bulk copies and all blocks at the same time."""
         self._refuse_old()
         self.lost = ""
         """Why the context is of no more use; "" while it is."""
@@ -376,11 +378,6 @@ class Driver:
 
     def _set(self, function: Any, attribute: int, value: int) -> None:
         self._ask("cuFuncSetAttribute", function, self._cuda.CUfunction_attribute(attribute), value)
-
-    @property
-    def walks(self) -> bool:
-        """True if kernels can be launched that need bulk copies and all of their blocks at the same time."""
-        return self.capability >= _OLDEST_OVERLAP[0]
 
     def zeroing(self, address: int, words: int) -> Start:
         """A call that fills words of 32 bits with zeros before what is started next."""

@@ -1,9 +1,10 @@
-"""Finds records of a tape that one launch of kernels/cuda/fused.cu can play together, and makes that launch.
+"""Finds records of a tape that launches of kernels/cuda/fused.cu can play together, and makes those launches.
 
 A group is what a language model does with one row: a norm or none, up to three products with weights, and
 the steps that take the products' results one by one (bias, rotation, KV cache, gate, residual). What is
 written is what the records would have written, all of it; a group is only made where no part of it reads what
-another part writes in between. Models know nothing of this: the tape is the same on every device.
+another part writes in between. Weights of one type are one launch; of a group with more types each run of one
+is, next to each other. Models know nothing of this: the tape is the same on every device.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass, field, replace
-from itertools import combinations
+from itertools import combinations, groupby
 from typing import Generic, Protocol, TypeVar
 
 from nocopy.device.cuda_launch import Fields, Shape
@@ -114,6 +115,11 @@ class Group:
             return self.products[0].rows
         return 0 if any(p.rows % 2 for p in self.products) else sum(p.rows // 2 for p in self.products)
 
+    def by_type(self) -> list[Group]:
+        """The group, as one for each run of products with weights of one type; the first writes `normed`."""
+        runs = [list(run) for _, run in groupby(self.products, lambda p: p.dtype)]
+        return [replace(self, products=run, normed=0 if i else self.normed) for i, run in enumerate(runs)]
+
     def pack(self) -> bytes:
         """The bytes of `nocopy_fused`."""
         chunks = -(-self.k // self.chunk)
@@ -166,8 +172,8 @@ class Fuser:
         self._records, self._chip = records, chip
         self._addresses = records.addresses
 
-    def group(self, first: int) -> tuple[FusedLaunch[Group], int] | None:
-        """The launch that plays the records from `first` on, and how many it plays; None if there is none."""
+    def group(self, first: int) -> tuple[tuple[FusedLaunch[Group], ...], int] | None:
+        """The launches that play the records from `first` on, and how many they play; None if others do."""
         if not self._records.weights_stay:
             return None
         at, group = first, self._norm(first)
@@ -177,10 +183,10 @@ class Fuser:
         if group is None:
             return None
         stop = self._finish(group, at)
-        launch = self._launch(group)
-        if launch is None or not self._independent(group, first, stop):
+        if not self._independent(group, first, stop):
             return None
-        return launch, stop - first
+        launches = [launch for part in group.by_type() if (launch := self._launch(part))]
+        return (tuple(launches), stop - first) if len(launches) == len(group.by_type()) else None
 
     # Records
 
@@ -212,11 +218,11 @@ class Fuser:
         return Group(k, x, norm, normed, fields.scalar(0))
 
     def _products(self, group: Group | None, at: int) -> tuple[Group | None, int]:
-        """Products of one row with weights of one type, each with its bias; and the record after them."""
+        """Products of one row with weights, each with its bias; and the record after them."""
         products: list[Product] = []
         while len(products) < MAX_PRODUCTS:
             product = self._product(group, at)
-            if product is None or (products and product.dtype is not products[0].dtype):
+            if product is None:
                 break
             if group is None:
                 group = Group(self._records[at].named["k"], self._records[at].address(1, self._addresses))
@@ -273,7 +279,7 @@ class Fuser:
 
     def _gate(self, group: Group, index: int) -> bool:
         fields = self._records.find(index, "glu")
-        if fields is None or len(group.products) != 2 or group.products[0].rows != group.products[1].rows:
+        if fields is None or len(group.products) != 2 or len({(p.rows, p.dtype) for p in group.products}) > 1:
             return False
         rows = group.products[0].rows
         gated, *inputs = (self._row(fields, slot, rows) for slot in range(3))

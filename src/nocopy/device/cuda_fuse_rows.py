@@ -106,6 +106,16 @@ class RowsGroup:
                 return i, row
         return None
 
+    def by_type(self) -> list[RowsGroup]:
+        """The group, as one for each run of products with weights of one type; see `Group`."""
+        parts: list[RowsGroup] = []
+        at = 0
+        for base in self.base.by_type():
+            own = slice(at, at + len(base.products))
+            parts.append(replace(self, base=base, outs=self.outs[own], caches=self.caches[own]))
+            at = own.stop
+        return parts
+
     def pack(self) -> bytes:
         """The bytes of `nocopy_fused_rows`."""
         caches = [c for each in self.caches for c in each]
@@ -157,12 +167,12 @@ class RowsFuser:
         if group is None:
             return None
         stop = self._finish(group, at)
-        launch = self._launch(group)
-        if launch is None or not self._independent(group, first, stop):
+        launches = [launch for part in group.by_type() if (launch := self._launch(part))]
+        if len(launches) < len(group.by_type()) or not self._independent(group, first, stop):
             return None
         joined = self._joined(group.apart)
         after = [joined] if joined else [self._plan(index) for index in group.apart]
-        return _together([Plan((launch,)), *after]), stop - first
+        return _together([Plan(tuple(launches)), *after]), stop - first
 
     # Records
 
@@ -205,7 +215,7 @@ class RowsFuser:
         return RowsGroup(rows, base, x.step, normed.step), index + 1
 
     def _products(self, group: RowsGroup | None, at: int) -> tuple[RowsGroup | None, int]:
-        """Products of the rows with weights of one type, each with its bias; and the record after them."""
+        """Products of the rows with weights, each with its bias; and the record after them."""
         while group is None or len(group.base.products) < MAX_PRODUCTS:
             found = self._product(group, at)
             if found is None:
@@ -240,8 +250,6 @@ class RowsFuser:
         wanted = Table(base.normed, group.normed_step) if base.normed else Table(base.x, group.x_step)
         if (rows, k, x) != (group.rows, base.k, wanted):
             return None
-        if base.products and dtype is not base.products[0].dtype:
-            return None
         return group, Product(weight, out.address, n, row_bytes, dtype, fields.scalar(0)), out
 
     # What becomes of products
@@ -270,7 +278,7 @@ class RowsFuser:
 
     def _gate(self, group: RowsGroup, index: int) -> bool:
         fields, products = self._records.find(index, "glu"), group.base.products
-        if fields is None or len(products) != 2 or products[0].rows != products[1].rows:
+        if fields is None or len(products) != 2 or len({(p.rows, p.dtype) for p in products}) > 1:
             return False
         gated, *inputs = (self._table(fields, slot, group.rows, products[0].rows) for slot in range(3))
         if not gated or inputs != group.outs:

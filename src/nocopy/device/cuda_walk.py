@@ -79,12 +79,12 @@ FASTER = frozenset({DType.F16, DType.BF16, *QUANTISED})
 
 @dataclass(frozen=True)
 class Step:
-    """Launches that play `count` records from `first` on; `group` if they are one fused launch."""
+    """Launches that play `count` records from `first` on; `groups` if they are fused products of one row."""
 
     plan: Plan
     first: int
     count: int
-    group: Group | None = None
+    groups: tuple[Group, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Run:
     owned: dict[int, int] = field(default_factory=dict[int, int])
     """By the address of a row in memory: how many pairs blocks share it out as."""
     heads: tuple[Group, Place] | None = None
-    """The products whose results the next attention takes."""
+    """The products, of weights of all types, whose results the next attention takes."""
     best: tuple[int, int] | None = None
     """The address of logits, and how many, of which the stage before this one knows the likeliest."""
     token: int = 0
@@ -178,8 +178,8 @@ class Walks:
 
     def _take(self, run: Run, step: Step) -> bool:
         """Add a step to the run, if it fits."""
-        if step.group is not None:
-            return self._take_products(run, step.group)
+        if step.groups:
+            return self._take_products(run, step.groups)
         fields = self._records[step.first]
         launch = step.plan.launches[0] if step.plan.launches else None
         if not isinstance(launch, Launch) or step.count != 1:
@@ -187,39 +187,43 @@ class Walks:
         take = {"attention": self._take_attention, "gather": self._take_gather, "argmax": self._take_argmax}
         return fields.op.name in take and take[fields.op.name](run, fields, launch)
 
-    def _take_products(self, run: Run, group: Group) -> bool:
-        index, found = len(run.stages), run.rows.get(group.x)
-        dtype = group.products[0].dtype
+    def _take_products(self, run: Run, groups: Sequence[Group]) -> bool:
+        """Add products of one row; more than one group if their weights are of more than one type."""
+        index, group = len(run.stages), replace(groups[0], products=[p for g in groups for p in g.products])
+        found = run.rows.get(group.x)
         if found is None and index:
             return False
         if found is not None and found[1] != group.k:
             return False
         run.rows.clear()
         width = group.products[0].rows if group.gate else sum(p.rows for p in group.products)
-        pairs = (group.products[0].rows,) if group.gate else tuple(p.rows // 2 for p in group.products)
         residual = group.products[0].residual
-        if residual and run.owned.get(residual, pairs[0]) != pairs[0]:
+        stages = [Stage(PRODUCT, g.products[0].dtype, pairs=_pairs(g), group=g) for g in groups]
+        if residual and run.owned.get(residual, stages[0].pairs[0]) != stages[0].pairs[0]:
             return False
-        stage = Stage(PRODUCT, dtype, pairs=pairs, group=group)
-        if stage.steps > MOST_STEPS or not stage.turns_alike:
+        if any(stage.steps > MOST_STEPS or not stage.turns_alike for stage in stages):
             return False
         if found is not None:
-            stage.source, stage.source_tag = self._read(found[0], index)
+            for i, stage in enumerate(stages):
+                stage.source, stage.source_tag = self._read(found[0], index + i)
         run.heads = run.best = None
         if residual or group.gate:
             at = residual or group.gated
-            place = self._publish(run, stage, "gated" if group.gate else "row", at, width)
+            place = self._publish(run, stages[0], "gated" if group.gate else "row", at, width)
             if residual:
-                run.owned[residual] = pairs[0]
+                run.owned[residual] = stages[0].pairs[0]
         elif any(p.cache for p in group.products):
             place = self._place("heads", width, index)
-            stage.target, stage.target_tag = place.word, self._write(place)
+            word, tag = place.word, self._write(place)
+            for stage, part in zip(stages, groups, strict=True):
+                stage.target, stage.target_tag = word, tag
+                word += sum(p.rows for p in part.products)
             run.heads = group, place
         elif len(group.products) == 1:
             run.best = group.products[0].out, width
         else:
             return False
-        run.stages.append(stage)
+        run.stages += stages
         return True
 
     def _take_attention(self, run: Run, fields: Fields, launch: Launch) -> bool:
@@ -373,6 +377,11 @@ class Walks:
         apart = tile / cycle  # cycles in which memory brings a tile
         waiting = min(max(round(WAITING_IN_FLIGHT / tile), 1), ahead)
         return ahead, waiting, int(PACE * apart), 0 if blocks else SCOUTED, int(apart)
+
+
+def _pairs(group: Group) -> tuple[int, ...]:
+    """Pairs of rows of each of a group's products, or of both behind a gate."""
+    return (group.products[0].rows,) if group.gate else tuple(p.rows // 2 for p in group.products)
 
 
 def _defines(stages: Sequence[Stage]) -> tuple[str, ...]:
