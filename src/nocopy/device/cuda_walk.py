@@ -34,9 +34,9 @@ from nocopy.memory.dtype import QUANTISED, DType
 from nocopy.tape.ops import GLU
 from nocopy.tape.record import Space
 
-WALK = struct.Struct("<3Q12I")
+WALK = struct.Struct("<3Q14I")
 """`nocopy_walk` there."""
-THREADS = 352
+THREADS = 320
 """Of a block, those included that do not compute."""
 FLIGHT_CYCLES = 4000
 """What memory brings in so many cycles is on its way to a multiprocessor: more delays what blocks wait for,
@@ -62,6 +62,8 @@ MOST_SLOTS = 64
 """Of a ring: small rows need no more."""
 WORD_BYTES = 16
 """What addresses and steps of rows are multiples of: lanes read so many at once."""
+COPIES = 2
+"""Of a row that all blocks read: those of one line are served one after another."""
 STAGES_HELD = 16
 """As in walk_stage.cuh."""
 OTHER_BYTES = 1024
@@ -338,7 +340,7 @@ class Walks:
         place = self._place(kind, width, len(run.stages))
         # Until the next stage has read it, whatever that is.
         place.read = len(run.stages) + 1
-        stage.target, stage.target_tag = place.word, self._write(place)
+        stage.target, stage.target_tag, stage.copies = place.word, self._write(place), COPIES
         run.rows.clear()
         run.rows[at] = place, width
         return place
@@ -360,10 +362,11 @@ class Walks:
         stages = b"".join(stage.pack(grid, kept) for stage in run.stages)
         if not kept.possible:
             return None
-        tail = len(run.stages), slots, slot_bytes, *self._flow(run, slots), row_words, turns, UPPER_HALVES, 0
+        tail = len(run.stages), slots, slot_bytes, *self._flow(run, slots), row_words, turns, UPPER_HALVES
         shared = fixed + slots * (slot_bytes + SLOT_BARRIERS)
+        tail = *tail, COPIES, self._words, 0
         shape = Shape("walk", "walk", grid, (THREADS, 1), defines=_defines(run.stages))
-        return WalkLaunch(shape, stages, self._words, shared, tail, self._stop)
+        return WalkLaunch(shape, stages, COPIES * self._words, shared, tail, self._stop)
 
     def _flow(self, run: Run, slots: int) -> tuple[int, int, int, int, int]:
         """Of `nocopy_walk`: ahead, waiting, pace, scouted, scouting."""

@@ -23,10 +23,8 @@ WARPS = 8
 """Of a block, those that compute."""
 STEP_ELEMENTS, MOST_STEPS = 2048, 16
 """Of a row: elements that warps share out; how often at most, since lanes hold all in registers."""
-TILE_OF_BLOCKS = 8
-"""Pairs of rows of a tile of weights in blocks, whose slots hold a step of each."""
-STEPS_OF_A_SLOT = 4
-"""Of other weights: all pairs of a tile together."""
+TILE, TILE_OF_BLOCKS = 4, 8
+"""Pairs of rows that come to the ring together (`Dot`, kernels/cuda/walk_product.cuh)."""
 MOST_PARTS = 32
 """Parts of the tokens of one attention stage."""
 
@@ -50,6 +48,8 @@ class Stage:
     pairs: tuple[int, ...] = ()
     group: Group | None = None
     launch: Launch | None = None
+    copies: int = 1
+    """Of its results in the exchange."""
     attended: tuple[int, int] = 0, 0
     """Address and elements of the row that attention makes, which blocks hand on and do not write."""
 
@@ -117,13 +117,13 @@ class Stage:
 
     @property
     def tile(self) -> int:
-        """Pairs of rows that come to the ring together (`Dot`, kernels/cuda/walk_product.cuh)."""
-        return TILE_OF_BLOCKS if self.dtype in QUANTISED else max(STEPS_OF_A_SLOT // max(self.steps, 1), 1)
+        """Pairs of a tile."""
+        return TILE_OF_BLOCKS if self.dtype in QUANTISED else TILE
 
     @property
     def chunk(self) -> int:
         """Elements of a row in a slot, at most."""
-        return STEP_ELEMENTS * (1 if self.dtype in QUANTISED else STEPS_OF_A_SLOT)
+        return STEP_ELEMENTS
 
     @property
     def piece_bytes(self) -> int:
@@ -134,12 +134,11 @@ class Stage:
 
     @property
     def stride(self) -> int:
-        """Bytes from a row of a slot to the next: of blocks 16 beyond a multiple of 128, so that the rows
-        that a warp reads together lie in different banks.
+        """Bytes from a row of a slot to the next: so many beyond a multiple of 128 that the rows that a warp
+        reads together lie in different banks.
         """
-        if self.dtype not in QUANTISED:
-            return self.piece_bytes
-        return -(-(self.piece_bytes - 16) // 128) * 128 + 16
+        beyond = 16 if self.dtype in QUANTISED else 64
+        return -(-(self.piece_bytes - beyond) // 128) * 128 + beyond
 
     @property
     def tile_bytes(self) -> int:
@@ -169,7 +168,7 @@ class Stage:
             self.kind, self.dtype, self.source, self.source_tag, self.target, self.target_tag, self.best,
             self.best_tag, self.partial, self.partial_tag,
             *(p // grid for p in pairs), *(p % grid for p in pairs), self.keys, self.values,
-            self.steps, self.tile, chunks, self.stride, self._argument(kept),
+            self.steps, chunks, self.stride, self.copies, self._argument(kept),
         )  # fmt: skip
 
     def _argument(self, kept: Kept) -> bytes:

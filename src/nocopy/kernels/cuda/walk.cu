@@ -125,8 +125,8 @@ struct Walker {
 #pragma unroll 1
         for (uint32_t start = 0;;) {
             const uint32_t stop = min(pairs, start + PAIRS_AT_ONCE);
-            Sums* to = sums_of_round() + warp;
             constexpr uint32_t PAIRS = Dot<B, STEPS>::PAIRS;
+            Sums* to = sums_of_round() + warp;
 #pragma unroll 1
             for (uint32_t tile = start; tile < stop; tile += PAIRS, to += PAIRS * WALK_WARPS)
                 multiply_tile<B, STEPS>(row, to);
@@ -143,6 +143,7 @@ struct Walker {
     struct Target {
         uint32_t a = NOWHERE, b = NOWHERE;
 
+        __device__ __forceinline__ explicit Target(uint32_t word) : a(word), b(word + 1) {}
         __device__ __forceinline__ Target(const nocopy_stage& s, const RowPair& pair) {
             if (s.target == NOWHERE) return;
             a = s.target + pair.a_row;
@@ -172,7 +173,7 @@ struct Walker {
                                            uint64_t& best) const {
         const Sums sums = sums_of(threadIdx.x);
         const Results results(own.beside, {sums.a * scale, sums.b * scale});
-        publish_pair(own.target, results.next, s.target_tag);
+        publish_pair(s, own.target, results.next);
         if (s.best != NOWHERE)
             best = Larger()(best, Larger()(rank_key(results.next.a, own.pair.a_row),
                                            rank_key(results.next.b, own.pair.b_row)));
@@ -232,11 +233,20 @@ struct Walker {
         return fast_root(squares / (float)f.k + f.eps);
     }
 
-    __device__ __forceinline__ void publish_pair(const Target& target, const Sums& y, uint32_t tag) const {
+    __device__ __forceinline__ void publish_pair(const nocopy_stage& s, const Target& target,
+                                                 const Sums& y) const {
         if (target.a == NOWHERE) return;
-        if (target.b == target.a + 1) return store_tagged(exchange(target.a), y.a, y.b, tag);
-        store_tagged(exchange(target.a), __float_as_uint(y.a), tag);
-        if (target.b != NOWHERE) store_tagged(exchange(target.b), __float_as_uint(y.b), tag);
+        const uint32_t tag = s.target_tag;
+#pragma unroll 1
+        for (uint32_t c = 0, beyond = 0; c < s.copies; ++c, beyond += walk.copied) {
+            uint32_t* to = exchange(target.a + beyond);
+            if (target.b == target.a + 1) {
+                store_tagged(to, y.a, y.b, tag);
+            } else {
+                store_tagged(to, __float_as_uint(y.a), tag);
+                if (target.b != NOWHERE) store_tagged(exchange(target.b + beyond), __float_as_uint(y.b), tag);
+            }
+        }
     }
 
     // The block's likeliest result: its key in three words.
@@ -285,7 +295,7 @@ struct Walker {
             const float a = table_element(table, row + at), b = table_element(table, row + at + 1);
             store(out, at, a);
             store(out, at + 1, b);
-            store_tagged(exchange(s.target + at), a, b, s.target_tag);
+            publish_pair(s, Target(s.target + at), {a, b});
         }
     }
 
@@ -309,7 +319,7 @@ struct Walker {
 
     template <int READING, int HEADS>
     __device__ __forceinline__ void attend(const nocopy_stage& s, const Share& share) {
-        Attention<READING, HEADS>{s, share, shared.row, exchange(0), walk.stop}.run();
+        Attention<READING, HEADS>{s, share, shared.row, exchange(0), walk.copied, walk.stop}.run();
     }
 };
 
@@ -321,7 +331,7 @@ extern "C" __global__ void __launch_bounds__(WALK_THREADS, 1) walk(const __grid_
     if (threadIdx.x == 0) {
         begin_barrier(shared.waits, 1);
         for (uint32_t i = 0; i < walk.slots; ++i)
-            begin_barrier(shared.filled + i, STREAMERS), begin_barrier(shared.emptied + i, WALKERS);
+            begin_barrier(shared.filled + i, 1), begin_barrier(shared.emptied + i, WALKERS);
         for (uint32_t i = 0; i < STAGES_HELD; ++i)
             begin_barrier(shared.held + i, 32), begin_barrier(shared.left + i, 32 * STREAMERS);
         for (uint32_t i = 0; i < TURNS; ++i)

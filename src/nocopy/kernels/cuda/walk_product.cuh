@@ -34,8 +34,8 @@ constexpr float MOST_WHOLE = 127 * 256;
 // columns 2 r and 2 r + 1 are the parts of run r of a unit. Of the sums, lane t of a team has those of run t.
 template <typename B, int STEPS>
 struct Dot {
-    static constexpr uint32_t UNIT = 128, QUADS = 2, GAP = 16;
-    static constexpr int UNITS_OF_A_STEP = 2, UNITS_OF_A_SLOT = 2, PAIRS = 8;
+    static constexpr uint32_t UNIT = 128, QUADS = 2, GAP = 16, PAIRS = TILE_PAIRS;
+    static constexpr int UNITS_OF_A_STEP = 2, UNITS_OF_A_SLOT = 2;
     static constexpr int LANES = 2;  // that have the same elements of x
     static constexpr bool SCALED = false;
 
@@ -141,38 +141,53 @@ struct Dot {
     }
 };
 
-// Of weights in halves. A tile is as many pairs of rows as make four steps, so that rows are read far on. A
-// row's unit is eight columns, team g's eight elements; the other matrix has in row g what bf16 or f16 holds
-// of the team's elements of x, and in row g + 8 what is left. So sums are on the diagonal.
+// Of weights in halves. A tile is four pairs: first rows, then second ones. What a lane reads of a row, eight
+// elements, is a matrix of 16 rows as it lies there: of the eight rows, the even words and the odd ones. In
+// the other matrix, columns 4 r to 4 r + 3 are of run r of 32 elements: both parts of what even words are
+// multiplied with, then of odd ones.
 template <bool BF16, int STEPS>
 struct Dot<HalfWords<BF16>, STEPS> {
-    static constexpr uint32_t UNIT = 256, QUADS = 2, GAP = 4;
-    static constexpr int UNITS_OF_A_STEP = 1, UNITS_OF_A_SLOT = 4, PAIRS = STEPS < 4 ? 4 / STEPS : 1;
+    static constexpr uint32_t UNIT = 128, QUADS = 1, GAP = 0, PAIRS = 4;
+    static constexpr int UNITS_OF_A_STEP = 2, UNITS_OF_A_SLOT = 2;
     static constexpr int LANES = 1;
     static constexpr bool SCALED = !BF16;  // f16 may hold neither the largest elements nor what is left
 
     struct Held {
-        uint32_t quads[2][4];
+        uint32_t pairs[2][2];  // of each of a lane's runs: of its even words, or its odd ones
     };
 
-    float d[2 * PAIRS][4] = {};  // of each row
+    float d[2][4] = {};  // two sums each
 
     __device__ __forceinline__ Dot(uint32_t) {}
 
-    static __device__ __forceinline__ uint32_t element() { return 8 * (threadIdx.x % 32); }
+    static __device__ __forceinline__ uint32_t run() { return threadIdx.x % 32 / 16; }
+    static __device__ __forceinline__ bool odd() { return threadIdx.x & 8; }
 
+    // Of a unit of x, a lane's quad. Four lanes bring the eight elements of each of two runs.
+    static __device__ __forceinline__ uint32_t element() {
+        return 32 * run() + (has_rest() ? 64 : 0) + 8 * own_place() + (odd() ? 4 : 0);
+    }
+
+    // These lanes exchange both parts, so that each has one of all its words.
     static __device__ __forceinline__ Held hold(const Words4* x, float scale) {
+        uint32_t runs[2][2];
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+            float low = __uint_as_float(x->v[2 * j]), high = __uint_as_float(x->v[2 * j + 1]);
+            if (SCALED) low *= scale, high *= scale;
+            const uint32_t pair = pack_pair<BF16>(low, high);
+            const uint32_t rest = pack_pair<BF16>(low - low_of(pair), high - high_of(pair));
+            const uint32_t other = __shfl_xor_sync(~0u, has_rest() ? pair : rest, 4);
+            runs[0][j] = has_rest() ? other : pair;
+            runs[1][j] = has_rest() ? rest : other;
+        }
         Held y;
 #pragma unroll
-        for (int i = 0; i < 2; ++i)
-#pragma unroll
-            for (int j = 0; j < 4; j += 2) {
-                float low = __uint_as_float(x[i].v[j]), high = __uint_as_float(x[i].v[j + 1]);
-                if (SCALED) low *= scale, high *= scale;
-                const uint32_t pair = pack_pair<BF16>(low, high);
-                y.quads[i][j] = pair;
-                y.quads[i][j + 1] = pack_pair<BF16>(low - low_of(pair), high - high_of(pair));
-            }
+        for (int i = 0; i < 2; ++i) {
+            const uint32_t other = __shfl_xor_sync(~0u, odd() ? runs[i][0] : runs[i][1], 8);
+            y.pairs[i][0] = odd() ? other : runs[i][0];
+            y.pairs[i][1] = odd() ? runs[i][1] : other;
+        }
         return y;
     }
 
@@ -185,40 +200,27 @@ struct Dot<HalfWords<BF16>, STEPS> {
 
     // Adds the warp's unit number `unit` of a slot.
     __device__ __forceinline__ void add(const uint8_t* slot, uint32_t stride, int unit, const Held& x) {
-        const uint8_t* at = slot + 2 * UNIT * (own_warp() + WALK_WARPS * unit) + 16 * (threadIdx.x % 32);
+        const uint8_t* row =
+            slot + own_team() * stride + 2 * UNIT * (own_warp() + WALK_WARPS * unit) + 16 * own_place();
+        uint32_t own = run();
+        asm volatile("" : "+r"(own));  // what is chosen by it is not kept for the next tile
 #pragma unroll
-        for (int row = 0; row < 2 * PAIRS; ++row) {
-            const Words4 words = read_as<Words4>(at + row * stride);
-            multiply_fragments<BF16>(d[row], x.quads[0], words.v[0], words.v[1]);
-            multiply_fragments<BF16>(d[row], x.quads[1], words.v[2], words.v[3]);
+        for (uint32_t i = 0; i < UNIT / 32; ++i) {
+            const bool there = own == i % 2;
+            multiply_fragments<BF16>(d[i % 2], read_as<Words4>(row + 64 * i).v, there ? x.pairs[i / 2][0] : 0,
+                                     there ? x.pairs[i / 2][1] : 0);
         }
     }
 
-    // The tile's sums, each over all lanes; the more of them, the fewer lanes add up each.
+    // The tile's sums, each over a team's four lanes.
     __device__ __forceinline__ void add_up(Sums* to, float worth) const {
-        float sums[2 * PAIRS];
-        const bool own = own_place() == own_run(), odd = own_team() % 2;  // whether it is on the diagonal
-#pragma unroll
-        for (int i = 0; i < 2 * PAIRS; ++i) {
-            const float (&parts)[4] = d[i % 2 * PAIRS + i / 2];
-            sums[i] = own ? odd ? parts[1] + parts[3] : parts[0] + parts[2] : 0.0f;
-        }
-        uint32_t mask = 16, which = 0;
-#pragma unroll
-        for (uint32_t half = PAIRS; half; half /= 2, mask /= 2) {
-            const bool upper = threadIdx.x & mask;
-            which += upper ? half : 0;
-#pragma unroll
-            for (uint32_t i = 0; i < half; ++i) {
-                const float other = __shfl_xor_sync(~0u, upper ? sums[i] : sums[half + i], mask);
-                sums[i] = (upper ? sums[half + i] : sums[i]) + other;
-            }
-        }
-#pragma unroll
-        for (uint32_t rest = 16 / PAIRS / 2; rest; rest /= 2) sums[0] += __shfl_xor_sync(~0u, sums[0], rest);
-        if (threadIdx.x % (16 / PAIRS)) return;
-        Sums& pair = to[which / 2 * WALK_WARPS];
-        (which % 2 ? pair.b : pair.a) = SCALED ? worth * sums[0] : sums[0];
+        float sum = own_place() % 2 ? d[0][2] + d[0][3] + (d[1][2] + d[1][3])
+                                    : d[0][0] + d[0][1] + (d[1][0] + d[1][1]);
+        sum += __shfl_xor_sync(~0u, sum, 1);
+        sum += __shfl_xor_sync(~0u, sum, 2);
+        if (own_place()) return;
+        Sums& pair = to[own_team() % PAIRS * WALK_WARPS];
+        (own_team() < PAIRS ? pair.a : pair.b) = SCALED ? worth * sum : sum;
     }
 };
 

@@ -7,7 +7,7 @@
 #include "row_product.cuh"
 #include "walk_blocks.cuh"
 
-constexpr uint32_t WALK_WARPS = 8, STREAMERS = 2, KEEPERS = 1;
+constexpr uint32_t WALK_WARPS = 8, STREAMERS = 1, KEEPERS = 1;
 constexpr uint32_t WALK_THREADS = 32 * (WALK_WARPS + STREAMERS + KEEPERS), WALKERS = 32 * WALK_WARPS;
 constexpr uint32_t NO_TAG = 2;          // the row lies in memory since before the kernel began
 constexpr uint32_t NOWHERE = ~0u;       // nobody needs it
@@ -17,7 +17,7 @@ constexpr uint32_t STAGES_HELD = 16, STAGES_AHEAD = 8;  // in shared memory; of 
 constexpr uint32_t TURNS = 4;     // stages that have barriers of their own for what is begun and prepared
 constexpr uint32_t PREPARED = 2;  // stages whose needs are seen to behind the one at hand
 constexpr uint32_t CANDIDATE_WORDS = 4;
-constexpr uint32_t TILE_PAIRS = 8;                    // of rows, at most, in a tile
+constexpr uint32_t TILE_PAIRS = 8;                    // of rows, in a tile
 constexpr uint32_t PAIRS_AT_ONCE = 64;                // whose sums a block keeps at a time
 constexpr int MOST_STEPS = 16;                        // of 2,048 elements, of a row
 constexpr int WORDS_AWAITED = 8, WORDS_WEIGHTED = 4;  // of four elements, by a lane together
@@ -27,6 +27,8 @@ constexpr int WORDS_AWAITED = 8, WORDS_WEIGHTED = 4;  // of four elements, by a 
 #define WALK_WEIGHTS ~0u
 #define WALK_CACHES ~0u
 #endif
+
+constexpr uint32_t HALVES = 1u << NOCOPY_F16 | 1u << NOCOPY_BF16;
 
 // And a set of how many steps rows have, 1 << steps each.
 #ifndef WALK_STEPS
@@ -64,8 +66,9 @@ struct nocopy_stage {
     uint32_t each[3], more[3];      // pairs of a product that each block has; how many have one more
     uint32_t keys, values;          // words from the queries to the keys and to the values
     uint32_t steps;                 // of a row
-    uint32_t tile, chunks;          // pairs of a tile; slots that it takes
+    uint32_t chunks;                // slots that a tile takes
     uint32_t stride;                // bytes from a row of a slot to the next
+    uint32_t copies;                // of its results, for all blocks to read
     uint32_t reserved[2];           // to a multiple of 16 bytes
     union {
         nocopy_fused product;
@@ -96,11 +99,13 @@ struct nocopy_walk {
     uint32_t row_words;          // of shared memory
     uint32_t turns;              // rotations of a stage, at most
     uint32_t mask;               // 0xf0f0f0f0, for a register: an instruction takes one constant
+    uint32_t copies,
+        copied;  // of rows in the exchange, of which a block reads one; words from one to the next
     uint32_t reserved;
 };
 
 static_assert(sizeof(nocopy_stage) == 432, "device/cuda_walk.py packs this struct");
-static_assert(sizeof(nocopy_walk) == 72, "device/cuda_walk.py packs this struct");
+static_assert(sizeof(nocopy_walk) == 80, "device/cuda_walk.py packs this struct");
 
 #if __CUDA_ARCH__ >= 900
 

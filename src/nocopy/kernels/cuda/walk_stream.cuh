@@ -11,10 +11,9 @@ struct Pieces {
     const nocopy_stage* stages;
     uint64_t *held, *left;                      // barriers of stages; `left` is null for who reads ahead
     uint32_t count;                             // of stages
-    uint32_t pair;                              // of the lane's row, in a tile
-    bool second;                                // of its pair
+    uint32_t most = 0;                          // pairs of a tile
     uint32_t stage = ~0u, product = 0;          // of the piece
-    uint32_t tile = 0, pairs = 0, most = 0;     // the next tile's first pair; of the stage; of a tile
+    uint32_t tile = 0, pairs = 0;               // the next tile's first pair; of the stage
     uint32_t start = 0, stop = 0;               // of them the product's
     uint32_t chunk = 0, chunks = 0, skip = 0;   // of a row; byte of the next chunk
     uint32_t width = 0, whole = 0, stride = 0;  // bytes of a chunk and of a row; of a row in a slot
@@ -26,8 +25,13 @@ struct Pieces {
     const uint8_t* from = nullptr;
     uint32_t bytes = 0, tiled = 0;
 
-    __device__ __forceinline__ Pieces(const nocopy_walk& w, const WalkMemory& m, uint32_t p, bool s)
-        : stages(m.stages), held(m.held), left(m.left), count(w.count), pair(p), second(s) {}
+    __device__ __forceinline__ Pieces(const nocopy_walk& w, const WalkMemory& m)
+        : stages(m.stages), held(m.held), left(m.left), count(w.count) {}
+
+    // The lane's row: of which pair of a tile; whether it is the second one of it; whether there is one.
+    __device__ __forceinline__ uint32_t pair() const { return threadIdx.x % most; }
+    __device__ __forceinline__ bool second() const { return threadIdx.x % 32 & most; }
+    __device__ __forceinline__ bool has_row() const { return threadIdx.x % 32 < 2 * most && pair() < tiled; }
 
     // Goes on to the next piece; false if there is none, or if its stage is not held yet.
     __device__ __forceinline__ bool next() {
@@ -35,7 +39,7 @@ struct Pieces {
             if (!next_stage()) return false;
         if (chunk == 0) {
             tiled = min(pairs - tile, most);
-            find_row(tile + min(pair, tiled - 1));
+            find_row(tile + min(pair(), tiled - 1));
         }
         from = row + skip, bytes = min(width, whole - skip);
         skip += width;
@@ -52,7 +56,7 @@ struct Pieces {
         const nocopy_stage& s = stages[stage % STAGES_HELD];
         tile = pairs = 0;
         if (s.kind != STAGE_PRODUCT) return true;
-        pairs = all_own_pairs(s), most = s.tile;
+        pairs = all_own_pairs(s), most = is_blocks(s.dtype) ? TILE_PAIRS : TILE_PAIRS / 2;
         chunks = s.chunks, stride = s.stride;
         width = bytes_of(s.dtype, s.product.chunk), whole = bytes_of(s.dtype, s.product.k);
         product = ~0u, start = stop = 0;
@@ -65,7 +69,7 @@ struct Pieces {
         while (own >= stop) next_product();
         const uint32_t index = first + own, head = half_reciprocal ? __umulhi(index, half_reciprocal) : index;
         const uint32_t at = half == ONE_BY_ONE ? index : half ? index + head * half : 2 * index;
-        row = weight + (uint64_t)at * row_bytes + (second ? apart : 0);
+        row = weight + (uint64_t)at * row_bytes + (second() ? apart : 0);
     }
 
     __device__ __forceinline__ void next_product() {
@@ -88,12 +92,10 @@ struct Pieces {
     }
 };
 
-// Weights on their way to the ring: one streamer brings the first rows of pairs, the other one the second
-// ones. While the ring is full, the second cache is to hold what comes next, so that memory goes on while
-// blocks wait for each other.
+// Weights on their way to the ring. While it is full, the second cache is to hold what comes next, so that
+// memory goes on while blocks wait for each other. One warp does all this: more start copies sooner, and what
+// blocks hand on comes the later.
 struct Stream : Pieces {
-    static_assert(STREAMERS == 2);
-
     const nocopy_walk& walk;
     uint64_t *filled, *emptied;
     uint8_t* ring;
@@ -105,7 +107,7 @@ struct Stream : Pieces {
     uint32_t fetched = 0, last = cycles();  // pieces before that one; when the last one was asked for
 
     __device__ __forceinline__ Stream(const nocopy_walk& w, const WalkMemory& m)
-        : Pieces(w, m, threadIdx.x % TILE_PAIRS, threadIdx.x < WALK_THREADS - 32),
+        : Pieces(w, m),
           walk(w),
           filled(m.filled),
           emptied(m.emptied),
@@ -114,7 +116,7 @@ struct Stream : Pieces {
           far(*this) {}
 
     __device__ __forceinline__ void run() {
-        for (;; ++begun, begin.advance(walk.slots)) {
+        for (;; begin.advance(walk.slots)) {
             while (!next()) {
                 if (stage + 1 == count) return;
                 relax();
@@ -129,39 +131,39 @@ struct Stream : Pieces {
                 relax();
             }
             while (cycles() - started < walk.pace) relax();
+            started = cycles(), ++begun;
             copy();
-            started = cycles();
         }
     }
 
-    // One lane starts all copies, from where the others say: so each takes a few instructions.
     __device__ __forceinline__ void copy() const {
-        uint64_t rows[TILE_PAIRS];
-#pragma unroll
-        for (uint32_t row = 0; row < TILE_PAIRS; ++row) rows[row] = __shfl_sync(~0u, (uint64_t)from, row);
-        uint8_t* to = ring + begin.slot * walk.slot_bytes + (second ? most * stride : 0);
-        const Copies copies(filled + begin.slot, to, bytes);
-        if (!elected()) return;
-        announce(filled + begin.slot, tiled * bytes);
-        if (tiled == TILE_PAIRS) return start<TILE_PAIRS>(copies, rows, tiled);
-        if (tiled == TILE_PAIRS / 2) return start<TILE_PAIRS / 2>(copies, rows, tiled);
-        start<1>(copies, rows, tiled);
+        if constexpr (WALK_WEIGHTS & HALVES)
+            if (most == TILE_PAIRS / 2) return copy_tile<TILE_PAIRS / 2>();
+        if constexpr (WALK_WEIGHTS & ~HALVES) copy_tile<TILE_PAIRS>();
     }
 
-    // Of so many rows; the first ones without asking whether they are among them.
-    template <uint32_t SURE>
-    __device__ __forceinline__ void start(const Copies& copies, const uint64_t (&rows)[TILE_PAIRS],
-                                          uint32_t count) const {
+    // One lane starts all copies, from where the others say: so each takes a few instructions.
+    template <uint32_t PAIRS>
+    __device__ __forceinline__ void copy_tile() const {
+        uint64_t rows[2 * PAIRS];
 #pragma unroll
-        for (uint32_t row = 0; row < (SURE == 1 ? TILE_PAIRS : SURE); ++row)
-            if (row < SURE || row < count) copies.start(row * stride, rows[row]);
+        for (uint32_t row = 0; row < 2 * PAIRS; ++row) rows[row] = __shfl_sync(~0u, (uint64_t)from, row);
+        const Copies copies(filled + begin.slot, ring + begin.slot * walk.slot_bytes, bytes);
+        if (!elected()) return;
+        announce(filled + begin.slot, 2 * tiled * bytes);
+#pragma unroll
+        for (uint32_t pair = 0; pair < PAIRS; ++pair) {
+            if (pair == tiled) return;
+            copies.start(pair * stride, rows[pair]);
+            copies.start((pair + PAIRS) * stride, rows[pair + PAIRS]);
+        }
     }
 
     __device__ __forceinline__ void scout() {
         if ((int32_t)(fetched - begun) <= 0) far = *this, far.left = nullptr, fetched = begun;
         if (fetched - begun >= walk.scouted || cycles() - last < walk.scouting) return;
         if (!far.next()) return;
-        if (threadIdx.x % 32 < far.tiled) prefetch(far.from, far.bytes);
+        if (far.has_row()) prefetch(far.from, far.bytes);
         last = cycles(), ++fetched;
     }
 };
