@@ -36,8 +36,8 @@ from nocopy.tape.record import Space
 
 WALK = struct.Struct("<3Q14I")
 """`nocopy_walk` there."""
-THREADS = 320
-"""Of a block, those included that do not compute."""
+THREADS, MORE_THREADS = 320, 352
+"""Of a block, those included that do not compute: with one warp that starts copies; with two, for blocks."""
 FLIGHT_CYCLES = 4000
 """What memory brings in so many cycles is on its way to a multiprocessor: more delays what blocks wait for,
 less leaves memory idle. As many slots as come nearest to it."""
@@ -365,7 +365,9 @@ class Walks:
         tail = len(run.stages), slots, slot_bytes, *self._flow(run, slots), row_words, turns, UPPER_HALVES
         shared = fixed + slots * (slot_bytes + SLOT_BARRIERS)
         tail = *tail, COPIES, self._words, 0
-        shape = Shape("walk", "walk", grid, (THREADS, 1), defines=_defines(run.stages))
+        blocks = any(stage.dtype in QUANTISED for stage in run.stages if stage.group)
+        threads = MORE_THREADS if blocks else THREADS
+        shape = Shape("walk", "walk", grid, (threads, 1), defines=_defines(run.stages))
         return WalkLaunch(shape, stages, COPIES * self._words, shared, tail, self._stop)
 
     def _flow(self, run: Run, slots: int) -> tuple[int, int, int, int, int]:

@@ -329,11 +329,12 @@ extern "C" __global__ void __launch_bounds__(WALK_THREADS, 1) walk(const __grid_
 #if __CUDA_ARCH__ >= 900
     const WalkMemory shared(walk);
     if (threadIdx.x == 0) {
+        const uint32_t streamers = blockDim.x / 32 - STREAMER_WARP;
         begin_barrier(shared.waits, 1);
         for (uint32_t i = 0; i < walk.slots; ++i)
-            begin_barrier(shared.filled + i, 1), begin_barrier(shared.emptied + i, WALKERS);
+            begin_barrier(shared.filled + i, streamers), begin_barrier(shared.emptied + i, WALKERS);
         for (uint32_t i = 0; i < STAGES_HELD; ++i)
-            begin_barrier(shared.held + i, 32), begin_barrier(shared.left + i, 32 * STREAMERS);
+            begin_barrier(shared.held + i, 32), begin_barrier(shared.left + i, 32 * streamers);
         for (uint32_t i = 0; i < TURNS; ++i)
             begin_barrier(shared.begins + i, WALKERS), begin_barrier(shared.prepared + i, 32);
         show_barriers();
@@ -341,9 +342,9 @@ extern "C" __global__ void __launch_bounds__(WALK_THREADS, 1) walk(const __grid_
     __syncthreads();
     if (threadIdx.x < WALKERS)
         Walker{walk, shared}.run();
-    else if (threadIdx.x >= WALK_THREADS - 32 * STREAMERS)
-        Stream{walk, shared}.run();
-    else
+    else if (threadIdx.x / 32 == KEEPER_WARP)
         Keeper{walk, shared}.run();
+    else
+        Stream{walk, shared}.run();
 #endif
 }

@@ -7,8 +7,10 @@
 #include "row_product.cuh"
 #include "walk_blocks.cuh"
 
-constexpr uint32_t WALK_WARPS = 8, STREAMERS = 1, KEEPERS = 1;
-constexpr uint32_t WALK_THREADS = 32 * (WALK_WARPS + STREAMERS + KEEPERS), WALKERS = 32 * WALK_WARPS;
+constexpr uint32_t WALK_WARPS = 8, WALKERS = 32 * WALK_WARPS;
+constexpr uint32_t KEEPER_WARP = WALK_WARPS,
+                   STREAMER_WARP = KEEPER_WARP + 1;          // and behind it perhaps another
+constexpr uint32_t WALK_THREADS = 32 * (STREAMER_WARP + 2);  // at most
 constexpr uint32_t NO_TAG = 2;          // the row lies in memory since before the kernel began
 constexpr uint32_t NOWHERE = ~0u;       // nobody needs it
 constexpr uint32_t FEWEST_TOKENS = 64;  // of a part of attention
@@ -27,8 +29,6 @@ constexpr int WORDS_AWAITED = 8, WORDS_WEIGHTED = 4;  // of four elements, by a 
 #define WALK_WEIGHTS ~0u
 #define WALK_CACHES ~0u
 #endif
-
-constexpr uint32_t HALVES = 1u << NOCOPY_F16 | 1u << NOCOPY_BF16;
 
 // And a set of how many steps rows have, 1 << steps each.
 #ifndef WALK_STEPS

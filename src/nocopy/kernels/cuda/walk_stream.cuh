@@ -8,6 +8,8 @@
 
 // The pieces of weights of a block, chunks of tiles, in order, across stages. A lane has one row of the tile.
 struct Pieces {
+    static constexpr uint32_t ROWS = 8;  // of a tile, that a warp brings
+
     const nocopy_stage* stages;
     uint64_t *held, *left;                      // barriers of stages; `left` is null for who reads ahead
     uint32_t count;                             // of stages
@@ -28,10 +30,13 @@ struct Pieces {
     __device__ __forceinline__ Pieces(const nocopy_walk& w, const WalkMemory& m)
         : stages(m.stages), held(m.held), left(m.left), count(w.count) {}
 
-    // The lane's row: of which pair of a tile; whether it is the second one of it; whether there is one.
-    __device__ __forceinline__ uint32_t pair() const { return threadIdx.x % most; }
-    __device__ __forceinline__ bool second() const { return threadIdx.x % 32 & most; }
-    __device__ __forceinline__ bool has_row() const { return threadIdx.x % 32 < 2 * most && pair() < tiled; }
+    // The warp's first row of a tile; the lane's: of which pair, and whether it is the second one of it.
+    static __device__ __forceinline__ uint32_t first_row() {
+        return ROWS * (threadIdx.x / 32 - STREAMER_WARP);
+    }
+    static __device__ __forceinline__ uint32_t own_row() { return first_row() + threadIdx.x % ROWS; }
+    __device__ __forceinline__ uint32_t pair() const { return own_row() % most; }
+    __device__ __forceinline__ bool second() const { return own_row() & most; }
 
     // Goes on to the next piece; false if there is none, or if its stage is not held yet.
     __device__ __forceinline__ bool next() {
@@ -93,8 +98,7 @@ struct Pieces {
 };
 
 // Weights on their way to the ring. While it is full, the second cache is to hold what comes next, so that
-// memory goes on while blocks wait for each other. One warp does all this: more start copies sooner, and what
-// blocks hand on comes the later.
+// memory goes on while blocks wait for each other. A streamer brings eight rows of a tile.
 struct Stream : Pieces {
     const nocopy_walk& walk;
     uint64_t *filled, *emptied;
@@ -136,34 +140,33 @@ struct Stream : Pieces {
         }
     }
 
+    // One lane starts all copies, from where the others say: so each takes a few instructions.
     __device__ __forceinline__ void copy() const {
-        if constexpr (WALK_WEIGHTS & HALVES)
-            if (most == TILE_PAIRS / 2) return copy_tile<TILE_PAIRS / 2>();
-        if constexpr (WALK_WEIGHTS & ~HALVES) copy_tile<TILE_PAIRS>();
+        uint64_t rows[ROWS];
+#pragma unroll
+        for (uint32_t row = 0; row < ROWS; ++row) rows[row] = __shfl_sync(~0u, (uint64_t)from, row);
+        const Copies copies(filled + begin.slot, ring + begin.slot * walk.slot_bytes + first_row() * stride,
+                            bytes);
+        if (!elected()) return;
+        const uint32_t own = first_row() >= 2 * most ? 0 : most < ROWS ? 2 * tiled : tiled;
+        announce(filled + begin.slot, own * bytes);
+        if (own == ROWS) return start<ROWS>(copies, rows);
+        if (own) start<0>(copies, rows);
     }
 
-    // One lane starts all copies, from where the others say: so each takes a few instructions.
-    template <uint32_t PAIRS>
-    __device__ __forceinline__ void copy_tile() const {
-        uint64_t rows[2 * PAIRS];
+    // The first `SURE` rows without asking whether they are among the tile's.
+    template <uint32_t SURE>
+    __device__ __forceinline__ void start(const Copies& copies, const uint64_t (&rows)[ROWS]) const {
 #pragma unroll
-        for (uint32_t row = 0; row < 2 * PAIRS; ++row) rows[row] = __shfl_sync(~0u, (uint64_t)from, row);
-        const Copies copies(filled + begin.slot, ring + begin.slot * walk.slot_bytes, bytes);
-        if (!elected()) return;
-        announce(filled + begin.slot, 2 * tiled * bytes);
-#pragma unroll
-        for (uint32_t pair = 0; pair < PAIRS; ++pair) {
-            if (pair == tiled) return;
-            copies.start(pair * stride, rows[pair]);
-            copies.start((pair + PAIRS) * stride, rows[pair + PAIRS]);
-        }
+        for (uint32_t row = 0; row < ROWS; ++row)
+            if (row < SURE || row % most < tiled) copies.start(row * stride, rows[row]);
     }
 
     __device__ __forceinline__ void scout() {
         if ((int32_t)(fetched - begun) <= 0) far = *this, far.left = nullptr, fetched = begun;
         if (fetched - begun >= walk.scouted || cycles() - last < walk.scouting) return;
         if (!far.next()) return;
-        if (far.has_row()) prefetch(far.from, far.bytes);
+        if (threadIdx.x % 32 < ROWS && far.pair() < far.tiled) prefetch(far.from, far.bytes);
         last = cycles(), ++fetched;
     }
 };
