@@ -209,9 +209,16 @@ def test_rows_in_chunks(bench: Bench, weights: DType, k: int, hidden: int) -> No
 @pytest.mark.parametrize(("cache", "layers"), [(F32, 1), (F16, 2)], ids=["f32", "f16"])
 def test_weights_of_several_types(bench: Bench, others: str, cache: DType, layers: int) -> None:
     """As files in K-quants have them: a run goes on from one type to another, also where queries, keys and
-    values differ."""
+    values differ.
+    """
     shape = Shape(weights=DType.Q4_K, k=256, hidden=256, heads=4, groups=2, n=64, layers=layers, cache=cache)
     shape = replace(shape, others=tuple((name, DType.Q5_K) for name in others.split()))
+    assert Model(bench, shape).play(70, 2) == LAUNCHES
+
+
+def test_halves_and_blocks(bench: Bench) -> None:
+    """Tiles of different sizes, of which one warp brings the smaller ones."""
+    shape = Shape(weights=BF16, others=(("v", DType.Q8_0), ("down", DType.Q4_0)))
     assert Model(bench, shape).play(70, 2) == LAUNCHES
 
 

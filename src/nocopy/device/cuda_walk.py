@@ -36,8 +36,10 @@ from nocopy.tape.record import Space
 
 WALK = struct.Struct("<3Q14I")
 """`nocopy_walk` there."""
-THREADS, MORE_THREADS = 320, 352
-"""Of a block, those included that do not compute: with one warp that starts copies; with two, for blocks."""
+THREADS, STREAMED = 288, 4
+"""Of a block, but for warps that start copies; pairs of a tile for each of these. More warps than that bring
+weights sooner, and what blocks wait for later.
+"""
 FLIGHT_CYCLES = 4000
 """What memory brings in so many cycles is on its way to a multiprocessor: more delays what blocks wait for,
 less leaves memory idle. As many slots as come nearest to it."""
@@ -62,8 +64,8 @@ MOST_SLOTS = 64
 """Of a ring: small rows need no more."""
 WORD_BYTES = 16
 """What addresses and steps of rows are multiples of: lanes read so many at once."""
-COPIES = 2
-"""Of a row that all blocks read: those of one line are served one after another."""
+REPLICAS = 2
+"""Of a row that all blocks read, each one of them: readers of one line are served one after another."""
 STAGES_HELD = 16
 """As in walk_stage.cuh."""
 OTHER_BYTES = 1024
@@ -340,7 +342,7 @@ class Walks:
         place = self._place(kind, width, len(run.stages))
         # Until the next stage has read it, whatever that is.
         place.read = len(run.stages) + 1
-        stage.target, stage.target_tag, stage.copies = place.word, self._write(place), COPIES
+        stage.target, stage.target_tag, stage.replicas = place.word, self._write(place), REPLICAS
         run.rows.clear()
         run.rows[at] = place, width
         return place
@@ -362,13 +364,14 @@ class Walks:
         stages = b"".join(stage.pack(grid, kept) for stage in run.stages)
         if not kept.possible:
             return None
-        tail = len(run.stages), slots, slot_bytes, *self._flow(run, slots), row_words, turns, UPPER_HALVES
+        tail = (
+            len(run.stages), slots, slot_bytes, *self._flow(run, slots), row_words, turns, UPPER_HALVES,
+            REPLICAS, self._words, 0,
+        )  # fmt: skip
         shared = fixed + slots * (slot_bytes + SLOT_BARRIERS)
-        tail = *tail, COPIES, self._words, 0
-        blocks = any(stage.dtype in QUANTISED for stage in run.stages if stage.group)
-        threads = MORE_THREADS if blocks else THREADS
-        shape = Shape("walk", "walk", grid, (threads, 1), defines=_defines(run.stages))
-        return WalkLaunch(shape, stages, COPIES * self._words, shared, tail, self._stop)
+        streamers = max(stage.tile // STREAMED for stage in run.stages if stage.group)
+        shape = Shape("walk", "walk", grid, (THREADS + 32 * streamers, 1), defines=_defines(run.stages))
+        return WalkLaunch(shape, stages, REPLICAS * self._words, shared, tail, self._stop)
 
     def _flow(self, run: Run, slots: int) -> tuple[int, int, int, int, int]:
         """Of `nocopy_walk`: ahead, waiting, pace, scouted, scouting."""

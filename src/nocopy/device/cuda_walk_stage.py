@@ -48,7 +48,7 @@ class Stage:
     pairs: tuple[int, ...] = ()
     group: Group | None = None
     launch: Launch | None = None
-    copies: int = 1
+    replicas: int = 1
     """Of its results in the exchange."""
     attended: tuple[int, int] = 0, 0
     """Address and elements of the row that attention makes, which blocks hand on and do not write."""
@@ -168,7 +168,7 @@ class Stage:
             self.kind, self.dtype, self.source, self.source_tag, self.target, self.target_tag, self.best,
             self.best_tag, self.partial, self.partial_tag,
             *(p // grid for p in pairs), *(p % grid for p in pairs), self.keys, self.values,
-            self.steps, chunks, self.stride, self.copies, self._argument(kept),
+            self.steps, chunks, self.stride, self.replicas, self._argument(kept),
         )  # fmt: skip
 
     def _argument(self, kept: Kept) -> bytes:

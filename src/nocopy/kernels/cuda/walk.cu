@@ -5,7 +5,7 @@
 // As many blocks as multiprocessors run to the end of the program together. A stage needs all results of the
 // one before it, so blocks hand them on through words that carry a tag (barrier.cuh); no block waits for a
 // fence or a counter. Weights come through a ring in shared memory, a tile of rows in each slot or the next
-// few (walk_stream.cuh). STREAMERS warps start all copies, across stages: while a row is awaited, what the
+// few (walk_stream.cuh). One or two warps start all copies, across stages: while a row is awaited, what the
 // next stages read arrives. Only some bytes are on their way at a time, since a longer queue delays the words
 // that blocks wait for; fewer while the block does. WALK_WARPS warps compute: each has an eighth of the
 // elements of all rows, reads that of what was handed on until it is there, applies the norm's weight and
@@ -238,7 +238,7 @@ struct Walker {
         if (target.a == NOWHERE) return;
         const uint32_t tag = s.target_tag;
 #pragma unroll 1
-        for (uint32_t c = 0, beyond = 0; c < s.copies; ++c, beyond += walk.copied) {
+        for (uint32_t c = 0, beyond = 0; c < s.replicas; ++c, beyond += walk.replica_words) {
             uint32_t* to = exchange(target.a + beyond);
             if (target.b == target.a + 1) {
                 store_tagged(to, y.a, y.b, tag);
@@ -319,7 +319,7 @@ struct Walker {
 
     template <int READING, int HEADS>
     __device__ __forceinline__ void attend(const nocopy_stage& s, const Share& share) {
-        Attention<READING, HEADS>{s, share, shared.row, exchange(0), walk.copied, walk.stop}.run();
+        Attention<READING, HEADS>{s, share, shared.row, exchange(0), walk.replica_words, walk.stop}.run();
     }
 };
 

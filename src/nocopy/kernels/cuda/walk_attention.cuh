@@ -109,7 +109,7 @@ struct Attention {
     const Share& share;
     float* row;
     uint32_t* words;  // of the exchange
-    uint32_t copied;  // of them, from a copy of a row to the next
+    uint32_t replica_words;
     const volatile int32_t* stop;
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     Eight queries[2 * GROUPS];              // of row lane / 4: pieces as of keys
@@ -232,7 +232,7 @@ struct Attention {
     __device__ __forceinline__ void publish_head(uint32_t head, uint32_t i, uint32_t n, float value) const {
         uint32_t* to = words + s.target + head * n + i;
 #pragma unroll 1
-        for (uint32_t c = 0; c < s.copies; ++c, to += copied)
+        for (uint32_t c = 0; c < s.replicas; ++c, to += replica_words)
             store_tagged(to, __float_as_uint(value), s.target_tag);
     }
 

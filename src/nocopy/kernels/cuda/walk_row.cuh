@@ -29,9 +29,9 @@ struct HeldRow {
     __device__ __forceinline__ HeldRow(const nocopy_walk& w, const nocopy_stage& stage)
         : s(stage), stop(w.stop), norm((const float*)stage.product.norm) {
         const uint32_t first = own_warp() * Own::UNIT + Own::element();
-        from = (stage.source_tag == NO_TAG
-                    ? (const uint32_t*)stage.product.x
-                    : (const uint32_t*)w.exchange + stage.source + blockIdx.x % w.copies * w.copied) +
+        from = (stage.source_tag == NO_TAG ? (const uint32_t*)stage.product.x
+                                           : (const uint32_t*)w.exchange + stage.source +
+                                                 blockIdx.x % w.replicas * w.replica_words) +
                first;
         if (norm) norm += first;
     }

@@ -8,9 +8,8 @@
 #include "walk_blocks.cuh"
 
 constexpr uint32_t WALK_WARPS = 8, WALKERS = 32 * WALK_WARPS;
-constexpr uint32_t KEEPER_WARP = WALK_WARPS,
-                   STREAMER_WARP = KEEPER_WARP + 1;          // and behind it perhaps another
-constexpr uint32_t WALK_THREADS = 32 * (STREAMER_WARP + 2);  // at most
+constexpr uint32_t KEEPER_WARP = WALK_WARPS, STREAMER_WARP = KEEPER_WARP + 1;  // the first one
+constexpr uint32_t WALK_THREADS = 32 * (STREAMER_WARP + 2);                    // at most
 constexpr uint32_t NO_TAG = 2;          // the row lies in memory since before the kernel began
 constexpr uint32_t NOWHERE = ~0u;       // nobody needs it
 constexpr uint32_t FEWEST_TOKENS = 64;  // of a part of attention
@@ -68,7 +67,7 @@ struct nocopy_stage {
     uint32_t steps;                 // of a row
     uint32_t chunks;                // slots that a tile takes
     uint32_t stride;                // bytes from a row of a slot to the next
-    uint32_t copies;                // of its results, for all blocks to read
+    uint32_t replicas;              // of its results in the exchange
     uint32_t reserved[2];           // to a multiple of 16 bytes
     union {
         nocopy_fused product;
@@ -99,8 +98,8 @@ struct nocopy_walk {
     uint32_t row_words;          // of shared memory
     uint32_t turns;              // rotations of a stage, at most
     uint32_t mask;               // 0xf0f0f0f0, for a register: an instruction takes one constant
-    uint32_t copies,
-        copied;  // of rows in the exchange, of which a block reads one; words from one to the next
+    uint32_t replicas;           // of rows that all blocks read, each one of them
+    uint32_t replica_words;      // of the exchange, from one to the next
     uint32_t reserved;
 };
 

@@ -35,7 +35,7 @@ struct Pieces {
         return ROWS * (threadIdx.x / 32 - STREAMER_WARP);
     }
     static __device__ __forceinline__ uint32_t own_row() { return first_row() + threadIdx.x % ROWS; }
-    __device__ __forceinline__ uint32_t pair() const { return own_row() % most; }
+    __device__ __forceinline__ uint32_t pair() const { return own_row() & most - 1; }
     __device__ __forceinline__ bool second() const { return own_row() & most; }
 
     // Goes on to the next piece; false if there is none, or if its stage is not held yet.
@@ -159,7 +159,7 @@ struct Stream : Pieces {
     __device__ __forceinline__ void start(const Copies& copies, const uint64_t (&rows)[ROWS]) const {
 #pragma unroll
         for (uint32_t row = 0; row < ROWS; ++row)
-            if (row < SURE || row % most < tiled) copies.start(row * stride, rows[row]);
+            if (row < SURE || (row & most - 1) < tiled) copies.start(row * stride, rows[row]);
     }
 
     __device__ __forceinline__ void scout() {
