@@ -12,11 +12,11 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from math import isfinite
 
 from nocopy.device.cuda_fuse import Chip, Group
 from nocopy.device.cuda_launch import Fields, Launch, Plan, Shape
 from nocopy.device.cuda_records import Records
+from nocopy.device.cuda_walk_flow import flow
 from nocopy.device.cuda_walk_stage import (
     ARGMAX,
     ATTENTION,
@@ -40,22 +40,6 @@ THREADS, STREAMED = 288, 4
 """Of a block, but for warps that start copies; pairs of a tile for each of these. More warps than that bring
 weights sooner, and what blocks wait for later.
 """
-FLIGHT_CYCLES = 4000
-"""What memory brings in so many cycles is on its way to a multiprocessor: more delays what blocks wait for,
-less leaves memory idle. As many slots as come nearest to it."""
-BLOCKS_IN_FLIGHT = 64 << 10
-"""Bytes of weights in blocks that are on their way: here memory is not what decides."""
-WAITING_IN_FLIGHT = 16 << 10
-"""The same while a block waits for a row, whose words come behind all that is on its way."""
-PACE = 0.65
-"""Times what memory takes for as much: how long from the copies of one slot to those of the next, at least.
-Bursts from the second cache delay what blocks wait for."""
-LONG_PRODUCTS = 64 << 20
-"""Bytes of a run's mean product from which memory counts more than waiting: half as much again is on its
-way."""
-SCOUTED = 8
-"""Slots' weights that are fetched to the second cache while the ring is full, as fast as memory brings them:
-not of blocks, which gained nothing by it."""
 SUMS_BYTES = 2 * 64 * 8 * 8
 """Of shared memory: two rounds' sums of 64 pairs by eight warps."""
 SLOT_BARRIERS = 2 * 8
@@ -364,27 +348,15 @@ class Walks:
         stages = b"".join(stage.pack(grid, kept) for stage in run.stages)
         if not kept.possible:
             return None
+        products = [stage for stage in run.stages if stage.group]
         tail = (
-            len(run.stages), slots, slot_bytes, *self._flow(run, slots), row_words, turns, UPPER_HALVES,
-            REPLICAS, self._words, 0,
+            len(run.stages), slots, slot_bytes, *flow(products, self._chip.bytes_per_cycle, slots),
+            row_words, turns, UPPER_HALVES, REPLICAS, self._words, 0,
         )  # fmt: skip
         shared = fixed + slots * (slot_bytes + SLOT_BARRIERS)
-        streamers = max(stage.tile // STREAMED for stage in run.stages if stage.group)
+        streamers = max(stage.tile // STREAMED for stage in products)
         shape = Shape("walk", "walk", grid, (THREADS + 32 * streamers, 1), defines=_defines(run.stages))
         return WalkLaunch(shape, stages, REPLICAS * self._words, shared, tail, self._stop)
-
-    def _flow(self, run: Run, slots: int) -> tuple[int, int, int, int, int]:
-        """Of `nocopy_walk`: ahead, waiting, pace, scouted, scouting."""
-        products = [stage for stage in run.stages if stage.group]
-        blocks, cycle = any(stage.dtype in QUANTISED for stage in products), self._chip.bytes_per_cycle
-        in_flight = BLOCKS_IN_FLIGHT if blocks else round(cycle * FLIGHT_CYCLES) if isfinite(cycle) else 0
-        if not blocks and sum(stage.nbytes for stage in products) > LONG_PRODUCTS * len(products):
-            in_flight = in_flight * 3 // 2
-        tile = max(stage.tile_bytes for stage in products)
-        ahead = min(max(round(in_flight / tile), 1), slots)
-        apart = tile / cycle  # cycles in which memory brings a tile
-        waiting = min(max(round(WAITING_IN_FLIGHT / tile), 1), ahead)
-        return ahead, waiting, int(PACE * apart), 0 if blocks else SCOUTED, int(apart)
 
 
 def _pairs(group: Group) -> tuple[int, ...]:
