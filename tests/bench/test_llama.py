@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nocopy.bench import llama
-from nocopy.bench.llama import LLAMA_1B, LLAMA_8B, model_file, read_a_token
+from nocopy.bench.llama import LLAMA_1B, LLAMA_8B, Q4_K_M, Mix, model_file, read_a_token
 from nocopy.models.ggml import GGMLType
 from nocopy.models.load import open_model
 from tests.bench.conftest import SMALL
@@ -22,6 +22,18 @@ def test_a_model_has_its_shape(tmp_path, kind):
     model.close()
     written = path.stat().st_mtime_ns
     assert model_file(kind, tmp_path, SMALL).stat().st_mtime_ns == written
+
+
+def test_a_mixed_model_has_its_better_matrices_where_they_count(tmp_path):
+    better = [i for i in range(16) if Q4_K_M.of(f"blk.{i}.attn_v.weight", LLAMA_1B) is GGMLType.Q6_K]
+    assert better == [0, 1, 4, 7, 10, 13, 14, 15]
+    mix = Mix("mixed", GGMLType.Q4_0, GGMLType.Q8_0)
+    model = open_model(model_file(mix, tmp_path, SMALL))
+    types = {name: model.weights[name].type.name for name in model.weights}
+    model.close()
+    assert (types["token_embd.weight"], types["blk.1.attn_v.weight"]) == ("Q8_0", "Q8_0")
+    assert (types["blk.0.attn_v.weight"], types["blk.1.attn_q.weight"]) == ("Q4_0", "Q4_0")
+    assert types["blk.1.attn_norm.weight"] == "F32"
 
 
 def test_no_two_rows_of_a_matrix_are_equal(tmp_path, monkeypatch):
