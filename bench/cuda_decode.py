@@ -37,6 +37,7 @@ from nocopy.device.cuda_blas import BlasLaunch
 from nocopy.device.cuda_launch import plan
 from nocopy.device.discovery import open_device
 from nocopy.device.protocol import Device
+from nocopy.errors import DeviceUnavailableError
 from nocopy.memory.dtype import DType
 from nocopy.memory.ledger import Ledger
 from nocopy.memory.linear import LinearMemory
@@ -61,6 +62,14 @@ rows: list[dict[str, Any]] = []
 def row(case: str, value: float, unit: str) -> None:
     rows.append({"case": case, "value": round(value, 3), "unit": unit})
     print(f"{case:64} {value:12.3f} {unit}", flush=True)
+
+
+def open_gpu() -> cuda.CudaDevice:
+    """Open the GPU, or say why there is none."""
+    try:
+        return cuda.open_device()
+    except DeviceUnavailableError as e:
+        raise SystemExit(str(e)) from e
 
 
 def milliseconds(call: Callable[[], Any], repeat: int) -> float:
@@ -162,8 +171,8 @@ def main() -> None:
             {kind: chosen.show / f"cuda_decode-{kind}.json" for kind in (*TYPES, *MIXES)}, chosen.plot
         )
         return
+    device = open_gpu()
     model = open_model(model_file((TYPES | MIXES)[chosen.type], shape=SHAPES[chosen.shape]))
-    device = cuda.open_device()
     ledger, kv = Ledger(), DType[chosen.kv.upper()]
     start = time.perf_counter()
     print(device.info.product, flush=True)
@@ -245,7 +254,7 @@ def check_launches(
     found: list[int], model: Model, prompt: list[int], chosen: argparse.Namespace, kv: DType
 ) -> None:
     """Compare greedy tokens with those of the same GPU where no pass is one kernel, and time that."""
-    device = cuda.open_device()
+    device = open_gpu()
     device.driver.walks = False
     opened = Opened(model, device, chosen.context, kv, Ledger())
     wanted = fed_ahead(opened.session, prompt[:LAUNCHES_PROMPT], chosen.launches)

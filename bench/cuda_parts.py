@@ -17,11 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from cuda_decode import MIXES, TYPES, Opened, decode_ahead, row, rows
+from cuda_decode import MIXES, TYPES, Opened, decode_ahead, open_gpu, row, rows
 
 from nocopy.bench.cuda_read import read_bandwidth
 from nocopy.bench.llama import model_file, read_a_token
-from nocopy.device import cuda, cuda_compile, cuda_walk_flow
+from nocopy.device import cuda_compile, cuda_walk_flow
 from nocopy.memory.dtype import DType
 from nocopy.memory.ledger import Ledger
 from nocopy.models.load import open_model
@@ -110,15 +110,16 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
+    open_gpu().close()  # before a model is made in vain
     model = open_model(model_file((TYPES | MIXES)[chosen.type]))
     prompt = np.random.default_rng(1).integers(0, model.config.vocabulary, AFTER).tolist()
     for name, changes in LEFT_OUT.items():
         with without(changes):
-            device = cuda.open_device()
+            device = open_gpu()
             if not changes:
                 print(device.info.product, flush=True)
-                rate = read_bandwidth(device.driver) / 1e6
-                row("weights read once at the memory's speed", read_a_token(model) / rate, "ms")
+                rate = read_bandwidth(device.driver)
+                row("weights read once at the memory's speed", 1e3 * read_a_token(model) / rate, "ms")
             opened = Opened(model, device, CONTEXT, DType.F16, Ledger())
             taken = min(
                 ms for _ in range(3) for _, ms in decode_ahead(opened.session, prompt, [AFTER], chosen.tokens)
