@@ -54,7 +54,7 @@ PAGE = 65536
 TYPES = {kind.lower(): GGMLType[kind] for kind in ("BF16", "F16", "Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K")}
 MIXES = {mix.name.lower(): mix for mix in (Q4_K_M, Q5_K_M)}
 SHAPES = {"1b": LLAMA_1B, "8b": LLAMA_8B}
-LAUNCHES_PROMPT = 41
+CHECKED_PROMPT = 41
 """Tokens of the prompt after which greedy ones are compared."""
 rows: list[dict[str, Any]] = []
 
@@ -179,7 +179,7 @@ def main() -> None:
     opened = Opened(model, device, chosen.context, kv, ledger)
     seconds = time.perf_counter() - start
     row("upload", ledger.uploaded / 1e9 / seconds, "GB/s")
-    session, longest = opened.session, max([*chosen.after, *chosen.prefill, LAUNCHES_PROMPT])
+    session, longest = opened.session, max([*chosen.after, *chosen.prefill, CHECKED_PROMPT])
     prompt = np.random.default_rng(1).integers(0, model.config.vocabulary, longest).tolist()
     for length in chosen.prefill:
         session.append(prompt[:length])  # the first compiles
@@ -197,8 +197,8 @@ def main() -> None:
     for length in () if chosen.no_kernels else chosen.prefill:
         kernel_rows(opened, device, length)
     if chosen.check:
-        check(opened, model, prompt[:LAUNCHES_PROMPT], chosen.check, chosen.context, kv)
-    found = fed_ahead(session, prompt[:LAUNCHES_PROMPT], chosen.launches)
+        check(opened, model, prompt[:CHECKED_PROMPT], chosen.check, chosen.context, kv)
+    found = fed_ahead(session, prompt[:CHECKED_PROMPT], chosen.launches) if chosen.launches else []
     opened.close()
     device.close()
     if chosen.launches:
@@ -216,18 +216,22 @@ def decode_ahead(
         session.append(prompt[:length])
         for warm in (32, count):
             start = time.perf_counter()
-            for i in range(warm):
-                session.append([session.likeliest(warm - 1 - i)])
+            feed_ahead(session, warm)
             ms = 1e3 * (time.perf_counter() - start) / warm
         yield session.length - count, ms
 
 
-def fed_ahead(session: Session, prompt: list[int], count: int) -> list[int]:
-    """Greedy tokens, as many steps at a time as a session feeds ahead."""
-    session.truncate(0)
-    session.append(prompt)
+def feed_ahead(session: Session, count: int) -> None:
+    """Append greedy tokens, as many steps at a time as the session feeds ahead."""
     for i in range(count):
         session.append([session.likeliest(count - 1 - i)])
+
+
+def fed_ahead(session: Session, prompt: list[int], count: int) -> list[int]:
+    """Greedy tokens after a prompt, fed ahead."""
+    session.truncate(0)
+    session.append(prompt)
+    feed_ahead(session, count)
     return list(session.tokens[len(prompt) :])
 
 
@@ -257,7 +261,7 @@ def check_launches(
     device = open_gpu()
     device.driver.walks = False
     opened = Opened(model, device, chosen.context, kv, Ledger())
-    wanted = fed_ahead(opened.session, prompt[:LAUNCHES_PROMPT], chosen.launches)
+    wanted = fed_ahead(opened.session, prompt[:CHECKED_PROMPT], chosen.launches)
     same = sum(a == b for a, b in zip(found, wanted, strict=True))
     row(f"greedy tokens that are those of launches, of {chosen.launches}", same, "tokens")
     for start, taken in decode_ahead(opened.session, prompt, chosen.after, chosen.tokens):

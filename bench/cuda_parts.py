@@ -13,8 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 from cuda_decode import MIXES, TYPES, Opened, decode_ahead, open_gpu, row, rows
@@ -90,18 +91,13 @@ def changed(sources: Mapping[str, str], changes: tuple[Change, ...]) -> dict[str
 @contextmanager
 def without(changes: tuple[Change, ...]) -> Generator[None]:
     """Devices that are opened inside compile the kernel with changes."""
-    sources, flow = cuda_compile.kernel_sources, {name: getattr(cuda_walk_flow, name) for name in UNHINDERED}
-    made = changed(sources(), changes)
-    cuda_compile.kernel_sources = lambda: made  # type: ignore[assignment]
-    if ZEROS in changes:
-        for name, value in UNHINDERED.items():
-            setattr(cuda_walk_flow, name, value)
-    try:
-        yield
-    finally:
-        cuda_compile.kernel_sources = sources
+    made = changed(cuda_compile.kernel_sources(), changes)
+    flow = UNHINDERED if ZEROS in changes else {}
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(cuda_compile, "kernel_sources", lambda: made))
         for name, value in flow.items():
-            setattr(cuda_walk_flow, name, value)
+            stack.enter_context(patch.object(cuda_walk_flow, name, value))
+        yield
 
 
 def main() -> None:

@@ -1,16 +1,9 @@
 """What `bench/cuda_parts.py` leaves out of a kernel: each change fits; what it measures needs a GPU."""
 
-import sys
-from pathlib import Path
-
+import cuda_parts
 import pytest
 
 from nocopy.device.cuda_compile import kernel_sources
-
-BENCH = Path(__file__).parents[2] / "bench"
-sys.path.insert(0, str(BENCH))
-
-import cuda_parts  # noqa: E402
 
 
 @pytest.mark.parametrize("name", list(cuda_parts.LEFT_OUT))

@@ -185,8 +185,9 @@ class Fuser:
         stop = self._finish(group, at)
         if not self._independent(group, first, stop):
             return None
-        launches = [launch for part in group.by_type() if (launch := self._launch(part))]
-        return (tuple(launches), stop - first) if len(launches) == len(group.by_type()) else None
+        parts = group.by_type()
+        launches = tuple(launch for part in parts if (launch := self._launch(part)))
+        return (launches, stop - first) if len(launches) == len(parts) else None
 
     # Records
 

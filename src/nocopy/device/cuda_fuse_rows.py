@@ -167,12 +167,13 @@ class RowsFuser:
         if group is None:
             return None
         stop = self._finish(group, at)
-        launches = [launch for part in group.by_type() if (launch := self._launch(part))]
-        if len(launches) < len(group.by_type()) or not self._independent(group, first, stop):
+        parts = group.by_type()
+        launches = tuple(launch for part in parts if (launch := self._launch(part)))
+        if len(launches) < len(parts) or not self._independent(group, first, stop):
             return None
         joined = self._joined(group.apart)
         after = [joined] if joined else [self._plan(index) for index in group.apart]
-        return _together([Plan(tuple(launches)), *after]), stop - first
+        return _together([Plan(launches), *after]), stop - first
 
     # Records
 

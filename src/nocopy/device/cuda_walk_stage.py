@@ -13,7 +13,7 @@ from nocopy.memory.dtype import QUANTISED, DType
 from nocopy.tape.record import Space
 from nocopy.tape.validate import Tape
 
-STAGE = struct.Struct(f"<22I8x{FUSED.size}s")
+STAGE = struct.Struct(f"<21I12x{FUSED.size}s")
 """`nocopy_stage` in kernels/cuda/walk.cu."""
 PRODUCT, ATTENTION, GATHER, ARGMAX = range(4)
 """`StageKind` there."""
@@ -22,9 +22,11 @@ CANDIDATE_WORDS = 4
 WARPS = 8
 """Of a block, those that compute."""
 STEP_ELEMENTS, MOST_STEPS = 2048, 16
-"""Of a row: elements that warps share out; how often at most, since lanes hold all in registers."""
+"""Of a row: elements that warps share out, and that a slot has; how often at most, since lanes hold all in
+registers.
+"""
 TILE, TILE_OF_BLOCKS = 4, 8
-"""Pairs of rows that come to the ring together (`Dot`, kernels/cuda/walk_product.cuh)."""
+"""Pairs of rows that come to the ring together, as in walk_stage.cuh."""
 MOST_PARTS = 32
 """Parts of the tokens of one attention stage."""
 
@@ -121,16 +123,11 @@ class Stage:
         return TILE_OF_BLOCKS if self.dtype in QUANTISED else TILE
 
     @property
-    def chunk(self) -> int:
-        """Elements of a row in a slot, at most."""
-        return STEP_ELEMENTS
-
-    @property
     def piece_bytes(self) -> int:
         """Bytes of a row in a slot; 0 for another stage than a product."""
         if not self.group:
             return 0
-        return min(self.chunk, self.group.k) // self.dtype.block * self.dtype.itemsize
+        return min(STEP_ELEMENTS, self.group.k) // self.dtype.block * self.dtype.itemsize
 
     @property
     def stride(self) -> int:
@@ -163,12 +160,11 @@ class Stage:
     def pack(self, grid: int, kept: Kept) -> bytes:
         """`nocopy_stage`, for so many blocks."""
         pairs = (*self.pairs, 0, 0, 0)[:3]
-        chunks = -(-self.group.k // self.chunk) if self.group else 0
         return STAGE.pack(
             self.kind, self.dtype, self.source, self.source_tag, self.target, self.target_tag, self.best,
             self.best_tag, self.partial, self.partial_tag,
             *(p // grid for p in pairs), *(p % grid for p in pairs), self.keys, self.values,
-            self.steps, chunks, self.stride, self.replicas, self._argument(kept),
+            self.steps, self.stride, self.replicas, self._argument(kept),
         )  # fmt: skip
 
     def _argument(self, kept: Kept) -> bytes:
@@ -177,7 +173,7 @@ class Stage:
                 kept.possible = False
             return self.launch.argument(0)
         assert self.group
-        group = replace(self.group, chunk=self.chunk, normed=kept.row(self.group.normed, self.group.k))
+        group = replace(self.group, chunk=STEP_ELEMENTS, normed=kept.row(self.group.normed, self.group.k))
         if group.normed:
             kept.possible = False
         shares = self.pairs[0]

@@ -125,8 +125,8 @@ struct Walker {
 #pragma unroll 1
         for (uint32_t start = 0;;) {
             const uint32_t stop = min(pairs, start + PAIRS_AT_ONCE);
-            constexpr uint32_t PAIRS = Dot<B, STEPS>::PAIRS;
             Sums* to = sums_of_round() + warp;
+            constexpr uint32_t PAIRS = Dot<B, STEPS>::PAIRS;
 #pragma unroll 1
             for (uint32_t tile = start; tile < stop; tile += PAIRS, to += PAIRS * WALK_WARPS)
                 multiply_tile<B, STEPS>(row, to);

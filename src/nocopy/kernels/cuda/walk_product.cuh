@@ -34,7 +34,7 @@ constexpr float MOST_WHOLE = 127 * 256;
 // columns 2 r and 2 r + 1 are the parts of run r of a unit. Of the sums, lane t of a team has those of run t.
 template <typename B, int STEPS>
 struct Dot {
-    static constexpr uint32_t UNIT = 128, QUADS = 2, GAP = 16, PAIRS = TILE_PAIRS;
+    static constexpr uint32_t UNIT = 128, QUADS = 2, GAP = 16, PAIRS = TILE_PAIRS_OF_BLOCKS;
     static constexpr int UNITS_OF_A_STEP = 2, UNITS_OF_A_SLOT = 2;
     static constexpr int LANES = 2;  // that have the same elements of x
     static constexpr bool SCALED = false;
@@ -147,7 +147,7 @@ struct Dot {
 // multiplied with, then of odd ones.
 template <bool BF16, int STEPS>
 struct Dot<HalfWords<BF16>, STEPS> {
-    static constexpr uint32_t UNIT = 128, QUADS = 1, GAP = 0, PAIRS = 4;
+    static constexpr uint32_t UNIT = 128, QUADS = 1, GAP = 0, PAIRS = TILE_PAIRS;
     static constexpr int UNITS_OF_A_STEP = 2, UNITS_OF_A_SLOT = 2;
     static constexpr int LANES = 1;
     static constexpr bool SCALED = !BF16;  // f16 may hold neither the largest elements nor what is left

@@ -18,10 +18,10 @@ constexpr uint32_t STAGES_HELD = 16, STAGES_AHEAD = 8;  // in shared memory; of 
 constexpr uint32_t TURNS = 4;     // stages that have barriers of their own for what is begun and prepared
 constexpr uint32_t PREPARED = 2;  // stages whose needs are seen to behind the one at hand
 constexpr uint32_t CANDIDATE_WORDS = 4;
-constexpr uint32_t TILE_PAIRS = 8;                    // of rows, in a tile
-constexpr uint32_t PAIRS_AT_ONCE = 64;                // whose sums a block keeps at a time
-constexpr int MOST_STEPS = 16;                        // of 2,048 elements, of a row
-constexpr int WORDS_AWAITED = 8, WORDS_WEIGHTED = 4;  // of four elements, by a lane together
+constexpr uint32_t TILE_PAIRS = 4, TILE_PAIRS_OF_BLOCKS = 8;  // of rows that come to the ring together
+constexpr uint32_t PAIRS_AT_ONCE = 64;                        // whose sums a block keeps at a time
+constexpr int MOST_STEPS = 16;                                // of 2,048 elements, of a row
+constexpr int WORDS_AWAITED = 8, WORDS_WEIGHTED = 4;          // of four elements, by a lane together
 
 // What the kernel is compiled for: sets of dtypes, 1 << dtype each, of weights and caches.
 #ifndef WALK_WEIGHTS
@@ -64,11 +64,10 @@ struct nocopy_stage {
     uint32_t partial, partial_tag;  // where parts of attention go
     uint32_t each[3], more[3];      // pairs of a product that each block has; how many have one more
     uint32_t keys, values;          // words from the queries to the keys and to the values
-    uint32_t steps;                 // of a row
-    uint32_t chunks;                // slots that a tile takes
+    uint32_t steps;                 // of a row, each of them in a slot
     uint32_t stride;                // bytes from a row of a slot to the next
     uint32_t replicas;              // of its results in the exchange
-    uint32_t reserved[2];           // to a multiple of 16 bytes
+    uint32_t reserved[3];           // to a multiple of 16 bytes
     union {
         nocopy_fused product;
         nocopy_launch launch;  // of the op

@@ -61,8 +61,8 @@ struct Pieces {
         const nocopy_stage& s = stages[stage % STAGES_HELD];
         tile = pairs = 0;
         if (s.kind != STAGE_PRODUCT) return true;
-        pairs = all_own_pairs(s), most = is_blocks(s.dtype) ? TILE_PAIRS : TILE_PAIRS / 2;
-        chunks = s.chunks, stride = s.stride;
+        pairs = all_own_pairs(s), most = is_blocks(s.dtype) ? TILE_PAIRS_OF_BLOCKS : TILE_PAIRS;
+        chunks = s.steps, stride = s.stride;
         width = bytes_of(s.dtype, s.product.chunk), whole = bytes_of(s.dtype, s.product.k);
         product = ~0u, start = stop = 0;
         return true;
@@ -150,16 +150,16 @@ struct Stream : Pieces {
         if (!elected()) return;
         const uint32_t own = first_row() >= 2 * most ? 0 : most < ROWS ? 2 * tiled : tiled;
         announce(filled + begin.slot, own * bytes);
-        if (own == ROWS) return start<ROWS>(copies, rows);
-        if (own) start<0>(copies, rows);
+        if (own == ROWS) return start<true>(copies, rows);
+        if (own) start<false>(copies, rows);
     }
 
-    // The first `SURE` rows without asking whether they are among the tile's.
-    template <uint32_t SURE>
+    // All rows, or those that are among the tile's.
+    template <bool ALL>
     __device__ __forceinline__ void start(const Copies& copies, const uint64_t (&rows)[ROWS]) const {
 #pragma unroll
         for (uint32_t row = 0; row < ROWS; ++row)
-            if (row < SURE || (row & most - 1) < tiled) copies.start(row * stride, rows[row]);
+            if (ALL || (row & most - 1) < tiled) copies.start(row * stride, rows[row]);
     }
 
     __device__ __forceinline__ void scout() {
