@@ -270,7 +270,7 @@ class EmulatedDriver:
 
     # Waiting
 
-    def wait(self, deadline: float) -> bool:
+    def wait(self, deadline: float, taken: object = None) -> bool:
         self._called("wait")
         if self.endless and not (self._stop.value and self.endless == "until asked"):
             return False

@@ -40,6 +40,7 @@ from nocopy.device.cuda_pages import (
 from nocopy.device.cuda_prefill import Prefill, Room
 from nocopy.device.cuda_records import Records
 from nocopy.device.cuda_upload import upload
+from nocopy.device.cuda_wait import Taken
 from nocopy.device.cuda_walk import Step, WalkLaunch, Walks
 from nocopy.device.cuda_words import Words, find_words, redirected
 from nocopy.device.protocol import DeviceInfo, Mode, OnDemand, Pages, Program, check_range, check_spaces
@@ -79,14 +80,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class CudaProgram:
-    """A tape as calls that start its pieces on the GPU.
+    """A tape as calls that start its pieces on the GPU, each with what it took.
 
     `places` are the pages it plays on with the addresses that are built into its launches.
     """
 
     device: CudaDevice
     tape: Tape
-    starts: list[Start]
+    starts: list[tuple[Start, Taken]]
     frees: list[Callable[[], None]]
     places: tuple[tuple[CudaPages, int], ...]
     staged: list[Staging]
@@ -247,7 +248,8 @@ class CudaDevice:
                     each.reach(touched(tape, space))
             starts, frees = self._join(tape, used)
         places = tuple((pages, pages.device_address) for pages in used.values())
-        program = CudaProgram(self, tape, starts, frees, places, stagings(tape, used))
+        timed = [(start, Taken()) for start in starts]
+        program = CudaProgram(self, tape, timed, frees, places, stagings(tape, used))
         self._programs.append(program)
         return program
 
@@ -414,11 +416,11 @@ class CudaDevice:
         try:
             for staging in program.staged:
                 staging.pages.copy_in(staging.inward)
-            for start in program.starts:
+            for start, taken in program.starts:
                 status = start()
                 if status:
                     driver.check(status, "starting a kernel")
-                if not driver.wait(deadline):
+                if not driver.wait(deadline, taken):
                     raise DeadlineError(
                         f"a tape of {len(program.tape)} records ran longer than {timeout} s on"
                         f" {driver.product}; it was stopped, and what it writes is incomplete"

@@ -18,6 +18,7 @@ from typing import Any
 
 from nocopy.device.cuda_compile import INSTALL
 from nocopy.device.cuda_fuse import Chip
+from nocopy.device.cuda_wait import Taken, wait
 from nocopy.errors import DeviceError, DeviceLostError, DeviceUnavailableError
 from nocopy.memory import mapped
 from nocopy.memory.mapped import Mapping
@@ -47,8 +48,6 @@ _OLDEST_OVERLAP = (9, 0), 12030
 COPY_GRACE, COPY_BYTES_PER_SECOND = 30.0, 100e6
 """Seconds that a copy may take beside those for its bytes at the slowest rate that counts as going on: a
 hundredth of the bus's."""
-_SPINS = 400
-"""Polls before the wait starts to sleep: about 0.2 ms, longer than any small program."""
 
 Start = Callable[[], int]
 """Starts a piece of a program; returns a CUresult."""
@@ -441,29 +440,29 @@ class Driver:
 
     # Waiting
 
-    def wait(self, deadline: float | None) -> bool:
+    def wait(self, deadline: float | None, taken: Taken | None = None) -> bool:
         """Wait for all that was started; False if the deadline (of `time.monotonic`) passed first.
+
+        Args:
+            deadline: None for none.
+            taken: how long the same took before; None for what is not done again.
 
         Raises:
             DeviceLostError: something that was started has failed.
         """
-        query, stream = self._query, self._stream_handle
-        for _ in range(_SPINS):
-            status = query(stream)
-            if status != NOT_READY:
-                self.check(status, "playing")
-                return True
-        return self._sleep(stream, deadline)
+        return self._wait(self._stream_handle, deadline, taken or Taken())
 
-    def _sleep(self, stream: ctypes.c_void_p, deadline: float | None) -> bool:
-        query, began = self._query, time.monotonic()
-        while (status := query(stream)) == NOT_READY:
-            now = time.monotonic()
-            if deadline is not None and now >= deadline:
+    def _wait(self, stream: ctypes.c_void_p, deadline: float | None, taken: Taken) -> bool:
+        query = self._query
+
+        def ready() -> bool:
+            status = query(stream)
+            if status == NOT_READY:
                 return False
-            time.sleep(min(max((now - began) / 16, 20e-6), 1e-3))
-        self.check(status, "playing")
-        return True
+            self.check(status, "playing")
+            return True
+
+        return wait(ready, deadline, taken)
 
     def finish(self, nbytes: int) -> None:
         """Wait for copies of so many bytes that were started.
@@ -491,7 +490,7 @@ class Driver:
         """
         self._stop.value = int(stop)
         self._ask("cuMemcpyHtoDAsync", self.stop_address, int(self._word), 4, self._side_stream)
-        return self._sleep(self._side_handle, deadline)
+        return self._wait(self._side_handle, deadline, Taken())
 
 
 def version_name(version: int) -> str:
