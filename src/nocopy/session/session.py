@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -109,7 +110,8 @@ class Session:
             found, wanted = _part(head, region, place), engine.frequencies[rope]
             if found.tobytes() != wanted:  # a page that is not written stays shared
                 found[...] = np.frombuffer(wanted, np.float32)
-        self._tokens, self._positions = (_part(head, region, t) for t in (region.tokens, region.positions))
+        self._tokens = _part(head, region, region.tokens).data
+        self._positions = _part(head, region, region.positions).data
         self._logits: npt.NDArray[np.float32] | None = _part(head, region, region.logits)
         self.before_use: Callable[[], None] | None = None
         """Called before anything that the session knows is used: raises if its pages proved to be damaged."""
@@ -166,13 +168,14 @@ class Session:
             UsageError: they do not fit the context (the message names both lengths), or one is not a token.
             ClosedError: the session is closed.
         """
-        self._check(tokens)
-        if len(self._ahead) > 1 and self._ahead[:1] == list(tokens):
-            self.tokens.append(self._ahead.pop(0))
+        ahead = self._ahead
+        if len(ahead) > 1 and len(tokens) == 1 and tokens[0] == ahead[0]:
+            self.tokens.append(ahead.pop(0))
             if self._stand is not None:
                 self._stand, self._then = self._then, NOWHERE
-            self._stale = len(self._ahead) > 1
+            self._stale = len(ahead) > 1
             return
+        self._check(tokens)
         self._forget_ahead()
         self._feed(tokens, logits=logits)
 
@@ -180,8 +183,8 @@ class Session:
         for start in range(0, len(tokens), self.step):
             part = tokens[start : start + self.step]
             rows, at = len(part), len(self.tokens)
-            self._tokens[:rows] = part
-            self._positions[:rows] = np.arange(at, at + rows)
+            self._tokens[:rows] = array("i", part)
+            self._positions[:rows] = array("i", range(at, at + rows))
             wanted = logits and start + rows == len(tokens)
             self._run(Rows(rows, wanted), steps=int(rows == 1))
             self.tokens.extend(part)
@@ -204,7 +207,7 @@ class Session:
         else:
             token = int(self.logits.argmax())
             self._forget_ahead()
-        if not self._stale and not np.isfinite(self.logits[token]):
+        if not self._stale and not isfinite(self.logits[token]):
             raise no_token()
         self._stand = self._then = None
         self._look_ahead(token, more, None)
@@ -265,10 +268,10 @@ class Session:
         self._tokens[first] = token
         if sampler is not None:
             recent = sampler.position([token]).recent
-            self._tokens[: len(recent)] = recent
+            self._tokens[: len(recent)] = array("i", recent)
             choice, penalties, draw = self._drawing
             choice[...], penalties[...], draw[...] = sampler.choice, sampler.penalties, sampler.state
-        self._positions[first : first + steps] = np.arange(at, at + steps)
+        self._positions[first : first + steps] = array("i", range(at, at + steps))
         self._stale = True
         self._run(ahead, steps)
         self._ahead = self._tokens[first : first + steps + 1].tolist()
@@ -464,8 +467,9 @@ class Session:
         if self._near is not None and self._owns_near:
             self._near.close()
         self._logits = None
-        nothing = np.empty(0, np.uint8)  # arrays keep the memory mapped
-        self._head = self._tokens = self._positions = nothing
+        self._ahead = []
+        self._head = np.empty(0, np.uint8)  # arrays keep the memory mapped
+        self._tokens = self._positions = memoryview(b"")
         self.__dict__.pop("_drawing", None)
 
     def _forget(self) -> None:
@@ -509,13 +513,14 @@ class Session:
 
     def _program(self, wanted: Pass) -> Program:
         """A pass, or several in a row, ready to play."""
-        if wanted not in self._programs:
+        found = self._programs.pop(wanted, None)
+        if found is None:
             tape = self.engine.play_of(self.region, wanted)
-            self._programs[wanted] = self.engine.compile(tape, self.pages, self._near)
-            if len(self._programs) > PROGRAMS:
+            found = self.engine.compile(tape, self.pages, self._near)
+            if len(self._programs) == PROGRAMS:
                 self._programs.popitem(last=False)[1].close()
-        self._programs.move_to_end(wanted)
-        return self._programs[wanted]
+        self._programs[wanted] = found  # the last one used
+        return found
 
 
 def _part(head: npt.NDArray[np.uint8], region: Region, tensor: Tensor) -> npt.NDArray[Any]:
