@@ -13,7 +13,7 @@ import math
 import struct
 from dataclasses import dataclass, field, replace
 from itertools import combinations, groupby
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from nocopy.device.cuda_launch import Fields, Shape
 from nocopy.device.cuda_records import Records, interleaved, overlap
@@ -160,6 +160,10 @@ class FusedLaunch(Generic[G]):
         return self.group.pack()
 
 
+Fused: TypeAlias = tuple[tuple[FusedLaunch[Group], ...], int]
+"""Launches, and how many records they play."""
+
+
 class Fuser:
     """Makes groups of one tape's records.
 
@@ -171,11 +175,24 @@ class Fuser:
     def __init__(self, records: Records, chip: Chip) -> None:
         self._records, self._chip = records, chip
         self._addresses = records.addresses
+        self._known: dict[bytes, list[tuple[list[bytes], Fused]]] = {}
 
-    def group(self, first: int) -> tuple[tuple[FusedLaunch[Group], ...], int] | None:
+    def group(self, first: int) -> Fused | None:
         """The launches that play the records from `first` on, and how many they play; None if others do."""
         if not self._records.weights_stay:
             return None
+        # Tokens that are fed ahead are the same records again, but for those that name a position.
+        raw = self._records.raw
+        known = self._known.setdefault(raw[first], [])
+        for records, fused in known:
+            if raw[first : first + len(records)] == records:
+                return fused
+        found = self._group(first)
+        if found:
+            known.append((raw[first : first + found[1] + 1], found))  # the last one ends the group
+        return found
+
+    def _group(self, first: int) -> Fused | None:
         at, group = first, self._norm(first)
         if group is not None:
             at += 1

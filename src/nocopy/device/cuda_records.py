@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -29,7 +29,7 @@ class Records:
         addresses: the device address of each space; no two share bytes.
     """
 
-    def __init__(self, tape: Tape, raw: Sequence[bytes], addresses: Mapping[Space, int]) -> None:
+    def __init__(self, tape: Tape, raw: list[bytes], addresses: Mapping[Space, int]) -> None:
         self.tape, self.raw, self.addresses = tape, raw, addresses
         self._fields: dict[int, Fields] = {}
 
