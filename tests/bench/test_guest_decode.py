@@ -25,7 +25,9 @@ def device(monkeypatch, tmp_path):
 def test_both_ways_are_compared(device):
     rows = guest_decode.rows(device)
     cases = [
-        f"{size}, 32 tokens, {case}" for size in ("15 M", "1.24 B") for case in ("one call", "a call each")
+        f"{size}, {case}"
+        for size in ("15 M", "1.24 B")
+        for case in ("32 tokens, one call", "32 tokens, a call each", "240 tokens, one call")
     ]
     assert [r["case"] for r in rows] == cases
     for row in rows:
@@ -37,8 +39,8 @@ def test_both_ways_are_compared(device):
 def test_other_tokens_are_noticed(device, monkeypatch):
     decode = guest_decode.Outside.decode
 
-    def wrong(self, step):
-        decode(self, step)
+    def wrong(self, count, step):
+        decode(self, count, step)
         self.tokens[-1] += 1
 
     monkeypatch.setattr(guest_decode.Outside, "decode", wrong)

@@ -2,6 +2,7 @@
 
 Two llamas with random weights in Q8_0: one of 15 M parameters, so that what a call costs shows, and one of
 1.24 B. Both sides draw greedily from the same logits, ask for as many tokens at once, and must draw the same.
+A call costs the same whatever it asks for, so a guest that asks for an answer at once pays for it once.
 """
 
 from __future__ import annotations
@@ -29,7 +30,12 @@ from nocopy.session.own import OwnSession
 from nocopy.session.sampler import Sampler, Sampling
 
 SECONDS = 8.0  # for each case, both sides together
-TOKENS = 32
+CASES = (
+    ("32 tokens, one call", 32, 32),
+    ("32 tokens, a call each", 32, 1),
+    ("240 tokens, one call", 240, 240),
+)
+"""How many tokens, and how many of them at once."""
 PROMPT = (1, 2, 3, 4, 5, 6, 7, 8)
 LAYERS, WIDTH, HEADS, GROUPS, HEAD, HIDDEN, VOCABULARY, CONTEXT = 4, 512, 8, 4, 64, 1376, 4096, 256
 SAMPLING = Sampling(temperature=0)
@@ -65,7 +71,7 @@ GUEST = """(module
 
 
 def rows(device: Device, *, progress: Progress = silent) -> list[Row]:
-    """Time `TOKENS` tokens after a short prompt; the unit is tokens a second.
+    """Time tokens after a short prompt, as `CASES` says; the unit is tokens a second.
 
     Raises:
         DeviceError: the two did not draw the same tokens.
@@ -87,18 +93,18 @@ def beside(device: Device, path: Path, size: str) -> Iterator[Row]:
         closing(Inside(device, path)) as inside,
         closing(Outside(loaded)) as outside,
     ):
-        for case, step in (("one call", TOKENS), ("a call each", 1)):
+        for case, count, step in CASES:
             times = interleaved(
                 {
-                    "guest": lambda step=step: inside.decode(step),
-                    "python": lambda step=step: outside.decode(step),
+                    "guest": lambda count=count, step=step: inside.decode(count, step),
+                    "python": lambda count=count, step=step: outside.decode(count, step),
                 },
                 seconds=SECONDS,
             )
-            if inside.tokens() != outside.tokens:
+            if inside.tokens(count) != outside.tokens:
                 raise DeviceError("guest and Python drew other tokens from the same model")
-            ours, peer = (TOKENS / times[name] for name in ("guest", "python"))
-            yield row(f"{size}, {TOKENS} tokens, {case}", ours, "1/s", "the engine from Python", peer)
+            ours, peer = (count / times[name] for name in ("guest", "python"))
+            yield row(f"{size}, {case}", ours, "1/s", "the engine from Python", peer)
 
 
 class Inside:
@@ -118,13 +124,13 @@ class Inside:
         size = int.from_bytes(memory.read(SIZE, 8), "little")
         self.session = self._call("session", model, size, CONTEXT, DType.F16)
 
-    def decode(self, step: int) -> None:
+    def decode(self, count: int, step: int) -> None:
         """Generate, `step` tokens a call."""
-        self._call("decode", self.session, len(PROMPT), TOKENS, step)
+        self._call("decode", self.session, len(PROMPT), count, step)
 
-    def tokens(self) -> list[int]:
+    def tokens(self, count: int) -> list[int]:
         """What was drawn last."""
-        found: list[int] = self.guest.memory.view(TOKENS, "i32", OUTPUT).numpy().tolist()
+        found: list[int] = self.guest.memory.view(count, "i32", OUTPUT).numpy().tolist()
         return found
 
     def _call(self, name: str, *args: int) -> int:
@@ -146,13 +152,13 @@ class Outside:
         self.tokens: list[int] = []
         """What was drawn last."""
 
-    def decode(self, step: int) -> None:
+    def decode(self, count: int, step: int) -> None:
         """Generate, with a sampler for each `step` tokens: what a guest's call is."""
         session = self._session
         session.truncate(0)
         session.append(PROMPT)
         self.tokens = []
-        while len(self.tokens) < TOKENS:
+        while len(self.tokens) < count:
             sampler = Sampler(SAMPLING)
             for made in range(step):
                 token = session.draw(sampler, step - made)

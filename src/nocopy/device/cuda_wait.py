@@ -1,7 +1,7 @@
 """Waiting for the GPU: asleep for most of what a piece of a program took before, awake for its end.
 
-A thread that wakes too late leaves the GPU idle until the next play: with sleeps of a sixteenth of the time so
-far, eight tokens of 0.7 ms ended 0.2 ms before that was noticed.
+A thread that wakes too late leaves the GPU idle until the next play: with sleeps of a sixteenth of the time
+so far, eight tokens of 0.7 ms had ended 0.2 ms before that was noticed.
 """
 
 from __future__ import annotations

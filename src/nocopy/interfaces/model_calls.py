@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+from array import array
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -145,7 +146,7 @@ class ModelCalls:
             most,
             put=place.__setitem__,
             ends=() if chosen.ignore_end else found.lease.loaded.model.tokenizer.end_ids,
-            check=lambda: rest(self.sessions.until),
+            check=None if self.sessions.until is None else lambda: rest(self.sessions.until),
         )
         chosen.finish(why)
         return made
@@ -203,12 +204,11 @@ class ModelCalls:
                 f"{what} was given that is not UTF-8: byte {error.start}, {error.reason}"
             ) from error
 
-    def _tokens(self, pointer: int, count: int, most: int) -> list[int]:
+    def _tokens(self, pointer: int, count: int, most: int) -> array[int]:
         self._aligned(pointer, 4, "tokens")
         if count > most:
             raise UsageError(f"{count} tokens were given; there is room for {most}")
-        found: list[int] = np.frombuffer(self._memory.read(pointer, 4 * count), np.int32).tolist()
-        return found
+        return array("i", self._memory.read(pointer, 4 * count))
 
     def _tokens_out(self, pointer: int, count: int) -> npt.NDArray[np.int32]:
         self._aligned(pointer, 4, "tokens")

@@ -36,11 +36,11 @@ class GuestSession:
     constraint: Constraint | None = None
     fresh: bool = False
 
-    def append(self, tokens: list[int]) -> None:
+    def append(self, tokens: Sequence[int]) -> None:
         """Feed tokens. Errors as in `Session.append`."""
         self._feed(self.session.append, tokens)
 
-    def extend(self, tokens: list[int]) -> int:
+    def extend(self, tokens: Sequence[int]) -> int:
         """Make it hold exactly these tokens; return how many it had. Errors as in `Session.extend_to`."""
         return self._feed(self.session.extend_to, tokens)
 
@@ -50,7 +50,7 @@ class GuestSession:
         self.session.truncate(length)
         self.fresh = self.fresh and length == before
 
-    def _feed(self, feed: Callable[[list[int]], T], tokens: list[int]) -> T:
+    def _feed(self, feed: Callable[[Sequence[int]], T], tokens: Sequence[int]) -> T:
         try:
             result = feed(tokens)
         except UsageError:  # nothing was fed
