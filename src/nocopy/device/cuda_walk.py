@@ -34,7 +34,7 @@ from nocopy.memory.dtype import QUANTISED, DType
 from nocopy.tape.ops import GLU
 from nocopy.tape.record import Space
 
-WALK = struct.Struct("<3Q14I")
+WALK = struct.Struct("<3Q12I")
 """`nocopy_walk` there."""
 THREADS, STREAMED = 288, 4
 """Of a block, but for warps that start copies; pairs of a tile for each of these. More warps than that bring
@@ -373,7 +373,6 @@ def _defines(stages: Sequence[Stage]) -> tuple[str, ...]:
         f"WALK_CACHES={_set(s.dtype for s in attention)}",
         f"WALK_STEPS={_set(s.steps for s in products)}",
         f"WALK_WHOLE={int(all(s.whole for s in products))}",
-        f"WALK_SCOUTS={int(not any(s.dtype in QUANTISED for s in products))}",
         f"WALK_HEAD_GROUPS={-(-max((s.head for s in attention), default=0) // 64)}",
         f"WALK_HEADS={sides.pop() if len(sides) == 1 else 0}",
     ]

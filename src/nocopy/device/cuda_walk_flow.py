@@ -14,20 +14,15 @@ less leaves memory idle. As many slots as come nearest to it."""
 BLOCKS_IN_FLIGHT = 64 << 10
 """Bytes of weights in blocks that are on their way: here memory is not what decides."""
 WAITING_IN_FLIGHT = 16 << 10
-"""The same while a block waits for a row, whose words come behind all that is on its way."""
+"""The same while a block waits for a row, whose words come behind all that is on its way. Of halves it is as
+much as else: what memory does not bring meanwhile costs more than later words do."""
 PACE = 0.65
 """Times what memory takes for as much: how long from the copies of one slot to those of the next, at least.
 Bursts from the second cache delay what blocks wait for."""
-LONG_PRODUCTS = 64 << 20
-"""Bytes of a run's mean product from which memory counts more than waiting: half as much again is on its
-way."""
-SCOUTED = 8
-"""Slots' weights that are fetched to the second cache while the ring is full, as fast as memory brings them:
-not of blocks, which gained nothing by it."""
 
 
-def flow(products: Sequence[Stage], bytes_per_cycle: float, slots: int) -> tuple[int, int, int, int, int]:
-    """Return `ahead`, `waiting`, `pace`, `scouted` and `scouting` of `nocopy_walk`.
+def flow(products: Sequence[Stage], bytes_per_cycle: float, slots: int) -> tuple[int, int, int]:
+    """Return `ahead`, `waiting` and `pace` of `nocopy_walk`.
 
     Args:
         products: the run's, one or more.
@@ -38,10 +33,7 @@ def flow(products: Sequence[Stage], bytes_per_cycle: float, slots: int) -> tuple
     in_flight = BLOCKS_IN_FLIGHT
     if not blocks:
         in_flight = round(bytes_per_cycle * FLIGHT_CYCLES) if isfinite(bytes_per_cycle) else 0
-        if sum(stage.nbytes for stage in products) > LONG_PRODUCTS * len(products):
-            in_flight = in_flight * 3 // 2
     tile = max(stage.tile_bytes for stage in products)
     ahead = min(max(round(in_flight / tile), 1), slots)
-    waiting = min(max(round(WAITING_IN_FLIGHT / tile), 1), ahead)
-    apart = tile / bytes_per_cycle  # cycles in which memory brings a tile
-    return ahead, waiting, int(PACE * apart), 0 if blocks else SCOUTED, int(apart)
+    waiting = min(max(round(WAITING_IN_FLIGHT / tile), 1), ahead) if blocks else ahead
+    return ahead, waiting, int(PACE * tile / bytes_per_cycle)

@@ -101,11 +101,6 @@ __device__ inline void prefetch(const uint8_t* at) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
 }
 
-// The same of `bytes` from an address on; both are multiples of 16.
-__device__ inline void prefetch(const uint8_t* at, uint32_t bytes) {
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(at), "r"(bytes) : "memory");
-}
-
 // A clock of this multiprocessor.
 __device__ inline uint32_t cycles() {
     uint32_t y;

@@ -21,7 +21,7 @@ __device__ __forceinline__ Share share_of(const nocopy_launch& launch) {
     y.head = y.group * a_group + y.job % chunks * at_once;
     y.heads = min(a_group - y.job % chunks * at_once, at_once);
     const Tokens tokens(launch, 0);
-    const Part part(tokens, y.part, y.most, FEWEST_TOKENS);
+    const Part part(tokens, y.part, y.most, FEWEST_ELEMENTS / y.n);
     y.start = (uint32_t)part.start, y.stop = (uint32_t)part.stop, y.parts = part.parts;
     y.newest = (uint32_t)*Tensor(launch, 4).as<int32_t>(), y.empty = tokens.start >= tokens.stop;
     const Tensor k(launch, 2), v(launch, 3);

@@ -10,10 +10,10 @@
 constexpr uint32_t WALK_WARPS = 8, WALKERS = 32 * WALK_WARPS;
 constexpr uint32_t KEEPER_WARP = WALK_WARPS, STREAMER_WARP = KEEPER_WARP + 1;  // the first one
 constexpr uint32_t WALK_THREADS = 32 * (STREAMER_WARP + 2);                    // at most
-constexpr uint32_t NO_TAG = 2;          // the row lies in memory since before the kernel began
-constexpr uint32_t NOWHERE = ~0u;       // nobody needs it
-constexpr uint32_t FEWEST_TOKENS = 64;  // of a part of attention
-constexpr uint32_t FETCHED = 256;       // tokens of a part that the second cache is to hold: all fit it
+constexpr uint32_t NO_TAG = 2;              // the row lies in memory since before the kernel began
+constexpr uint32_t NOWHERE = ~0u;           // nobody needs it
+constexpr uint32_t FEWEST_ELEMENTS = 8192;  // of the keys of a part of attention, of one head
+constexpr uint32_t FETCHED = 256;           // tokens of a part that the second cache is to hold: all fit it
 constexpr uint32_t STAGES_HELD = 16, STAGES_AHEAD = 8;  // in shared memory; of them behind the one at hand
 constexpr uint32_t TURNS = 4;     // stages that have barriers of their own for what is begun and prepared
 constexpr uint32_t PREPARED = 2;  // stages whose needs are seen to behind the one at hand
@@ -37,11 +37,6 @@ constexpr int WORDS_AWAITED = 8, WORDS_WEIGHTED = 4;          // of four element
 // And whether all steps are whole.
 #ifndef WALK_WHOLE
 #define WALK_WHOLE 0
-#endif
-
-// And whether the second cache is to hold what comes next.
-#ifndef WALK_SCOUTS
-#define WALK_SCOUTS 1
 #endif
 
 // And heads that share keys and values, or heads that do not; 0 for either.
@@ -92,8 +87,6 @@ struct nocopy_walk {
     uint32_t slots, slot_bytes;  // of the ring
     uint32_t ahead, waiting;     // slots whose copies are on their way; while the block waits for others
     uint32_t pace;               // cycles from one of them to the next, at least
-    uint32_t scouted;            // pieces behind a full ring that the second cache is to hold
-    uint32_t scouting;           // cycles from one of them to the next, at least
     uint32_t row_words;          // of shared memory
     uint32_t turns;              // rotations of a stage, at most
     uint32_t mask;               // 0xf0f0f0f0, for a register: an instruction takes one constant
@@ -103,7 +96,7 @@ struct nocopy_walk {
 };
 
 static_assert(sizeof(nocopy_stage) == 432, "device/cuda_walk.py packs this struct");
-static_assert(sizeof(nocopy_walk) == 80, "device/cuda_walk.py packs this struct");
+static_assert(sizeof(nocopy_walk) == 72, "device/cuda_walk.py packs this struct");
 
 #if __CUDA_ARCH__ >= 900
 

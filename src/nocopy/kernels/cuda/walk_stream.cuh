@@ -1,5 +1,4 @@
-// The warps of walk.cu that bring what others compute with: weights, stages, a block's share of the tokens,
-// and what is to lie in the second cache.
+// The warps of walk.cu that bring what others compute with: weights, stages, a block's share of the tokens.
 #pragma once
 
 #include "walk_attention.cuh"
@@ -11,14 +10,14 @@ struct Pieces {
     static constexpr uint32_t ROWS = 8;  // of a tile, that a warp brings
 
     const nocopy_stage* stages;
-    uint64_t *held, *left;                      // barriers of stages; `left` is null for who reads ahead
-    uint32_t count;                             // of stages
-    uint32_t most = 0;                          // pairs of a tile
-    uint32_t stage = ~0u, product = 0;          // of the piece
-    uint32_t tile = 0, pairs = 0;               // the next tile's first pair; of the stage
-    uint32_t start = 0, stop = 0;               // of them the product's
-    uint32_t chunk = 0, chunks = 0, skip = 0;   // of a row; byte of the next chunk
-    uint32_t width = 0, whole = 0, stride = 0;  // bytes of a chunk and of a row; of a row in a slot
+    uint64_t *held, *left;                            // barriers of stages
+    uint32_t count;                                   // of stages
+    uint32_t most = 0;                                // pairs of a tile
+    uint32_t stage = ~0u, product = 0;                // of the piece
+    uint32_t tile = 0, pairs = 0;                     // the next tile's first pair; of the stage
+    uint32_t start = 0, stop = 0;                     // of them the product's
+    uint32_t chunk = 0, chunks = 0, skip = 0;         // of a row; byte of the next chunk
+    uint32_t width = 0, whole = 0, stride = 0;        // bytes of a chunk and of a row; of a row in a slot
     const uint8_t *weight = nullptr, *row = nullptr;  // the weight's first row; the lane's
     uint64_t apart = 0;                               // bytes from a row of a pair to the other
     uint32_t row_bytes = 0, first = 0;                // the product's first pair, less `start`
@@ -56,7 +55,7 @@ struct Pieces {
         const uint32_t following = stage + 1;
         if (following == count || !passed(held + following % STAGES_HELD, following / STAGES_HELD % 2))
             return false;
-        if (left && following) arrive(left + stage % STAGES_HELD);
+        if (following) arrive(left + stage % STAGES_HELD);
         stage = following;
         const nocopy_stage& s = stages[stage % STAGES_HELD];
         tile = pairs = 0;
@@ -97,27 +96,18 @@ struct Pieces {
     }
 };
 
-// Weights on their way to the ring. While it is full, the second cache is to hold what comes next, so that
-// memory goes on while blocks wait for each other. A streamer brings eight rows of a tile.
+// Weights on their way to the ring. A streamer brings eight rows of a tile.
 struct Stream : Pieces {
     const nocopy_walk& walk;
     uint64_t *filled, *emptied;
     uint8_t* ring;
     uint64_t* waits;
-    RingPlace begin, arrive;                // slots: of the next piece, of the oldest one on its way
-    uint32_t begun = 0, arrived = 0;        // pieces, counted from the start
-    uint32_t started = cycles();            // when the last copy was
-    Pieces far;                             // of pieces that were fetched to the second cache, the next one
-    uint32_t fetched = 0, last = cycles();  // pieces before that one; when the last one was asked for
+    RingPlace begin, arrive;          // slots: of the next piece, of the oldest one on its way
+    uint32_t begun = 0, arrived = 0;  // pieces, counted from the start
+    uint32_t started = cycles();      // when the last copy was
 
     __device__ __forceinline__ Stream(const nocopy_walk& w, const WalkMemory& m)
-        : Pieces(w, m),
-          walk(w),
-          filled(m.filled),
-          emptied(m.emptied),
-          ring(m.ring),
-          waits(m.waits),
-          far(*this) {}
+        : Pieces(w, m), walk(w), filled(m.filled), emptied(m.emptied), ring(m.ring), waits(m.waits) {}
 
     __device__ __forceinline__ void run() {
         for (;; begin.advance(walk.slots)) {
@@ -130,10 +120,7 @@ struct Stream : Pieces {
                 relax();
             }
             // Nothing has emptied a slot before its first use: that phase counts as passed.
-            while (!passed(emptied + begin.slot, begin.parity ^ 1)) {
-                if (WALK_SCOUTS && walk.scouted) scout();
-                relax();
-            }
+            while (!passed(emptied + begin.slot, begin.parity ^ 1)) relax();
             while (cycles() - started < walk.pace) relax();
             started = cycles(), ++begun;
             copy();
@@ -160,14 +147,6 @@ struct Stream : Pieces {
 #pragma unroll
         for (uint32_t row = 0; row < ROWS; ++row)
             if (ALL || (row & most - 1) < tiled) copies.start(row * stride, rows[row]);
-    }
-
-    __device__ __forceinline__ void scout() {
-        if ((int32_t)(fetched - begun) <= 0) far = *this, far.left = nullptr, fetched = begun;
-        if (fetched - begun >= walk.scouted || cycles() - last < walk.scouting) return;
-        if (!far.next()) return;
-        if (threadIdx.x % 32 < ROWS && far.pair() < far.tiled) prefetch(far.from, far.bytes);
-        last = cycles(), ++fetched;
     }
 };
 
