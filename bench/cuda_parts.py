@@ -71,7 +71,7 @@ LEFT_OUT: Mapping[str, tuple[Change, ...]] = {
     "copies but for 16 bytes a row, waiting for rows, attention": SMALL + NO_WAITING,
     "copies, waiting for rows, attention": NO_COPIES + NO_WAITING,
 }
-UNHINDERED = {"PACE": 0.0} | dict.fromkeys(
+UNHINDERED = dict.fromkeys(("PACE", "STEADY_PACE"), 0.0) | dict.fromkeys(
     ("FLIGHT_CYCLES", "BLOCKS_IN_FLIGHT", "WAITING_IN_FLIGHT"), 1 << 30
 )
 

@@ -86,6 +86,14 @@ class Stage:
         return Fields.unpack(self.launch.record) if self.launch and self.kind == ATTENTION else None
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of a product's weights; 0 for another stage."""
+        if not self.group:
+            return 0
+        rows = sum(p.rows for p in self.group.products)
+        return rows * self.group.k // self.dtype.block * self.dtype.itemsize
+
+    @property
     def steps(self) -> int:
         """Steps of a product's row; 0 for another stage."""
         return -(-self.group.k // STEP_ELEMENTS) if self.group else 0
