@@ -168,7 +168,7 @@ def test_a_pass_is_one_kernel(bench: Bench, position: int) -> None:
     assert Model(bench, Shape(layers=1 + (position == 299))).play(position) == LAUNCHES
 
 
-@pytest.mark.parametrize("position", [63, 64, 300, 720, 1500])
+@pytest.mark.parametrize("position", [63, 127, 300, 720, 1500])
 @pytest.mark.parametrize(
     "shape",
     [
@@ -180,7 +180,7 @@ def test_a_pass_is_one_kernel(bench: Bench, position: int) -> None:
     ids=["one job", "f32 cache", "each head its own", "two jobs a group"],
 )
 def test_parts_of_the_tokens(wide: Bench, shape: Shape, position: int) -> None:
-    """One, several, as many as there are blocks for, and parts of up to four tiles a warp."""
+    """One, then two; several, as many as there are blocks for, and parts of up to four tiles a warp."""
     shape = replace(shape, layers=1, context=1504, hidden=256)
     assert Model(wide, shape).play(position, 2) == LAUNCHES
 
