@@ -287,7 +287,7 @@ def test_an_interrupt_ends_the_kernels_first(
     program = device.compile(negation(), {Space.GUEST: pages})
     wait, calls = driver.wait, iter([KeyboardInterrupt()])
 
-    def interrupted(deadline: float | None) -> bool:
+    def interrupted(deadline: float | None, taken: object = None) -> bool:
         for e in calls:
             raise e
         return wait(deadline)
