@@ -21,7 +21,6 @@ class Clock:
     def __init__(self) -> None:
         self.now = 1000.0
         self.asleep = 0.0
-        self.polls = 0
         self.late = LATE
 
     def monotonic(self) -> float:
@@ -33,11 +32,10 @@ class Clock:
 
     def waited(self, seconds: float, taken: Taken, deadline: float | None = None) -> float | None:
         """Wait for something that takes so long: how long that was, or None if the deadline came first."""
-        began, self.asleep, self.polls = self.now, 0.0, 0
+        began, self.asleep = self.now, 0.0
 
         def ready() -> bool:
             self.now += POLL
-            self.polls += 1
             return self.now >= began + seconds
 
         with pytest.MonkeyPatch.context() as patch:

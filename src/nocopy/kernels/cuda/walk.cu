@@ -7,11 +7,12 @@
 // fence or a counter. Weights come through a ring in shared memory, a tile of rows in each slot or the next
 // few (walk_stream.cuh). One or two warps start all copies, across stages: while a row is awaited, what the
 // next stages read arrives. Only some bytes are on their way at a time, since a longer queue delays the words
-// that blocks wait for; fewer while the block does. WALK_WARPS warps compute: each has an eighth of the
-// elements of all rows, reads that of what was handed on until it is there, applies the norm's weight and
-// holds it in registers (walk_row.cuh), and multiplies it with the tiles as matrices (walk_product.cuh); so
-// the block's warps meet once a product. The kernel is compiled for the model at hand: straight code is fast
-// where all of it fits the instruction cache of 128 KiB. Bound: the bytes of the weights and of the cache.
+// that blocks wait for; how many, and whether fewer while the block does, the host chooses
+// (device/cuda_walk_flow.py). WALK_WARPS warps compute: each has an eighth of the elements of all rows, reads
+// that of what was handed on until it is there, applies the norm's weight and holds it in registers
+// (walk_row.cuh), and multiplies it with the tiles as matrices (walk_product.cuh); so the block's warps meet
+// once a product. The kernel is compiled for the model at hand: straight code is fast where all of it fits
+// the instruction cache of 128 KiB. Bound: the bytes of the weights and of the cache.
 //
 // Words of the exchange are zero when the kernel starts, and a place is used again only after every block has
 // written something that it could not know before it had read the place: the host sees to that
