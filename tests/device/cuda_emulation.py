@@ -104,6 +104,9 @@ class EmulatedDriver:
         self._library = library
         self._depth = 0
         self._queue: list[Callable[[], int]] = []
+        self._marked = 0
+        self.running = False
+        self.behind = 0
         self._names: dict[int, str] = {}
         self._stop = ctypes.c_int32()
         self.stop_address = ctypes.addressof(self._stop)
@@ -111,11 +114,13 @@ class EmulatedDriver:
 
     # The context
 
-    def enter(self) -> None:
+    def enter(self, *, settled: bool = True) -> None:
         assert not self.closed
         if self._abandoned:
             raise DeviceError("kernels that do not end hold the GPU")
         self._depth += 1
+        if settled and self.running and not self.wait(0.0):
+            raise self.abandon("what was started behind the last play does not end")
 
     def leave(self) -> None:
         self._depth -= 1
@@ -268,13 +273,30 @@ class EmulatedDriver:
 
         return start_all, free
 
+    def start(self, start: Callable[[], int]) -> None:
+        self.check(start(), "starting a kernel")
+
     # Waiting
 
+    def mark(self) -> None:
+        self._called("mark")
+        self._marked, self.running = len(self._queue), True
+        self.behind += 1
+
+    def wait_for_mark(self, deadline: float, taken: object) -> bool:
+        return self._wait(self._marked)
+
     def wait(self, deadline: float, taken: object = None) -> bool:
+        ended = self._wait(len(self._queue))
+        self.running = self.running and not ended
+        return ended
+
+    def _wait(self, count: int) -> bool:
         self._called("wait")
         if self.endless and not (self._stop.value and self.endless == "until asked"):
             return False
-        queue, self._queue = self._queue, []
+        queue, self._queue = self._queue[:count], self._queue[count:]
+        self._marked -= count
         for run in queue:
             status = run()
             assert status != 1, f"{self.launched[-1]}: not all threads reached a barrier"

@@ -88,7 +88,7 @@ class LosableDevice(ReferenceDevice):
         self.check()
         return super().place(ranges, ledger=ledger, progress=progress)
 
-    def play(self, program: Program, *, timeout: float | None = None) -> None:
+    def play(self, program: Program, *, timeout: float | None = None, then: Program | None = None) -> None:
         self.check()
         self.plays += 1
-        super().play(program, timeout=timeout)
+        super().play(program, timeout=timeout, then=then)

@@ -17,8 +17,9 @@ from nocopy.models.load import open_model
 from nocopy.session import pace
 from nocopy.session.engine import Engine
 from nocopy.session.own import OwnSession
+from nocopy.session.pace import Make
 from nocopy.session.sampler import Sampler, Sampling
-from nocopy.session.session import Session
+from nocopy.session.session import Session, at_once
 from tests.device.cuda_emulation import EmulatedDriver, emulated, library  # noqa: F401
 from tests.session.test_ahead import PROMPT, one_by_one, opened
 
@@ -89,10 +90,13 @@ def test_device_and_host_draw_the_same(engine: Engine, sampling: Sampling) -> No
 
 def test_tokens_drawn_ahead_are_played_in_one_go(engine: Engine) -> None:
     plays: list[int] = []
-    device = engine.device
-    with OwnSession(
-        engine, context=40, kv=DType.F32, play=lambda make: plays.append(device.play(make()) or 1)
-    ) as s:
+    at_once_there = at_once(engine.device)
+
+    def play(make: Make, then: Make | None) -> None:
+        at_once_there(make, then)
+        plays.append(1)
+
+    with OwnSession(engine, context=40, kv=DType.F32, play=play) as s:
         sampler = begun(s, DRAWN[0])
         drawn_ahead(s, sampler, 20)
         assert len(plays) <= 7  # the prompt, then 1, 8, 8, 2, 1

@@ -139,8 +139,9 @@ class CpuDevice:
             raise ClosedError("compiling was asked for; pages that the tape would use are closed")
         return CpuProgram(tape, mine)
 
-    def play(self, program: Program, *, timeout: float | None = None) -> None:
+    def play(self, program: Program, *, timeout: float | None = None, then: Program | None = None) -> None:
         """See `Device.play`. It stops between chunks of a record, so within some milliseconds."""
+        del then
         self._check_open()
         if not isinstance(program, CpuProgram) or program.closed:
             raise ClosedError("playing was asked for; the program is closed")
@@ -158,6 +159,9 @@ class CpuDevice:
         For native code that has the player's address.
         """
         self._on_close.append(weakref.WeakMethod(callback))
+
+    def settle(self) -> None:
+        """See `Device.settle`: nothing plays on here."""
 
     def close(self) -> None:
         """See `Device.close`."""

@@ -93,6 +93,11 @@ class CudaProgram:
     staged: list[Staging]
     closed: bool = False
 
+    @property
+    def whole(self) -> bool:
+        """True if one call starts it, and nothing is left to do after it."""
+        return len(self.starts) == 1 and not self.staged
+
     def close(self) -> None:
         """See `Program.close`."""
         if not self.closed:
@@ -127,6 +132,8 @@ class CudaDevice:
         self._functions: dict[tuple[str, tuple[str, ...]], int] = {}
         self._pages: list[CudaPages] = []
         self._programs: list[CudaProgram] = []
+        self._behind: CudaProgram | None = None
+        """What was started behind the last play."""
         driver.on_lost = self.close
         self._info = DeviceInfo(
             "cuda",
@@ -142,6 +149,7 @@ class CudaDevice:
             },
             pins=True,
             rows=PASS_ROWS,
+            follows=True,
         )
 
     @property
@@ -382,17 +390,28 @@ class CudaDevice:
     def drop_program(self, program: CudaProgram) -> None:
         """Free what a closing program holds."""
         self._programs.remove(program)
+        if self._behind is program:
+            self._behind = None
         with self._driver.current():
             for free in program.frees:
                 free()
 
     # Playing
 
-    def play(self, program: Program, *, timeout: float | None = None) -> None:
+    def play(self, program: Program, *, timeout: float | None = None, then: Program | None = None) -> None:
         """See `Device.play`. It stops between kernels and inside long ones.
 
         An exception from outside, such as KeyboardInterrupt, ends the kernels before it goes on.
         """
+        playable, behind = self._playable(program), None if then is None else self._playable(then)
+        driver = self._driver
+        driver.enter(settled=False)
+        try:
+            self._run(playable, PLAY_SECONDS if timeout is None else timeout, behind)
+        finally:
+            driver.leave()
+
+    def _playable(self, program: Program) -> CudaProgram:
         if not isinstance(program, CudaProgram) or program.device is not self:
             raise ClosedError("playing was asked for; the program was compiled by another device")
         self._check_open("playing")
@@ -403,37 +422,60 @@ class CudaDevice:
                 raise ClosedError(
                     "playing was asked for; pages of the program are closed or have moved. Compile it again."
                 )
-        driver = self._driver
-        driver.enter()
-        try:
-            self._run(program, PLAY_SECONDS if timeout is None else timeout)
-        finally:
-            driver.leave()
+        return program
 
-    def _run(self, program: CudaProgram, timeout: float) -> None:
-        driver = self._driver
+    def _run(self, program: CudaProgram, timeout: float, then: CudaProgram | None) -> None:
         deadline = time.monotonic() + timeout
+        started, self._behind = self._behind is program, None
         try:
-            for staging in program.staged:
-                staging.pages.copy_in(staging.inward)
-            for start, taken in program.starts:
-                status = start()
-                if status:
-                    driver.check(status, "starting a kernel")
-                if not driver.wait(deadline, taken):
-                    raise DeadlineError(
-                        f"a tape of {len(program.tape)} records ran longer than {timeout} s on"
-                        f" {driver.product}; it was stopped, and what it writes is incomplete"
-                    )
-            if program.staged:
-                for staging in program.staged:
-                    staging.pages.copy_out(staging.outward)
-                driver.finish(sum(staging.pages.nbytes for staging in program.staged))
+            if then is not None and program.whole and then.whole:
+                ended = self._run_before(then, program, deadline, started=started)
+            else:
+                ended = self._run_alone(program, deadline, started=started)
+            if not ended:
+                raise DeadlineError(
+                    f"a tape of {len(program.tape)} records ran longer than {timeout} s on"
+                    f" {self._driver.product}; it was stopped, and what it writes is incomplete"
+                )
         except DeviceLostError:
             raise
         except BaseException:
+            self._behind = None
             self._stop()
             raise
+
+    def _run_alone(self, program: CudaProgram, deadline: float, *, started: bool) -> bool:
+        """Whether it ended in time."""
+        driver = self._driver
+        for staging in program.staged:
+            staging.pages.copy_in(staging.inward)
+        for start, taken in program.starts:
+            if not started:
+                driver.start(start)
+            if not driver.wait(deadline, taken):
+                return False
+        if program.staged:
+            for staging in program.staged:
+                staging.pages.copy_out(staging.outward)
+            driver.finish(sum(staging.pages.nbytes for staging in program.staged))
+        return True
+
+    def _run_before(self, then: CudaProgram, program: CudaProgram, deadline: float, *, started: bool) -> bool:
+        """The same, with another right behind it, which goes on when this returns."""
+        driver, ((start, taken),) = self._driver, program.starts
+        if not started:
+            driver.start(start)
+        driver.mark()
+        driver.start(then.starts[0][0])
+        self._behind = then
+        return driver.wait_for_mark(deadline, taken)
+
+    def settle(self) -> None:
+        """See `Device.settle`."""
+        self._check_open("settling")
+        self._behind = None
+        with self._driver.current():
+            pass
 
     def _stop(self) -> None:
         """Make what plays end: nothing may go on writing to a guest's memory once a play has returned.

@@ -48,6 +48,9 @@ _OLDEST_OVERLAP = (9, 0), 12030
 COPY_GRACE, COPY_BYTES_PER_SECOND = 30.0, 100e6
 """Seconds that a copy may take beside those for its bytes at the slowest rate that counts as going on: a
 hundredth of the bus's."""
+SETTLING = 10.0
+"""Seconds that what was started behind the last play gets to end."""
+_NO_TIMING = 0x2  # CUevent_flags
 
 Start = Callable[[], int]
 """Starts a piece of a program; returns a CUresult."""
@@ -107,7 +110,10 @@ class Driver:
         self._inside = 0
         self._registered: set[int] = set()
         self._context = self._create_context(gpu)
-        self._push, self._pop, self._query, self._launch, self._launch_graph = self._fast_calls()
+        self.running = False
+        """Whether something was started that nobody has waited for: calls of `enter` wait for it."""
+        self._push, self._pop, self._query, self._launch, self._launch_graph, *marking = self._fast_calls()
+        self._record, self._reached = marking
         self._popped = ctypes.byref(ctypes.c_void_p())
         try:
             self._make_stream_and_word()
@@ -119,6 +125,7 @@ class Driver:
         with self.current():
             (self._stream,) = self._ask("cuStreamCreate", _STREAM_NON_BLOCKING)
             (self._side_stream,) = self._ask("cuStreamCreate", _STREAM_NON_BLOCKING)
+            (mark,) = self._ask("cuEventCreate", _NO_TIMING)
             (self._word,) = self._ask("cuMemHostAlloc", 4096, _REGISTER_PORTABLE_MAPPED)
             # Kernels look at a copy in device memory: thousands of blocks that read the host's word over the
             # bus made them a hundred times slower.
@@ -127,6 +134,7 @@ class Driver:
         self._stop.value = 0
         self._stream_handle = ctypes.c_void_p(int(self._stream))
         self._side_handle = ctypes.c_void_p(int(self._side_stream))
+        self._mark = ctypes.c_void_p(int(mark))
 
     @property
     def stream(self) -> int:
@@ -180,6 +188,8 @@ class Driver:
             self._function("cuStreamQuery", pointer),
             self._function("cuLaunchKernelEx", pointer, pointer, pointer, pointer),
             self._function("cuGraphLaunch", pointer, pointer),
+            self._function("cuEventRecord", pointer, pointer),
+            self._function("cuEventQuery", pointer),
         )
 
     def _function(self, name: str, *types: Any) -> Any:
@@ -242,12 +252,15 @@ class Driver:
 
     # The context
 
-    def enter(self) -> None:
+    def enter(self, *, settled: bool = True) -> None:
         """Make the context current on this thread; pair it with `leave`.
+
+        Args:
+            settled: wait for what is `running`; False for who knows what it is.
 
         Raises:
             DeviceError: kernels that did not end hold the GPU (`abandon`).
-            DeviceLostError: the context is gone.
+            DeviceLostError: the context is gone, or what is running fails or does not end.
         """
         if self._abandoned:
             raise DeviceError(f"work that does not end holds {self.product}; start the process anew")
@@ -258,6 +271,16 @@ class Driver:
             finally:
                 self._tell()
         self._inside += 1
+        if settled and self.running:
+            try:
+                self._settle()
+            except BaseException:
+                self.leave()
+                raise
+
+    def _settle(self) -> None:
+        if not self.wait(time.monotonic() + SETTLING):
+            raise self.abandon(f"what was started behind the last play still runs {SETTLING} s later")
 
     def leave(self) -> None:
         """Give the thread back the context that it had; the last to leave one that is lost tells of it."""
@@ -438,6 +461,12 @@ class Driver:
         handle, stream, launch = ctypes.c_void_p(int(ready)), self._stream_handle, self._launch_graph
         return lambda: launch(handle, stream), lambda: self._cuda.cuGraphExecDestroy(ready)
 
+    def start(self, start: Start) -> None:
+        """Start a piece of a program."""
+        status = start()
+        if status:
+            self.check(status, "starting a kernel")
+
     # Waiting
 
     def wait(self, deadline: float | None, taken: Taken | None = None) -> bool:
@@ -450,13 +479,24 @@ class Driver:
         Raises:
             DeviceLostError: something that was started has failed.
         """
-        return self._wait(self._stream_handle, deadline, taken or Taken())
+        ended = self._wait(self._query, self._stream_handle, deadline, taken or Taken())
+        self.running = self.running and not ended
+        return ended
 
-    def _wait(self, stream: ctypes.c_void_p, deadline: float | None, taken: Taken) -> bool:
-        query = self._query
+    def mark(self) -> None:
+        """Have `wait_for_mark` wait for what was started so far, and not for what is started next."""
+        self.check(self._record(self._mark, self._stream_handle), "cuEventRecord")
+        self.running = True
 
+    def wait_for_mark(self, deadline: float, taken: Taken) -> bool:
+        """Wait for what was started before the last `mark`; otherwise as `wait`."""
+        return self._wait(self._reached, self._mark, deadline, taken)
+
+    def _wait(
+        self, query: Callable[[Any], int], what: ctypes.c_void_p, deadline: float | None, taken: Taken
+    ) -> bool:
         def ready() -> bool:
-            status = query(stream)
+            status = query(what)
             if status == NOT_READY:
                 return False
             self.check(status, "playing")
@@ -490,7 +530,7 @@ class Driver:
         """
         self._stop.value = int(stop)
         self._ask("cuMemcpyHtoDAsync", self.stop_address, int(self._word), 4, self._side_stream)
-        return self._wait(self._side_handle, deadline, Taken())
+        return self._wait(self._query, self._side_handle, deadline, Taken())
 
 
 def version_name(version: int) -> str:

@@ -256,11 +256,12 @@ class MetalDevice:
             )
         return state
 
-    def play(self, program: Program, *, timeout: float | None = None) -> None:
+    def play(self, program: Program, *, timeout: float | None = None, then: Program | None = None) -> None:
         """See `Device.play`. A GPU cannot be stopped: after a timeout this waits for the end, then raises.
 
         macOS ends a command buffer that hangs, so the wait is bounded.
         """
+        del then
         if self._closed or not isinstance(program, MetalProgram) or program.closed:
             raise ClosedError("playing was asked for; the device or the program is closed")
         for pages, generation in program.pages:
@@ -323,6 +324,9 @@ class MetalDevice:
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError("the device 'metal' was used after it was closed; open it again")
+
+    def settle(self) -> None:
+        """See `Device.settle`: nothing plays on here."""
 
     def close(self) -> None:
         """See `Device.close`."""

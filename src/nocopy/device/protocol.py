@@ -34,7 +34,7 @@ class DeviceInfo:
     pages. `memory_bytes` is its own memory; 0 if it has none. `details` are facts worth printing (driver,
     instruction set, threads). `software` is true for a GPU interface that runs on the CPU. `pins` is true if
     imported pages are locked in memory, which ends their being shared copy-on-write. `rows` is how many rows
-    of a long prompt a pass takes best.
+    of a long prompt a pass takes best. `follows` is true if it starts a program behind the one that plays.
     """
 
     name: str
@@ -45,6 +45,7 @@ class DeviceInfo:
     software: bool = False
     pins: bool = False
     rows: int = 512
+    follows: bool = False
 
 
 @dataclass(frozen=True)
@@ -246,17 +247,28 @@ class Device(Protocol):
         """
         ...
 
-    def play(self, program: Program, *, timeout: float | None = None) -> None:
+    def play(self, program: Program, *, timeout: float | None = None, then: Program | None = None) -> None:
         """Play a program to its end: when this returns, its results are visible to the CPU.
 
         Args:
             program: compiled by this device.
             timeout: seconds; None for the device's own limit: ten minutes on cuda, none on the others.
+            then: what will be played next, and reads nothing that the host writes in between. A device that
+                `follows` starts it right behind; it may write its results at any time from now on, until it
+                was played, or `settle` was called. Others ignore it.
 
         Raises:
             DeadlineError: it took longer than `timeout` seconds (on devices that can stop).
             DeviceLostError: the device failed for good; host pages keep their contents.
             ClosedError: the device, the program or a space that it was compiled for is closed.
+        """
+        ...
+
+    def settle(self) -> None:
+        """Have nothing play on behind the last play: what was started with `then` is not wanted any more.
+
+        Raises:
+            DeviceLostError: it failed, or does not end.
         """
         ...
 

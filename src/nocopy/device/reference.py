@@ -142,8 +142,9 @@ class ReferenceDevice:
             raise ClosedError("compiling was asked for; a space's pages are closed")
         return HostProgram(tape, held)
 
-    def play(self, program: Program, *, timeout: float | None = None) -> None:
+    def play(self, program: Program, *, timeout: float | None = None, then: Program | None = None) -> None:
         """See `Device.play`. It stops between records."""
+        del then
         self._check_open()
         if not isinstance(program, HostProgram) or program.closed:
             raise ClosedError("playing was asked for; the program is closed")
@@ -155,6 +156,9 @@ class ReferenceDevice:
                     f"a tape of {len(program.tape)} records ran longer than {timeout} s; {done} were played"
                 )
             reference.play_record(record, spaces)
+
+    def settle(self) -> None:
+        """See `Device.settle`: nothing plays on here."""
 
     def close(self) -> None:
         """See `Device.close`."""

@@ -282,8 +282,9 @@ class VulkanDevice:
                 ledgers.append((target.ledger, moved))
         return Staging(before, after, ledgers)
 
-    def play(self, program: Program, *, timeout: float | None = None) -> None:
+    def play(self, program: Program, *, timeout: float | None = None, then: Program | None = None) -> None:
         """See `Device.play`. A GPU cannot be stopped: after a timeout this waits for the end, then raises."""
+        del then
         if self._closed or not isinstance(program, VulkanProgram) or program.closed:
             raise ClosedError("playing was asked for; the device or the program is closed")
         for pages, generation in program.pages:
@@ -318,6 +319,9 @@ class VulkanDevice:
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError("the device 'vulkan' was used after it was closed; open it again")
+
+    def settle(self) -> None:
+        """See `Device.settle`: nothing plays on here."""
 
     def close(self) -> None:
         """See `Device.close`. A lost device is left as it is: the driver may still write to its memory."""

@@ -97,12 +97,18 @@ class Grip:
         if _abandoned:
             _close_abandoned()
 
-    def play(self, make: Callable[[], Program], until: float | None) -> Program:
+    def play(
+        self,
+        make: Callable[[], Program],
+        until: float | None,
+        then: Callable[[], Program] | None = None,
+    ) -> Program:
         """Wait for the device, make a program, and play it to its end.
 
         Args:
             make: compiles, or finds what was compiled before.
             until: when it must be done, by `time.monotonic()`.
+            then: makes what the device may start behind it; the caller settles that before the guest goes on.
 
         Raises:
             DeadlineError: there was not enough time.
@@ -113,7 +119,10 @@ class Grip:
         try:
             program = make()
             self.playing = True
-            self.device.play(program, timeout=rest(until))
+            if then is None:
+                self.device.play(program, timeout=rest(until))
+            else:
+                self.device.play(program, timeout=rest(until), then=then())
         except DeviceLostError:
             self.lost = True
             raise

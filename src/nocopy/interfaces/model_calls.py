@@ -140,14 +140,17 @@ class ModelCalls:
         place = ctypes.cast(self._memory.address + tokens, ctypes.POINTER(ctypes.c_int32))
         recent = chosen.sampler.options.repeat_last_n
         chosen.sampler.accept(found.session.tokens[-recent:] if recent > 0 else found.session.tokens)
-        made, why = generate(
-            found,
-            chosen.sampler,
-            most,
-            put=place.__setitem__,
-            ends=() if chosen.ignore_end else found.lease.loaded.model.tokenizer.end_ids,
-            check=None if self.sessions.until is None else lambda: rest(self.sessions.until),
-        )
+        try:
+            made, why = generate(
+                found,
+                chosen.sampler,
+                most,
+                put=place.__setitem__,
+                ends=() if chosen.ignore_end else found.lease.loaded.model.tokenizer.end_ids,
+                check=None if self.sessions.until is None else lambda: rest(self.sessions.until),
+            )
+        finally:
+            self.sessions.settle(found)
         chosen.finish(why)
         return made
 

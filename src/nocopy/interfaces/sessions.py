@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
-from nocopy.device.protocol import Pages, Program
+from nocopy.device.protocol import Pages
 from nocopy.errors import DeviceError, MemoryLimitError, TapeError, UsageError
 from nocopy.interfaces.attachment import Attachment
 from nocopy.interfaces.handles import Handles
@@ -16,6 +16,7 @@ from nocopy.memory.dtype import DType
 from nocopy.models.kv import CACHE_TYPES
 from nocopy.session.constraint import Constraint
 from nocopy.session.engine import Engine
+from nocopy.session.pace import Make
 from nocopy.session.region import Region
 from nocopy.session.session import Session
 
@@ -303,6 +304,12 @@ class Sessions:
         """The session that a handle names. Errors as in `Handles.get`."""
         return self.handles.get(handle, GuestSession, "session")
 
+    def settle(self, found: GuestSession) -> None:
+        """Have nothing play on behind a session's last pass: the guest that goes on may use its bytes."""
+        if found.session.plays_on:
+            with self.grip.turn(None):
+                found.session.settle()
+
     def close_session(self, handle: int) -> None:
         """Let go of a session; its bytes stay as they are."""
         found = self.session(handle)
@@ -342,8 +349,8 @@ class Sessions:
             raise UsageError("a session was asked for; the guest's memory has no bytes")
         return self.grip.pages
 
-    def _play(self, make: Callable[[], Program]) -> None:
-        self.grip.play(make, self.until)
+    def _play(self, make: Make, then: Make | None) -> None:
+        self.grip.play(make, self.until, then)
 
     # What the grip tells
 

@@ -168,7 +168,7 @@ class SessionBatch:
         self._check(tokens)
         wanted = Together(tuple(tokens), 1, HOST)
         self._put(wanted, tokens, {})
-        self._play(lambda: self._program(wanted))
+        self._play(lambda: self._program(wanted), None)
         for i, token in tokens.items():
             self.sequences[i].count(token)
             self.sequences[i].counted()
@@ -255,7 +255,7 @@ class SessionBatch:
                 recent = sampler.position().recent
                 self._tokens[lane, : wanted.first + 1] = -1
                 self._tokens[lane, wanted.first + 1 - len(recent) : wanted.first + 1] = recent
-                self._choice[lane], self._draw[lane] = sampler.choice, sampler.state
+                self._choice[lane], self._draw[lane] = sampler.choice, sampler.state()
                 self._penalties[lane] = sampler.penalties if sampler.window else NO_PENALTIES
             self._tokens[lane, wanted.first] = tokens[i]
 

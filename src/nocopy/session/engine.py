@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import TypeAlias
 
@@ -46,18 +46,32 @@ class Rows:
 class Ahead:
     """Passes over `steps` tokens one after another, each but the first chosen after the last.
 
-    The first lies at `first` among the tokens of the region, what is chosen behind it. The logits after the
-    last are written where the region has them. `window` None takes the likeliest; else the region says how to
-    draw, and the penalties count the `window` tokens that end with the one just fed.
+    The logits after the last are written where the region has them. `window` None takes the likeliest; else
+    the region says how to draw, and the penalties count the `window` tokens that end with the one just fed.
+
+    The first token lies at `first` among those of the region, behind the recent ones, what is chosen behind
+    it. Two such plays follow each other without the host if each has a half of the tokens to itself, and what
+    one chooses last is what the other feeds first.
     """
 
     steps: int
     window: int | None
+    half: int = 0
 
     @property
     def first(self) -> int:
-        """Where the token lies that is fed first: behind the recent ones."""
-        return max(self.window or 0, 1) - 1
+        """Where the token lies that is fed first."""
+        return self.half * self.steps + max(self.window or 0, 1) - 1
+
+    @property
+    def last(self) -> int:
+        """Where the token lies that is chosen last."""
+        return 0 if self.half else self.first + self.steps
+
+    @property
+    def follower(self) -> Ahead | None:
+        """What can play right behind it; None where the host has to bring recent tokens to their place."""
+        return None if self.window else replace(self, half=1 - self.half)
 
 
 Pass: TypeAlias = Rows | Ahead
@@ -195,7 +209,7 @@ class Engine:
         last, drawn = i + 1 == ahead.steps, ahead.window is not None
         logits = _row(region.logits) if last and not drawn else self.logits(1)
         g = decoder(self.config, self._weights, region.batch(1, ahead.first + i), logits)
-        tape, end = g.tape, region.tokens.offset + 4 * (ahead.first + i + 1)
+        tape, end = g.tape, region.tokens.offset + 4 * (ahead.last if last else ahead.first + i + 1)
         token = Tensor(Space.GUEST, end, (1,), DType.I32)
         if ahead.window is None:
             tape.argmax(token, logits)
@@ -205,7 +219,7 @@ class Engine:
             recent = Tensor(Space.GUEST, end - 4 * ahead.window, (1, ahead.window), DType.I32)
             scores = self.logits(1, penalized=True)
             tape.penalize(scores, logits, recent, region.penalties)
-        tape.sample(token, scores, region.choice, region.draw, ahead=i)
+        tape.sample(token, scores, region.choice, region.draws[ahead.half], ahead=i)
         if last:  # sampling reads logits several times, so where kernels have them near
             tape.copy(_row(region.logits), logits)
         return tape

@@ -14,8 +14,10 @@ AHEAD = 8
 PATIENCE = 0.02
 """Seconds that feeding ahead may take: nobody should see text come in bursts."""
 
-Play: TypeAlias = Callable[[Callable[[], Program]], None]
-"""Plays the program that it gets from a function, which it calls once the device is free."""
+Make: TypeAlias = Callable[[], Program]
+Play: TypeAlias = Callable[[Make, Make | None], None]
+"""Plays the program that it gets from a function, which it calls once the device is free; the other one makes
+what the device may start behind it, if anything."""
 
 
 class Pace:
@@ -25,19 +27,29 @@ class Pace:
         self._seconds = inf
 
     @property
-    def steps(self) -> int:
-        """As many steps as `PATIENCE` allows; one while nothing is known."""
-        return 1 if self._seconds == inf else min(AHEAD, int(PATIENCE / self._seconds))
+    def known(self) -> bool:
+        """Whether any was played."""
+        return self._seconds < inf
 
-    def play(self, play: Play, make: Callable[[], Program], steps: int) -> None:
+    @property
+    def steps(self) -> int:
+        """As many steps, a power of two, as `PATIENCE` allows, or none; one while nothing is known."""
+        return floor2(min(AHEAD, int(PATIENCE / self._seconds))) if self.known else 1
+
+    def play(self, play: Play, make: Make, steps: int, then: Make | None = None) -> None:
         """Play what `make` returns, which may compile it first: `steps` steps of one token."""
         start = 0.0
 
-        def ready() -> Program:
+        def timed(make: Make) -> Program:
             nonlocal start
             program = make()
             start = perf_counter()
             return program
 
-        play(ready)
+        play(lambda: timed(make), None if then is None else lambda: timed(then))
         self._seconds = min(self._seconds, (perf_counter() - start) / steps)
+
+
+def floor2(count: int) -> int:
+    """The largest power of two up to a count; 0 for 0."""
+    return 1 << count.bit_length() - 1 if count > 0 else 0

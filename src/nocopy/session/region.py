@@ -7,7 +7,8 @@
     logits       f32 [vocabulary]     of the last token, after each pass
     choice       f32 [3]              how to draw a token from logits: `options` of the op sample
     penalties    f32 [4]              what recent tokens cost: `options` of the op penalize
-    draw         i32 [5]              top_k, seed and number of the draw: `state` of the op sample
+    draws        i32 [2, 5]           top_k, seed and number of the draw: `state` of the op sample; a row
+                                      for each of two plays that follow each other
     cache        `models/kv.py`       keys and values, token-major, on a multiple of 64 KiB, or of 2 MiB
 
 Each part begins on a multiple of 64 bytes. What each pass writes anew is apart from the cache, so that a
@@ -16,7 +17,7 @@ session that was thawed shares the cache's pages and has the others for itself.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from nocopy.errors import UsageError
@@ -109,14 +110,15 @@ class Region:
         return _row(self._after(self.choice, len(PENALTIES), DType.F32))
 
     @cached_property
-    def draw(self) -> Tensor:
-        """i32 [1, 5]."""
-        return _row(self._after(self.penalties, len(DRAW), DType.I32))
+    def draws(self) -> tuple[Tensor, Tensor]:
+        """i32 [1, 5] each."""
+        first = self._after(self.penalties, len(DRAW), DType.I32)
+        return _row(first), _row(replace(first, offset=_end(first)))
 
     @cached_property
     def home(self) -> int:
         """The byte of the memory at which the cache begins."""
-        return _up(_end(self.draw), self.boundary)
+        return _up(_end(self.draws[1]), self.boundary)
 
     @cached_property
     def cache(self) -> Cache:
@@ -131,7 +133,7 @@ class Region:
 
     def used(self, length: int) -> list[tuple[int, int]]:
         """The bytes that hold anything of a session of so many tokens: (first, one past the last)."""
-        return [(self.offset, _end(self.draw)), (self.home, self.home + length * self.cache.token_bytes)]
+        return [(self.offset, _end(self.draws[1])), (self.home, self.home + length * self.cache.token_bytes)]
 
     def batch(self, rows: int, first: int = 0) -> Batch:
         """A pass over `rows` of tokens and positions, from `first` on."""

@@ -137,10 +137,10 @@ class Sampler:
         exact = [1 / o.repeat_penalty, o.repeat_penalty, o.frequency_penalty, o.presence_penalty]
         return np.array(exact, np.float32).tolist()
 
-    @property
-    def state(self) -> npt.NDArray[np.int32]:
-        """i32 [5]: `state` of the op sample."""
-        words = [self.seed % 2**32, self.seed >> 32, self.draws % 2**32, self.draws >> 32]
+    def state(self, later: int = 0) -> npt.NDArray[np.int32]:
+        """i32 [5]: `state` of the op sample, so many draws later."""
+        draws = (self.draws + later) % 2**64
+        words = [self.seed % 2**32, self.seed >> 32, draws % 2**32, draws >> 32]
         return np.array([self._top_k, *words], np.uint32).view(np.int32)
 
     @property

@@ -20,7 +20,7 @@ from nocopy.memory.dtype import DType
 from nocopy.memory.linear import LinearMemory
 from nocopy.memory.view import byte_array
 from nocopy.session.engine import Ahead, Engine, Pass, Rows
-from nocopy.session.pace import Pace, Play
+from nocopy.session.pace import Make, Pace, Play, floor2
 from nocopy.session.region import PAGE, Region
 from nocopy.session.sampler import Position, Sampler, Sampling, no_token
 from nocopy.tape import Tensor
@@ -102,6 +102,14 @@ class Session:
         """Where a sampler must stand to have chosen the first of them; None: they are the likeliest."""
         self._then: Position | None = None
         """The same for the second of them."""
+        self._finite = True
+        """Whether the likeliest token after all of them has a number for its logit."""
+        self._followed = False
+        """Whether something was to play behind the passes that chose them, so that their logits are gone."""
+        self._following: Ahead | None = None
+        """What that is, while it goes on from them: all that it reads lies where it looks for it."""
+        self._loose = False
+        """Whether it may still play though nobody wants it."""
         self._stale = False
         self._pace = Pace()
         # Made once: a view costs more than a small model's pass. The memory never moves.
@@ -173,7 +181,7 @@ class Session:
             self.tokens.append(ahead.pop(0))
             if self._stand is not None:
                 self._stand, self._then = self._then, NOWHERE
-            self._stale = len(ahead) > 1
+            self._stale = len(ahead) > 1 or self._followed
             return
         self._check(tokens)
         self._forget_ahead()
@@ -181,12 +189,15 @@ class Session:
 
     def _feed(self, tokens: Sequence[int], *, logits: bool) -> None:
         for start in range(0, len(tokens), self.step):
-            part = tokens[start : start + self.step]
+            part = array("i", tokens[start : start + self.step])
             rows, at = len(part), len(self.tokens)
-            self._tokens[:rows] = array("i", part)
-            self._positions[:rows] = array("i", range(at, at + rows))
+
+            def put(part: array[int] = part, rows: int = rows, at: int = at) -> None:
+                self._tokens[:rows] = part
+                self._positions[:rows] = array("i", range(at, at + rows))
+
             wanted = logits and start + rows == len(tokens)
-            self._run(Rows(rows, wanted), steps=int(rows == 1))
+            self._run(Rows(rows, wanted), put, steps=int(rows == 1))
             self.tokens.extend(part)
 
     def likeliest(self, more: int = 0) -> int:
@@ -203,11 +214,12 @@ class Session:
         if self.before_use is not None:
             self.before_use()
         if self._ahead and self._stand is None:
-            token = self._ahead[0]
+            token, finite = self._ahead[0], self._finite or len(self._ahead) > 1
         else:
             token = int(self.logits.argmax())
+            finite = isfinite(self.logits[token])
             self._forget_ahead()
-        if not self._stale and not isfinite(self.logits[token]):
+        if not finite:
             raise no_token()
         self._stand = self._then = None
         self._look_ahead(token, more, None)
@@ -247,38 +259,79 @@ class Session:
 
     def _look_ahead(self, token: int, more: int, sampler: Sampler | None) -> None:
         """Feed a token that was chosen, and tokens after it as they are chosen, if more are wanted."""
-        if len(self._ahead) > 1:
+        if len(self._ahead) > 1 or more < 1:
             return
-        first = Ahead(1, sampler.window if sampler else None).first
+        started, self._following = self._following, None
+        ahead = started or self._quick(more, sampler.window if sampler else None)
+        if ahead is not None:
+            self._feed_ahead(ahead, token, more, sampler, started=started is not None)
+
+    def _quick(self, more: int, window: int | None) -> Ahead | None:
+        """As many of the tokens that are wanted as fit and do not take too long."""
+        first = Ahead(1, window).first
         room = min(self.context - len(self.tokens), self.region.chunk - 1 - first, self.step)
-        steps = min(more, self._pace.steps, room)
-        if steps > 0:
-            self._feed_ahead(token, 1 << steps.bit_length() - 1, sampler)
+        steps = floor2(min(more, self._pace.steps, room))
+        return Ahead(steps, window) if steps else None
+
+    def _follower(self, ahead: Ahead, more: int) -> Ahead | None:
+        """What is to play right behind, if as many tokens again are wanted and fit."""
+        fits = 2 * ahead.steps <= min(more, self.context - len(self.tokens), self.region.chunk)
+        goes_on = self._pace.known and ahead.steps == self._pace.steps
+        return ahead.follower if fits and goes_on and self.engine.device.info.follows else None
 
     @cached_property
     def _drawing(self) -> tuple[npt.NDArray[Any], ...]:
-        """Where the region says how a token is drawn on the device: `choice`, `penalties` and `draw`."""
-        places = self.region.choice, self.region.penalties, self.region.draw
+        """Where the region says how a token is drawn on the device: `choice`, `penalties` and `draws`."""
+        places = self.region.choice, self.region.penalties, *self.region.draws
         return tuple(_part(self._head, self.region, place)[0] for place in places)
 
-    def _feed_ahead(self, token: int, steps: int, sampler: Sampler | None) -> None:
-        """Feed a token and those chosen after it, `steps` in all; they are not part of the session yet."""
-        ahead, at = Ahead(steps, sampler.window if sampler else None), len(self.tokens)
-        first = ahead.first
-        self._tokens[first] = token
+    def _feed_ahead(
+        self, ahead: Ahead, token: int, more: int, sampler: Sampler | None, *, started: bool
+    ) -> None:
+        """Feed a token and those chosen after it; they are not part of the session yet."""
+        at, steps, first, then = len(self.tokens), ahead.steps, ahead.first, self._follower(ahead, more)
+
+        def put() -> None:
+            if not started:
+                self._tokens[first] = token
+                self._place(ahead, at, sampler)
+                if sampler is not None:
+                    recent = sampler.position([token]).recent
+                    self._tokens[: len(recent)] = array("i", recent)
+                    choice, penalties, *_ = self._drawing
+                    choice[...], penalties[...] = sampler.choice, sampler.penalties
+            if then is not None:
+                self._place(then, at + steps, sampler, steps)
+
+        self._stale, self._followed = True, then is not None
+        self._run(ahead, put, 0 if started else steps, then)
+        self._following = then
+        self._ahead = [token, *self._tokens[first + 1 : first + steps], self._tokens[ahead.last]]
+        self._finite = self._logits is None or isfinite(self._logits[self._ahead[-1]])
+
+    def _place(self, ahead: Ahead, at: int, sampler: Sampler | None, later: int = 0) -> None:
+        """Say where tokens stand that are fed ahead, and which draws are theirs."""
+        self._positions[ahead.first : ahead.first + ahead.steps] = array("i", range(at, at + ahead.steps))
         if sampler is not None:
-            recent = sampler.position([token]).recent
-            self._tokens[: len(recent)] = array("i", recent)
-            choice, penalties, draw = self._drawing
-            choice[...], penalties[...], draw[...] = sampler.choice, sampler.penalties, sampler.state
-        self._positions[first : first + steps] = array("i", range(at, at + steps))
-        self._stale = True
-        self._run(ahead, steps)
-        self._ahead = self._tokens[first : first + steps + 1].tolist()
+            *_, draws, others = self._drawing
+            (others if ahead.half else draws)[...] = sampler.state(later)
 
     def _forget_ahead(self) -> None:
         self._ahead = []
-        self._stale = False
+        self._stale = self._followed = False
+        self._loose = self._loose or self._following is not None
+        self._following = None
+
+    @property
+    def plays_on(self) -> bool:
+        """Whether a device may still write to the region: see `settle`."""
+        return self._loose or self._following is not None
+
+    def settle(self) -> None:
+        """Have nothing play on behind the last pass."""
+        if self.plays_on:
+            self.engine.device.settle()
+        self._following, self._loose = None, False
 
     def refresh(self) -> None:
         """Have the region hold the logits after the last token, if those of a token ahead are there."""
@@ -293,6 +346,7 @@ class Session:
         if self.before_use is not None:
             self.before_use()
         self.refresh()
+        self.settle()
         if self._near is not None:
             self._near.flush(*self._used())
             self._kept = self.length
@@ -370,6 +424,7 @@ class Session:
             raise UsageError("a session was to become one of another model or type of cache; feed its tokens")
         if source.tokens:
             self._check(source.tokens, have=0)
+        self.settle()
         logits, used = source.logits, source.length * source.region.cache.token_bytes
         if self._near is not None and source._near is not None:
             self._near.copy(source._near, used, start=source.region.near_at, to=self.region.near_at)
@@ -397,7 +452,7 @@ class Session:
 
     def move(self, pages: Pages) -> None:
         """Go on in the same memory, which the device sees as `pages` now."""
-        self.pages = pages
+        self.pages, self._following = pages, None  # what plays ends with the programs
         self._forget()
 
     # From one device to another
@@ -412,6 +467,7 @@ class Session:
         self._kept = kept
         del self.tokens[kept:]
         self._forget_ahead()
+        self._loose = False  # what plays ends with the programs
         self._forget()
         near, self._near = self._near, None
         self.region = replace(self.region, near=False)
@@ -466,8 +522,9 @@ class Session:
         self._forget()
         if self._near is not None and self._owns_near:
             self._near.close()
-        self._logits = None
+        self._logits = self._following = None
         self._ahead = []
+        self._loose = False
         self._head = np.empty(0, np.uint8)  # arrays keep the memory mapped
         self._tokens = self._positions = memoryview(b"")
         self.__dict__.pop("_drawing", None)
@@ -504,12 +561,26 @@ class Session:
                 " move it to a device that works"
             )
 
-    def _run(self, wanted: Pass, steps: int) -> None:
-        """Play a pass, or several in a row: `steps` of one token each, 0 for a pass of several."""
+    def _run(self, wanted: Pass, put: Callable[[], None], steps: int, then: Pass | None = None) -> None:
+        """Play a pass, or several in a row.
+
+        Args:
+            wanted: what.
+            put: brings what they read to its place, once nothing plays that writes there.
+            steps: of one token each, which tell how long such a step takes; 0 if they tell nothing of that.
+            then: what may be started right behind.
+        """
+
+        def make() -> Program:
+            self.settle()
+            put()
+            return self._program(wanted)
+
+        behind = None if then is None else lambda: self._program(then)
         if steps:
-            self._pace.play(self._play, lambda: self._program(wanted), steps)
+            self._pace.play(self._play, make, steps, behind)
         else:
-            self._play(lambda: self._program(wanted))
+            self._play(make, behind)
 
     def _program(self, wanted: Pass) -> Program:
         """A pass, or several in a row, ready to play."""
@@ -531,7 +602,10 @@ def _part(head: npt.NDArray[np.uint8], region: Region, tensor: Tensor) -> npt.ND
 def at_once(device: Device) -> Play:
     """Plays right away."""
 
-    def play(make: Callable[[], Program]) -> None:
-        device.play(make())
+    def play(make: Make, then: Make | None) -> None:
+        if then is None:
+            device.play(make())
+        else:
+            device.play(make(), then=then())
 
     return play

@@ -185,7 +185,7 @@ def _touched(start: int, size: int, region: Region, length: int) -> list[tuple[i
     """
     row = region.home + length * region.cache.token_bytes
     low, high = row // PAGE_SIZE * PAGE_SIZE, min(round_up(row + region.cache.token_bytes), size)
-    logits, head = round_up(region.logits.offset), round_up(region.draw.offset + 1)
+    logits, head = round_up(region.logits.offset), round_up(region.draws[0].offset + 1)
     return [
         (start, logits, True),
         (start + low, high - low, True),

@@ -51,7 +51,8 @@ struct Context {
     std::mutex mutex;
     std::condition_variable changed;
     std::deque<Piece> queue;
-    size_t pending = 0;
+    size_t started = 0, ended = 0;
+    std::deque<size_t> events;  // how many pieces were started before each was recorded
     int failed = 0;
     bool ending = false;
     int streams = 0;
@@ -71,7 +72,7 @@ struct Context {
             int status = skip ? 0 : piece();
             lock.lock();
             if (status) failed = status;
-            --pending;
+            ++ended;
         }
     }
 
@@ -82,7 +83,7 @@ struct Context {
             capture->pieces.push_back(std::move(piece));
         } else {
             queue.push_back(std::move(piece));
-            ++pending;
+            ++started;
             changed.notify_all();
         }
         return SUCCESS;
@@ -94,7 +95,17 @@ struct Context {
 
     int state() {
         std::lock_guard lock(mutex);
-        return pending ? (int)NOT_READY : failed;
+        return ended < started ? (int)NOT_READY : failed;
+    }
+
+    int record(size_t* event) {
+        std::lock_guard lock(mutex);
+        return *event = started, SUCCESS;
+    }
+
+    int reached(const size_t* event) {
+        std::lock_guard lock(mutex);
+        return ended < *event ? (int)NOT_READY : failed;
     }
 
     bool reaches(uintptr_t address) {
@@ -321,6 +332,18 @@ int stream_query(void* stream) {
     Context* c = current_contexts.back();
     return stream == c ? c->state() : (int)SUCCESS;
 }
+int event_create(size_t** event, unsigned) {
+    CURRENT(c);
+    return *event = &c->events.emplace_back(), SUCCESS;
+}
+int event_record(size_t* event, void* stream) {
+    CURRENT(c);
+    return stream == c ? c->record(event) : (int)INVALID_VALUE;
+}
+int event_query(size_t* event) {
+    if (current_contexts.empty()) return INVALID_CONTEXT;
+    return current_contexts.back()->reached(event);
+}
 int capture_begin(void*, int) {
     CURRENT(c);
     if (c->capture) return INVALID_VALUE;
@@ -383,6 +406,9 @@ const std::map<std::string, void*> FUNCTIONS = {
     {"cuLaunchKernelEx", (void*)launch},
     {"cuStreamCreate", (void*)stream_create},
     {"cuStreamQuery", (void*)stream_query},
+    {"cuEventCreate", (void*)event_create},
+    {"cuEventRecord", (void*)event_record},
+    {"cuEventQuery", (void*)event_query},
     {"cuStreamSynchronize", (void*)stream_synchronize},
     {"cuStreamBeginCapture", (void*)capture_begin},
     {"cuStreamEndCapture", (void*)capture_end},

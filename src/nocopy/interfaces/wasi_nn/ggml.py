@@ -8,7 +8,6 @@ rest is fed. The cache lies in memory of the host, which the device shares and t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -16,7 +15,6 @@ from time import perf_counter
 import numpy as np
 import numpy.typing as npt
 
-from nocopy.device.protocol import Program
 from nocopy.errors import DeviceLostError, Error, NnError, TapeError
 from nocopy.interfaces.constraint_limits import MAX_CONSTRAINT, check_constraint
 from nocopy.interfaces.grip import rest
@@ -33,6 +31,7 @@ from nocopy.models import Model
 from nocopy.session.constraint import Constraint
 from nocopy.session.language import CONTEXT
 from nocopy.session.own import OwnSession
+from nocopy.session.pace import Make
 from nocopy.session.sampler import Sampler
 
 PROMPT, OPTIONS = 0, 1
@@ -349,9 +348,9 @@ class LanguageContext:
 
     # The host
 
-    def _play(self, make: Callable[[], Program]) -> None:
+    def _play(self, make: Make, then: Make | None) -> None:
         try:
-            self._host.grip.play(make, self._host.until)
+            self._host.grip.play(make, self._host.until, then)
         except DeviceLostError:
             if self._session is not None:  # the device may still write there
                 self._session.memory.hold("a lost device").leak()
