@@ -18,31 +18,25 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from nocopy.device.cuda_blas import Blas, BlasLaunch, load_blas
 from nocopy.device.cuda_compile import Compiler, cache_directory
 from nocopy.device.cuda_driver import Driver, Start, version_name
-from nocopy.device.cuda_fuse import Fuser
-from nocopy.device.cuda_fuse_rows import RowsFuser
-from nocopy.device.cuda_launch import COUNTERS, KernelLaunch, Plan, Shape, plan
+from nocopy.device.cuda_launch import KernelLaunch, Shape
 from nocopy.device.cuda_pages import (
     CudaPages,
     DevicePages,
     NearPages,
     RangedCudaPages,
-    RegisteredPages,
     Staging,
     import_pages,
     stagings,
 )
-from nocopy.device.cuda_prefill import Prefill, Room
-from nocopy.device.cuda_records import Records
+from nocopy.device.cuda_plan import Planner
 from nocopy.device.cuda_upload import upload
 from nocopy.device.cuda_wait import Taken
-from nocopy.device.cuda_walk import Step, WalkLaunch, Walks
-from nocopy.device.cuda_words import Words, find_words, redirected
+from nocopy.device.cuda_walk import WalkLaunch
 from nocopy.device.protocol import DeviceInfo, Mode, OnDemand, Pages, Program, check_range, check_spaces
 from nocopy.device.ranges import touched
 from nocopy.errors import (
@@ -59,9 +53,6 @@ from nocopy.tape.validate import Tape
 
 GRAPH_RECORDS = 1024
 """Launches in one graph; a longer tape is several, so that what waits on the GPU stays bounded."""
-STOPPABLE_WORK = 2**22
-"""Elements or multiply-adds from which on a tape can be stopped inside a graph or a kernel: below, it ends
-within some milliseconds."""
 PASS_ROWS = 2048
 """Rows of a pass that keep the tensor cores busy, while what one op hands to the next stays in the cache."""
 NO_BLAS = "kernels of nocopy; `pip install nvidia-cublas` adds cuBLASLt, which reads prompts twice as fast"
@@ -125,7 +116,7 @@ class CudaDevice:
         self._driver = driver
         self._compiler = compiler
         self._blas = None if isinstance(blas, str) else blas
-        self._room = Room(driver)
+        self._planner = Planner(driver, blas=self._blas is not None)
         self._allow_copy = allow_copy
         self._closed = False
         self._modules: dict[tuple[str, tuple[str, ...]], Any] = {}
@@ -276,14 +267,8 @@ class CudaDevice:
         """The calls that start a tape's pieces, and those that free what they hold."""
         frees: list[Callable[[], None]] = []
         try:
-            plans = list(self._plans(tape, used, frees))
-            workspace = self._workspace(plans, frees)
-            launches = [
-                start
-                for each in plans
-                for launch in each.launches
-                for start in self._starts(launch, workspace, frees)
-            ]
+            planned, workspace = self._planner.launches(tape, used, frees)
+            launches = [start for launch in planned for start in self._starts(launch, workspace, frees)]
             # One launch is joined too: a graph starts 2.5 us sooner than a kernel (bench/cuda_launch.py).
             starts: list[Start] = []
             for i in range(0, len(launches), GRAPH_RECORDS):
@@ -295,61 +280,6 @@ class CudaDevice:
                 free()
             raise
         return starts, frees
-
-    def _plans(
-        self, tape: Tape, used: Mapping[Space, CudaPages], frees: list[Callable[[], None]]
-    ) -> Iterator[Plan]:
-        """The launches of a tape in order: groups of records where the GPU can play them as one."""
-        driver = self._driver
-        addresses = {space: pages.device_address for space, pages in used.items()}
-        stop = driver.stop_address if tape.work > STOPPABLE_WORK else 0
-        words, copy = Words(()), 0
-        guest = used.get(Space.GUEST)
-        if isinstance(guest, RegisteredPages | RangedCudaPages):
-            words = find_words(tape)
-        if isinstance(guest, RangedCudaPages):
-            guest.reach(words.ranges)  # what lies between two things that are copied is copied too
-        if words.ranges:
-            copy = driver.allocate(words.nbytes)
-            frees.append(lambda: driver.free(copy))
-            for record in words.copies(addresses[Space.GUEST], copy):
-                yield plan(record, addresses, 0, driver.multiprocessors)
-        records = Records(tape, redirected(tape, words, addresses, copy), addresses)
-        fuser = rows = prefill = None
-        if _fusible(used):
-            fuser = Fuser(records, driver.chip)
-            rows = RowsFuser(records, driver.chip, stop)
-            prefill = Prefill(records, driver.multiprocessors, stop, blas=self._blas is not None)
-            if prefill.nbytes:
-                room, free = self._room.hold(prefill.nbytes)
-                frees.append(free)
-                prefill.place(room)
-        steps: list[Step] = []
-        at = 0
-        while at < len(records):
-            if fuser and (found := fuser.group(at)):
-                launches, count = found
-                steps.append(Step(Plan(launches), at, count, tuple(launch.group for launch in launches)))
-            elif (rows and (group := rows.group(at))) or (prefill and (group := prefill.group(at))):
-                count = group[1]
-                steps.append(Step(group[0], at, count))
-            else:
-                count = 1
-                steps.append(Step(plan(records.raw[at], addresses, stop, driver.multiprocessors), at, 1))
-            at += count
-        if fuser and driver.walks:
-            yield from Walks(records, driver.chip, driver.stop_address).join(steps)
-        else:
-            yield from (step.plan for step in steps)
-
-    def _workspace(self, plans: list[Plan], frees: list[Callable[[], None]]) -> int:
-        """Device memory that the launches of a record hand results on in; records run one after another."""
-        nbytes = max((each.workspace for each in plans), default=0)
-        if not nbytes:
-            return 0
-        address = self._driver.allocate(4 * COUNTERS + nbytes)
-        frees.append(lambda: self._driver.free(address))
-        return address + 4 * COUNTERS
 
     def _starts(
         self, launch: KernelLaunch | BlasLaunch, workspace: int, frees: list[Callable[[], None]]
@@ -370,7 +300,8 @@ class CudaDevice:
         stages = ctypes.create_string_buffer(launch.stages, len(launch.stages))
         driver.copy_in(memory, ctypes.addressof(stages), len(launch.stages))
         driver.finish(len(launch.stages))
-        yield driver.zeroing(memory + len(launch.stages), launch.exchange)
+        if not launch.again:  # else it is zero since it was allocated
+            yield driver.zeroing(memory + len(launch.stages), launch.exchange)
         argument = launch.argument(memory)
         yield driver.launcher(
             function, launch.grid, launch.shape.block, argument, launch.shared, together=True
@@ -520,14 +451,6 @@ class CudaDevice:
         else:
             for pages in opened:
                 pages.leak = None
-
-
-def _fusible(used: Mapping[Space, CudaPages]) -> bool:
-    """True if weights lie in the GPU's memory and no two spaces share bytes: see `Fuser` and `Prefill`."""
-    if not isinstance(used.get(Space.WEIGHTS), DevicePages | None):
-        return False
-    ranges = sorted((p.device_address, p.device_address + p.nbytes) for p in used.values())
-    return all(a[1] <= b[0] for a, b in pairwise(ranges))
 
 
 def open_device(*, allow_copy: bool = False) -> CudaDevice:

@@ -77,11 +77,14 @@ class Step:
 
 @dataclass(frozen=True)
 class WalkLaunch:
-    """The launch of a run: `stages` in device memory, `exchange` words behind them, zero at each start."""
+    """The launch of a run: `stages` in device memory, `exchange` words behind them, whose tags are 0 at each
+    start. If each place is used an even number of times, `again`, the end leaves them so.
+    """
 
     shape: Shape
     stages: bytes
     exchange: int
+    again: bool
     shared: int
     tail: tuple[int, ...]
     stop: int
@@ -356,7 +359,8 @@ class Walks:
         shared = fixed + slots * (slot_bytes + SLOT_BARRIERS)
         streamers = max(stage.tile // STREAMED for stage in products)
         shape = Shape("walk", "walk", grid, (THREADS + 32 * streamers, 1), defines=_defines(run.stages))
-        return WalkLaunch(shape, stages, REPLICAS * self._words, shared, tail, self._stop)
+        again = not any(place.uses % 2 for places in self._places.values() for place in places)
+        return WalkLaunch(shape, stages, REPLICAS * self._words, again, shared, tail, self._stop)
 
 
 def _pairs(group: Group) -> tuple[int, ...]:

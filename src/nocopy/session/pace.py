@@ -10,7 +10,8 @@ from typing import TypeAlias
 from nocopy.device.protocol import Program
 
 AHEAD = 8
-"""Most tokens that are fed ahead of being asked for; a power of two."""
+"""Most tokens that are fed ahead of being asked for, in one play or in two that follow each other; a power of
+two. More would cost more where a text ends, since all that is fed behind its end is fed for nothing."""
 PATIENCE = 0.02
 """Seconds that feeding ahead may take: nobody should see text come in bursts."""
 
@@ -21,9 +22,14 @@ what the device may start behind it, if anything."""
 
 
 class Pace:
-    """What a step of one token takes: the shortest time so far, compilation left out."""
+    """What a step of one token takes: the shortest time so far, compilation left out.
 
-    def __init__(self) -> None:
+    Args:
+        follows: whether one play is started while another one plays.
+    """
+
+    def __init__(self, *, follows: bool = False) -> None:
+        self._most = AHEAD // 2 if follows else AHEAD
         self._seconds = inf
 
     @property
@@ -33,8 +39,8 @@ class Pace:
 
     @property
     def steps(self) -> int:
-        """As many steps, a power of two, as `PATIENCE` allows, or none; one while nothing is known."""
-        return floor2(min(AHEAD, int(PATIENCE / self._seconds))) if self.known else 1
+        """Steps of a play: a power of two, as many as `PATIENCE` allows, or 0; 1 while nothing is known."""
+        return floor2(min(self._most, int(PATIENCE / self._seconds))) if self.known else 1
 
     def play(self, play: Play, make: Make, steps: int, then: Make | None = None) -> None:
         """Play what `make` returns, which may compile it first: `steps` steps of one token."""

@@ -111,7 +111,7 @@ class Session:
         self._loose = False
         """Whether it may still play though nobody wants it."""
         self._stale = False
-        self._pace = Pace()
+        self._pace = Pace(follows=engine.device.info.follows)
         # Made once: a view costs more than a small model's pass. The memory never moves.
         head = self._head = byte_array(memory, offset, region.home - offset)
         for rope, place in region.frequencies.items():
@@ -490,7 +490,7 @@ class Session:
         if (engine.config, engine.chunk) != (self.region.config, self.region.chunk):
             raise UsageError("a session was to go on with another model, or another chunk; use its own")
         self.engine, self.pages, self._play = engine, pages, play or at_once(engine.device)
-        self._pace = Pace()
+        self._pace = Pace(follows=engine.device.info.follows)
         self._near, self._owns_near = self._make_near(), True
         self.region = replace(self.region, near=self._near is not None, near_at=0)
         self.reload()
