@@ -192,4 +192,4 @@ def test_a_slow_compilation_does_not_end_feeding_ahead(
         for i in range(8):
             session.append([session.likeliest(20 - i)])
         behind = int(engine.device.info.follows)
-        assert now - began == pytest.approx((2 + behind) * 100 + 2e-3)
+        assert now - began == pytest.approx((2 + behind) * (100 + 1e-3))
