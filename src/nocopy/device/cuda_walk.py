@@ -58,8 +58,8 @@ TURNS, ROTATION_BYTES = 4, 8
 """Stages whose positions and rotations are in shared memory; bytes of a rotation."""
 UPPER_HALVES = 0xF0F0F0F0
 """Of each byte."""
-FEWEST_PRODUCTS = 4
-"""Products of a run that is worth a kernel of its own."""
+FEWEST_PRODUCTS = 5
+"""Products of a run that is worth a kernel of its own: those of a layer and the head."""
 CACHES = frozenset({DType.F32, DType.F16, DType.BF16})
 FASTER = frozenset({DType.F16, DType.BF16, *QUANTISED})
 """Weights with which a run measured faster than its launches one by one."""

@@ -20,15 +20,14 @@ def decoder(config: Config, weights: Mapping[str, Tensor], batch: Batch, logits:
         batch: the rows, and the caches that their keys and values join.
         logits: f32 [outputs, vocabulary], for the last `outputs` rows; None to fill the caches only.
     """
-    g = Graph(config, weights, batch)
+    g = Graph(config, weights, batch, wanted=0 if logits is None else logits.shape[0])
     x = g.embed("token_embd.weight", batch.tokens)
     if config.embedding_scale != 1.0:
         g.multiply(x, config.embedding_scale)
-    blocks(g, x)
+    x = blocks(g, x)
     if logits is not None:
-        wanted = g.rows(x, batch.rows - logits.shape[0], batch.rows)
         head = "output" if "output.weight" in weights else "token_embd"
-        g.linear(g.rmsnorm(wanted, "output_norm"), head, logits)
+        g.linear(g.rmsnorm(x, "output_norm"), head, logits)
         if config.logit_softcap:
             g.softcap(logits, config.logit_softcap)
     return g
@@ -38,7 +37,7 @@ def encoder(config: Config, weights: Mapping[str, Tensor], batch: Batch, out: Te
     """Record a pass of an embedding model over one text; `out` is f32 [width], pooled, not normalised."""
     g = Graph(config, weights, batch)
     x = embeddings(g)
-    blocks(g, x)
+    x = blocks(g, x)
     if config.pooling == "mean":
         g.tape.reduce("mean", out, x.T)
     else:
@@ -47,9 +46,10 @@ def encoder(config: Config, weights: Mapping[str, Tensor], batch: Batch, out: Te
     return g
 
 
-def blocks(g: Graph, x: Tensor) -> None:
-    """Every layer, each with the same scratch."""
+def blocks(g: Graph, x: Tensor) -> Tensor:
+    """Every layer, each with the same scratch; the rows that are wanted of the last one's result."""
     layer = ARCHITECTURES[g.config.architecture].layer
     for i in range(g.config.layers):
         with g.reusing():
-            layer(g, i, x)
+            x = layer(g, i, x)
+    return x

@@ -38,10 +38,17 @@ class Batch:
 
 
 class Graph:
-    """A tape under construction. Tensors are [rows, width] unless a method says otherwise."""
+    """A tape under construction. Tensors are [rows, width] unless a method says otherwise.
 
-    def __init__(self, config: Config, weights: Mapping[str, Tensor], batch: Batch) -> None:
+    `wanted` of the batch's rows, the last ones, are wanted after the last layer; None for all. Of the others
+    that layer makes keys and values only.
+    """
+
+    def __init__(
+        self, config: Config, weights: Mapping[str, Tensor], batch: Batch, wanted: int | None = None
+    ) -> None:
         self.config, self.weights, self.batch = config, weights, batch
+        self._wanted = batch.rows if wanted is None else wanted
         self.tape = TapeBuilder()
         self.scratch_bytes = 0
         self._top = 0
@@ -151,20 +158,27 @@ class Graph:
         step = x.strides[0] * x.dtype.itemsize
         return Tensor(x.space, x.offset + start * step, (stop - start, *x.shape[1:]), x.dtype, x.strides)
 
+    def wanted(self, x: Tensor, layer: int) -> Tensor:
+        """The rows of all that a layer goes on with, beyond its keys and values."""
+        last = layer + 1 == self.config.layers
+        return self.rows(x, x.shape[0] - self._wanted, x.shape[0]) if last else x
+
     def rotate(self, x: Tensor, layer: int) -> None:
-        """Rotary positions on [rows, heads, head], in place."""
-        rope = self.config.rope_of(layer)
+        """Rotary positions on [rows, heads, head], in place; of fewer rows, on the batch's last."""
+        rope, rows = self.config.rope_of(layer), self.batch.rows
         if rope is not None:
             frequencies = self.batch.frequencies[rope]
-            self.tape.rope(
-                x, x, frequencies, self.batch.positions, interleaved=rope.interleaved, scale=rope.scale
-            )
+            positions = self.rows(self.batch.positions, rows - x.shape[0], rows)
+            self.tape.rope(x, x, frequencies, positions, interleaved=rope.interleaved, scale=rope.scale)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
-        """Attention of [rows, heads, head] over each row's own sequence, whose cache k and v join first."""
+        """Attention of [rows, heads, head] over each row's own sequence, whose cache k and v join first.
+
+        Of fewer queries, those of the batch's last rows.
+        """
         c, batch = self.config, self.batch
         out = self.new(q.shape[0], c.heads * c.head)
-        heads = self.heads(out, c.heads)
+        heads, first = self.heads(out, c.heads), batch.rows - q.shape[0]
         for start, stop, cache in batch.spans:
             keys, values = self.rows(k, start, stop), self.rows(v, start, stop)
             if cache is not None:
@@ -172,12 +186,13 @@ class Graph:
                 self.tape.scatter(cache.rows(layer, 0), self._flat(keys), positions)
                 self.tape.scatter(cache.rows(layer, 1), self._flat(values), positions)
                 keys, values = cache.keys(layer), cache.values(layer)
+            asked = min(max(start, first), stop)
             self.tape.attention(
-                self.rows(heads, start, stop),
-                self.rows(q, start, stop),
+                self.rows(heads, asked - first, stop - first),
+                self.rows(q, asked - first, stop - first),
                 keys,
                 values,
-                self.rows(batch.last, start, stop),
+                self.rows(batch.last, asked, stop),
                 scale=c.attention_scale,
                 softcap=c.attention_softcap,
                 window=c.window(layer),

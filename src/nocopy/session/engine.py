@@ -114,7 +114,9 @@ class Engine:
         self._weights = tensors_at(model, starts)
         region = Region(self.config, 0, self.config.context, self.chunk, DType.F16)
         widest = self.record(region, self.step).scratch_bytes
-        few = self.record(region, min(MOST_SEQUENCES, self.chunk)).scratch_bytes
+        sequences = min(MOST_SEQUENCES, self.chunk)  # each with logits of its own
+        each = Tensor(Space.GUEST, 0, (sequences, self.config.vocabulary), DType.F32)
+        few = decoder(self.config, self._weights, region.batch(sequences), each).scratch_bytes
         row = -(-4 * self.config.vocabulary // 64) * 64
         self._near_rows = few, row
         last = few + 2 * MOST_SEQUENCES * row

@@ -13,6 +13,6 @@ from nocopy.tape import Tensor
 def layer(g: Graph, i: int, x: Tensor) -> Tensor:
     """One block: x + norm(attention(norm(x))), then x + norm(mlp(norm(x)))."""
     y = attention(g, i, g.rmsnorm(x, f"blk.{i}.attn_norm"))
-    x = g.add(x, g.rmsnorm(y, f"blk.{i}.post_attention_norm"))
+    x = g.add(g.wanted(x, i), g.rmsnorm(y, f"blk.{i}.post_attention_norm"))
     y = mlp(g, i, g.rmsnorm(x, f"blk.{i}.ffn_norm"), "gelu_tanh")
     return g.add(x, g.rmsnorm(y, f"blk.{i}.post_ffw_norm"))

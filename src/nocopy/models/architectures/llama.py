@@ -12,7 +12,7 @@ from nocopy.tape import Tensor
 
 def layer(g: Graph, i: int, x: Tensor) -> Tensor:
     """One block: x + attention(norm(x)), then x + mlp(norm(x))."""
-    x = g.add(x, attention(g, i, g.rmsnorm(x, f"blk.{i}.attn_norm")))
+    x = g.add(g.wanted(x, i), attention(g, i, g.rmsnorm(x, f"blk.{i}.attn_norm")))
     return g.add(x, mlp(g, i, g.rmsnorm(x, f"blk.{i}.ffn_norm"), "silu"))
 
 
@@ -27,14 +27,19 @@ def attention(g: Graph, i: int, x: Tensor) -> Tensor:
 
 
 def projections(g: Graph, i: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values as [rows, heads, head]; from one product where the model fuses them."""
+    """Queries of the rows that are wanted, keys and values of all, as [rows, heads, head].
+
+    From one product where the model fuses them.
+    """
     c = g.config
     if f"blk.{i}.attn_qkv.weight" in g.weights:
         qkv = g.linear(x, f"blk.{i}.attn_qkv")
         ends = (c.heads * c.head, c.heads * c.head + c.kv_width, c.heads * c.head + 2 * c.kv_width)
         q, k, v = (g.columns(qkv, a, b) for a, b in zip((0, *ends), ends, strict=False))
+        q = g.wanted(q, i)
     else:
-        q, k, v = (g.linear(x, f"blk.{i}.attn_{name}") for name in "qkv")
+        q = g.linear(g.wanted(x, i), f"blk.{i}.attn_q")
+        k, v = (g.linear(x, f"blk.{i}.attn_{name}") for name in "kv")
     return g.heads(q, c.heads), g.heads(k, c.groups), g.heads(v, c.groups)
 
 
