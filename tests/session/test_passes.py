@@ -25,13 +25,13 @@ TOKENS = [5, 9, 2, 7, 1, 8, 3, 3, 6, 4, 11, 12, 10, 2, 5, 9, 1, 1, 8, 7]
 class Counting(ReferenceDevice):
     """Takes `rows` in a pass best, and remembers the rows of each that it plays."""
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, *, few_shapes: bool = False) -> None:
         super().__init__()
-        self.rows, self.played = rows, list[int]()
+        self.rows, self.few_shapes, self.played = rows, few_shapes, list[int]()
 
     @property
     def info(self) -> DeviceInfo:
-        return replace(super().info, rows=self.rows)
+        return replace(super().info, rows=self.rows, few_shapes=self.few_shapes)
 
     def play(self, program: Any, *, timeout: float | None = None) -> None:
         self.played.append(int(program.tape.records[0]["dims"][0]))  # the lookup of the embeddings
@@ -70,3 +70,49 @@ def test_regions_have_the_same_room_on_every_device(model: Model) -> None:
     (few, logits), (many, others) = (fed(model, Counting(rows)) for rows in (8, 10**9))
     assert few.chunk == many.chunk == min(ROOM, model.config.context)
     assert np.allclose(logits, others, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rows"),
+    [
+        (1, 1),
+        (8, 8),
+        (9, 16),
+        (16, 16),
+        (17, 32),
+        (100, 112),
+        (256, 256),
+        (257, 288),
+        (1025, 1152),
+        (2048, 2048),
+    ],
+)
+def test_a_device_that_wants_few_shapes_gets_them(model: Model, tokens: int, rows: int) -> None:
+    with closing(Counting(2048, few_shapes=True)) as device, closing(Engine(model, device)) as engine:
+        assert engine.width(tokens, 2048) == rows
+        assert engine.width(tokens, tokens) == tokens
+    with closing(Counting(2048)) as device, closing(Engine(model, device)) as engine:
+        assert engine.width(tokens, 2048) == tokens
+
+
+def test_rows_that_are_nowhere_change_nothing(model: Model) -> None:
+    """Neither logits nor what the cache holds, of this prompt or what was there before."""
+    found: list[list[Any]] = []
+    for few_shapes in (False, True):
+        with (
+            closing(Counting(64, few_shapes=few_shapes)) as device,
+            closing(Engine(model, device)) as engine,
+            OwnSession(engine, context=40, kv=DType.F32) as session,
+        ):
+            seen: list[Any] = []
+            for count in (11, 9, 20):
+                session.append((TOKENS * 2)[:count])
+                seen.append(session.logits.copy())
+            assert session.length == session.context
+            session.flush()
+            floats = session.region.cache.nbytes // 4
+            seen.append(session.memory.view(floats, "f32", session.region.home).numpy().copy())
+            found.append(seen)
+            assert device.played == ([16, 16, 32] if few_shapes else [11, 9, 20])
+    for one, two in zip(*found, strict=True):
+        assert np.allclose(one, two, rtol=1e-5, atol=1e-5)

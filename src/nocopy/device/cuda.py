@@ -141,6 +141,7 @@ class CudaDevice:
             pins=True,
             rows=PASS_ROWS,
             follows=True,
+            few_shapes=True,
         )
 
     @property

@@ -35,6 +35,7 @@ class DeviceInfo:
     instruction set, threads). `software` is true for a GPU interface that runs on the CPU. `pins` is true if
     imported pages are locked in memory, which ends their being shared copy-on-write. `rows` is how many rows
     of a long prompt a pass takes best. `follows` is true if it starts a program behind the one that plays.
+    `few_shapes` is true if a few more rows cost less than compiling a pass for another number of them.
     """
 
     name: str
@@ -46,6 +47,7 @@ class DeviceInfo:
     pins: bool = False
     rows: int = 512
     follows: bool = False
+    few_shapes: bool = False
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,9 @@ TAPES = 64
 """Recorded passes to keep: one is made for each number of rows and each place of a region."""
 REGIONS = 64
 """Layouts to keep: sessions of one shape share theirs."""
+GRAIN = 16
+"""Rows of a pass are a multiple of this, and of a sixteenth of the next power of two, if the device wants few
+shapes."""
 ROOM = 2048
 """Tokens of one pass that a region has room for, on every device, so that it can go from one to another."""
 GUEST_BYTES = 2**48
@@ -173,6 +176,13 @@ class Engine:
         start, row = self._near_rows
         offset = start + MOST_SEQUENCES * row * penalized
         return Tensor(Space.SCRATCH, offset, (rows, self.config.vocabulary), DType.F32, (row // 4, 1))
+
+    def width(self, tokens: int, step: int) -> int:
+        """Rows of the pass that takes so many tokens: up to `step`, if the device wants few shapes."""
+        if not self.device.info.few_shapes or tokens <= MOST_SEQUENCES:
+            return tokens
+        grain = max(GRAIN, (1 << (tokens - 1).bit_length()) // GRAIN)
+        return min(-(-tokens // grain) * grain, step)
 
     def tape(self, region: Region, rows: int, *, logits: bool) -> Tape:
         """The pass over `rows` tokens of a session that lies at `region`."""

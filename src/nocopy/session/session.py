@@ -190,13 +190,16 @@ class Session:
     def _feed(self, tokens: Sequence[int], *, logits: bool) -> None:
         for start in range(0, len(tokens), self.step):
             part = array("i", tokens[start : start + self.step])
-            rows, at = len(part), len(self.tokens)
+            count, at = len(part), len(self.tokens)
+            rows = self.engine.width(count, self.step)
+            # Rows before the first token's are nowhere: they see nothing, and nothing of them is kept.
+            own = array("i", [0]) * (rows - count) + part
+            places = array("i", [-1]) * (rows - count) + array("i", range(at, at + count))
 
-            def put(part: array[int] = part, rows: int = rows, at: int = at) -> None:
-                self._tokens[:rows] = part
-                self._positions[:rows] = array("i", range(at, at + rows))
+            def put(rows: int = rows, own: array[int] = own, places: array[int] = places) -> None:
+                self._tokens[:rows], self._positions[:rows] = own, places
 
-            wanted = logits and start + rows == len(tokens)
+            wanted = logits and start + count == len(tokens)
             self._run(Rows(rows, wanted), put, steps=int(rows == 1))
             self.tokens.extend(part)
 
