@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nocopy.device.cuda_blas import BlasLaunch
 from nocopy.device.cuda_fuse import Chip
 from nocopy.device.cuda_launch import Shape
 from nocopy.device.cuda_pages import CudaPages, DevicePages, RegisteredPages
@@ -70,9 +71,9 @@ def used(guest: int, kv: int) -> Mapping[Space, CudaPages]:
 class Plans:
     """One GPU's plans of a tape for sessions at several places."""
 
-    def __init__(self, tape: Tape) -> None:
-        self.tape, self.gpu = tape, Gpu()
-        self.planner = Planner(self.gpu, blas=False)
+    def __init__(self, tape: Tape, *, blas: bool = False) -> None:
+        self.tape, self.gpu, self.blas = tape, Gpu(), blas
+        self.planner = Planner(self.gpu, blas=blas)
 
     def at(self, guest: int, kv: int, begin: int) -> list[Any]:
         """What is launched there; allocations begin at `begin`."""
@@ -80,7 +81,7 @@ class Plans:
 
     def anew(self, guest: int, kv: int, begin: int) -> list[Any]:
         """The same from a planner that knows nothing."""
-        return self._launched(Planner(self.gpu, blas=False), guest, kv, begin)
+        return self._launched(Planner(self.gpu, blas=self.blas), guest, kv, begin)
 
     def _launched(self, planner: Planner, guest: int, kv: int, begin: int) -> list[Any]:
         self.gpu.begin = begin << 20
@@ -92,12 +93,15 @@ class Plans:
         assert not self.gpu.allocated
         self.moved = any(isinstance(launch, Moved) for launch in launches)
         return [
-            (x.shape, x.grid, x.shared, x.argument(workspace), getattr(x, "stages", b"")) for x in launches
+            x
+            if isinstance(x, BlasLaunch)
+            else (x.shape, x.grid, x.shared, x.argument(workspace), getattr(x, "stages", b""))
+            for x in launches
         ]
 
 
-def language_model() -> Tape:
-    """Steps of one token each: a look-up, products, rotation, a cache, attention, the likeliest token."""
+def language_model(r: int = 1, steps: int = STEPS) -> Tape:
+    """Steps of r tokens each: a look-up, products, rotation, a cache, attention, the likeliest token."""
     at = {space: count(0, 1 << 18) for space in Space}
 
     def room(space: Space, dtype: DType, *shape: int) -> Tensor:
@@ -109,17 +113,20 @@ def language_model() -> Tape:
         room(Space.WEIGHTS, F32, K),
         room(Space.GUEST, F32, 32),
     )
-    tokens, positions = room(Space.GUEST, I32, STEPS + 1), room(Space.GUEST, I32, STEPS)
+    tokens, positions = room(Space.GUEST, I32, r * steps + r), room(Space.GUEST, I32, r * steps)
     keys, values = (room(Space.KV, F16, 64, K) for _ in "kv")
-    x, h, q, k, v, o = (room(Space.SCRATCH, F32, 1, K) for _ in "xhqkvo")
-    wide, other, logits = (room(Space.SCRATCH, F32, 1, ROWS) for _ in range(3))
+    x, h, q, k, v, o = (room(Space.SCRATCH, F32, r, K) for _ in "xhqkvo")
+    wide, other, logits = (room(Space.SCRATCH, F32, r, ROWS) for _ in range(3))
     tape = TapeBuilder()
 
     def heads(y: Tensor) -> Tensor:
-        return Tensor(y.space, y.offset, (1, 4, 64), y.dtype)
+        return Tensor(y.space, y.offset, (r, 4, 64), y.dtype)
 
-    for i in range(STEPS):
-        token, position = (Tensor(Space.GUEST, y.offset + 4 * i, (1,), I32) for y in (tokens, positions))
+    def part(y: Tensor, i: int) -> Tensor:
+        return Tensor(Space.GUEST, y.offset + 4 * r * i, (r,), I32)
+
+    for i in range(steps):
+        token, position = part(tokens, i), part(positions, i)
         tape.gather(x, table, token)
         for _ in range(2):
             tape.rmsnorm(h, x, norm, 1e-5)
@@ -141,7 +148,7 @@ def language_model() -> Tape:
             tape.binary("add", x, x, q)
         tape.rmsnorm(h, x, norm, 1e-5)
         tape.matmul(logits, h, table.T)
-        tape.argmax(Tensor(Space.GUEST, tokens.offset + 4 * (i + 1), (1,), I32), logits)
+        tape.argmax(part(tokens, i + 1), logits)
     return validate(bytes(tape), SIZES, work_limit=2**62)
 
 
@@ -150,8 +157,12 @@ def tape() -> Tape:
     return language_model()
 
 
-def test_a_pass_is_moved_to_where_a_third_session_lies(tape: Tape) -> None:
-    plans = Plans(tape)
+@pytest.mark.parametrize(
+    ("rows", "blas", "kernel"),
+    [(1, False, "walk"), (4, False, "fused_rows_f16"), (64, False, "gate_rows"), (64, True, "gate_rows")],
+)
+def test_a_pass_is_moved_to_where_a_third_session_lies(rows: int, blas: bool, kernel: str) -> None:
+    plans = Plans(language_model(rows, STEPS if rows == 1 else 1), blas=blas)
     plans.at(1, 1, 1)
     plans.at(2, 5, 9)
     assert not plans.moved
@@ -159,7 +170,8 @@ def test_a_pass_is_moved_to_where_a_third_session_lies(tape: Tape) -> None:
         found = plans.at(*place)
         assert plans.moved
         assert found == plans.anew(*place)
-    assert any(shape.kernel == "walk" for shape, *_ in found)
+    assert any(not isinstance(each, BlasLaunch) and each[0].kernel == kernel for each in found)
+    assert any(isinstance(each, BlasLaunch) for each in found) == blas
 
 
 def test_what_lay_where_it_lay_before_is_not_moved(tape: Tape) -> None:
@@ -176,7 +188,8 @@ def test_what_lay_where_it_lay_before_is_not_moved(tape: Tape) -> None:
 def test_addresses_that_differ_by_as_much_are_not_told_apart() -> None:
     one, two = (planned(a, b) for a, b in ((1 << 20, 2 << 20), (3 << 20, 4 << 20)))
     one.learn(two)
-    assert one.moved((3 << 20, 4 << 20)) is None
+    assert raw(one, 5 << 20, 6 << 20) == raw(planned(5 << 20, 6 << 20), 5 << 20, 6 << 20)
+    assert one.moved((7 << 20, 9 << 20)) is None
     one.learn(planned(5 << 20, 5 << 20))
     assert raw(one, 7 << 20, 9 << 20) == raw(planned(7 << 20, 9 << 20), 7 << 20, 9 << 20)
 

@@ -54,6 +54,7 @@ class Kept:
 
     planned: Planned
     words: Words
+    room_bytes: int
     workspace_bytes: int
 
 
@@ -84,42 +85,41 @@ class Planner:
         if isinstance(guest, RangedCudaPages):
             guest.reach(words.ranges)  # what lies between two things that are copied is copied too
         copy = self._hold(words.nbytes, frees)
-        room = kept.workspace_bytes if kept else 0
-        workspace = self._workspace(room, frees)
-        found = kept.planned.moved(_numbers(used, copy, workspace)) if kept else None
-        if found is not None:
-            return [*found], workspace
-        plans = list(self._plans(tape, used, words, copy, frees))
+        have = kept.workspace_bytes if kept else 0
+        workspace = self._workspace(have, frees)
+        if kept:
+            room = self._share(kept.room_bytes, frees)
+            found = kept.planned.moved(_numbers(used, copy, room, workspace))
+            if found is not None:
+                return found, workspace
+        addresses = {space: pages.device_address for space, pages in used.items()}
+        records = Records(tape, redirected(tape, words, addresses, copy), addresses)
+        stop = self._driver.stop_address if tape.work > STOPPABLE_WORK else 0
+        prefill, room = None, 0
+        if _fusible(used):
+            prefill = Prefill(records, self._driver.multiprocessors, stop, blas=self._blas)
+            room = self._share(prefill.nbytes, frees)
+            prefill.place(room)
+        copies = words.copies(addresses.get(Space.GUEST, 0), copy)
+        plans = [plan(record, addresses, 0, self._driver.multiprocessors) for record in copies]
+        plans += self._plans(records, prefill, stop)
         nbytes = max((each.workspace for each in plans), default=0)
-        if nbytes > room:
+        if nbytes > have:
             workspace = self._workspace(nbytes, frees)
         launches = [launch for each in plans for launch in each.launches]
-        own = [launch for launch in launches if not isinstance(launch, BlasLaunch)]
-        if usual and len(own) == len(launches):
-            planned = Planned(own, workspace, _numbers(used, copy, workspace))
+        if usual and prefill:
+            planned = Planned(launches, workspace, _numbers(used, copy, room, workspace))
             if kept:
                 kept.planned.learn(planned)
             else:
-                self._kept[tape] = Kept(planned, words, nbytes)
+                self._kept[tape] = Kept(planned, words, prefill.nbytes, nbytes)
         return launches, workspace
 
-    def _plans(self, tape: Tape, used: Used, words: Words, copy: int, frees: Frees) -> Iterator[Plan]:
-        """The launches of a tape in order: groups of records where the GPU can play them as one."""
-        driver = self._driver
-        addresses = {space: pages.device_address for space, pages in used.items()}
-        stop = driver.stop_address if tape.work > STOPPABLE_WORK else 0
-        for record in words.copies(addresses.get(Space.GUEST, 0), copy):
-            yield plan(record, addresses, 0, driver.multiprocessors)
-        records = Records(tape, redirected(tape, words, addresses, copy), addresses)
-        fuser = rows = prefill = None
-        if _fusible(used):
-            fuser = Fuser(records, driver.chip)
-            rows = RowsFuser(records, driver.chip, stop)
-            prefill = Prefill(records, driver.multiprocessors, stop, blas=self._blas)
-            if prefill.nbytes:
-                room, free = self._room.hold(prefill.nbytes)
-                frees.append(free)
-                prefill.place(room)
+    def _plans(self, records: Records, prefill: Prefill | None, stop: int) -> Iterator[Plan]:
+        """The launches of records in order: groups of them where the GPU can play them as one."""
+        driver, addresses = self._driver, records.addresses
+        fuser = Fuser(records, driver.chip) if prefill else None
+        rows = RowsFuser(records, driver.chip, stop) if prefill else None
         steps: list[Step] = []
         at = 0
         while at < len(records):
@@ -141,6 +141,14 @@ class Planner:
     def _workspace(self, nbytes: int, frees: Frees) -> int:
         """Device memory that the launches of a record hand results on in; records run one after another."""
         return self._hold(4 * COUNTERS + nbytes, frees) + 4 * COUNTERS if nbytes else 0
+
+    def _share(self, nbytes: int, frees: Frees) -> int:
+        """Device memory that other programs use as well; 0 for none."""
+        if not nbytes:
+            return 0
+        address, free = self._room.hold(nbytes)
+        frees.append(free)
+        return address
 
     def _hold(self, nbytes: int, frees: Frees) -> int:
         """Device memory; 0 for none."""
@@ -169,7 +177,10 @@ def _fusible(used: Used) -> bool:
     return all(a[1] <= b[0] for a, b in pairwise(ranges))
 
 
-def _numbers(used: Used, copy: int, workspace: int) -> tuple[int, ...]:
-    """All that a plan's arguments are made of beside the tape: see `Planned`."""
-    addresses = {space: pages.device_address for space, pages in used.items()}
-    return (*(addresses.get(s, 0) for s in Space), copy, workspace, copy - addresses.get(Space.GUEST, 0))
+def _numbers(used: Used, copy: int, room: int, workspace: int) -> tuple[int, ...]:
+    """All that a plan's arguments are made of beside the tape: see `Planned`.
+
+    An operand that names other memory than its space has the distance between the two for its offset.
+    """
+    own = tuple(used[space].device_address if space in used else 0 for space in Space)
+    return (*own, copy, room, workspace, *(to - base for to in (copy, room) for base in own))

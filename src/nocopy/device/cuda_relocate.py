@@ -8,20 +8,28 @@ by as much as one of the addresses that the planning was given. What a tape itse
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from nocopy.device.cuda_blas import BlasLaunch
 from nocopy.device.cuda_launch import KernelLaunch, Shape
 from nocopy.device.cuda_walk import WalkLaunch
 
 ALIGNMENT = 256
 """What addresses must differ by a multiple of: launches are chosen by whether they are multiples of less."""
 
-Words = npt.NDArray[np.uint64]
+_PLACES = struct.Struct("<4Q")
+"""Addresses of a product that the library takes: of its operands, and of its working memory."""
+
+Words: TypeAlias = npt.NDArray[np.uint64]
+Places: TypeAlias = tuple[frozenset[int], npt.NDArray[np.intp]]
+"""Words of the arguments, and the numbers of addresses that they may go with: where those of two plannings
+differ by as much they are not told apart, so such launches can be moved only where they do so again."""
 
 
 @dataclass(frozen=True)
@@ -50,70 +58,75 @@ class Planned:
             planning to the next without being one of them, such as the distance of two, is one of them too.
     """
 
-    launches: Sequence[KernelLaunch]
+    launches: Sequence[KernelLaunch | BlasLaunch]
     workspace: int
     addresses: tuple[int, ...]
-    _places: dict[int, npt.NDArray[np.intp]] = field(default_factory=dict[int, "npt.NDArray[np.intp]"])
-    """By the number of an address: the words that go with it."""
+    _places: list[Places] = field(default_factory=list["Places"])
 
     def __post_init__(self) -> None:
         raw = [_raw(launch, self.workspace) for launch in self.launches]
         self._sizes = [len(each) for each in raw]
         self._words: Words = np.frombuffer(b"".join(raw), np.uint64)
-        self._shapes = [(each.shape, each.grid, each.shared, _tail(each)) for each in self.launches]
+        self._shapes = [_shape(each) for each in self.launches]
 
-    def moved(self, addresses: tuple[int, ...]) -> list[KernelLaunch] | None:
+    def moved(self, addresses: tuple[int, ...]) -> list[KernelLaunch | BlasLaunch] | None:
         """The launches for other addresses; None if it is not known what words go with them."""
-        words = self._shifted(addresses)
-        if words is None or any(i not in self._places for i in self._differences(addresses)):
+        differences = self._differences(addresses)
+        known = {i for numbers, _ in self._places for i in numbers}
+        if not differences.keys() <= known:
             return None
+        words = self._words.copy()
+        for numbers, places in self._places:
+            steps = {differences.get(i, 0) for i in numbers}
+            if len(steps) > 1 or any(step % ALIGNMENT for step in steps):
+                return None
+            words[places] += np.uint64(steps.pop())
         return list(self._launches(words.tobytes()))
 
     def learn(self, other: Planned) -> None:
         """Compare with a planning of the same tape for other addresses, of which not all were known."""
-        unknown = {i: d for i, d in self._differences(other.addresses).items() if i not in self._places}
-        words = self._shifted(other.addresses)
-        alike = (self._shapes, self._sizes) == (other._shapes, other._sizes)
-        if words is None or not alike or any(a == b for a, b in combinations(unknown.values(), 2)):
+        if (self._shapes, self._sizes) != (other._shapes, other._sizes):
             return
-        differences = other._words - words
-        found = {i: np.flatnonzero(differences == np.uint64(d)) for i, d in unknown.items()}
-        if sum(map(len, found.values())) == np.count_nonzero(differences):
-            self._places |= found
+        differences, words = self._differences(other.addresses), other._words - self._words
+        found: list[Places] = []
+        for step in set(differences.values()):
+            numbers = frozenset(i for i, difference in differences.items() if difference == step)
+            found.append((numbers, np.flatnonzero(words == np.uint64(step))))
+        aligned = not any(step % ALIGNMENT for step in differences.values())
+        if aligned and sum(len(places) for _, places in found) == np.count_nonzero(words):
+            self._places = [known for known in self._places if not known[0] & differences.keys()] + found
 
     def _differences(self, addresses: tuple[int, ...]) -> dict[int, int]:
         """By how much addresses differ, of those that do."""
         pairs = enumerate(zip(self.addresses, addresses, strict=True))
         return {i: (b - a) % 2**64 for i, (a, b) in pairs if a != b}
 
-    def _shifted(self, addresses: tuple[int, ...]) -> Words | None:
-        """The words for other addresses, as far as is known which go with them."""
-        differences = self._differences(addresses)
-        if any(d % ALIGNMENT for d in differences.values()):
-            return None
-        words = self._words.copy()
-        for i, d in differences.items():
-            if i in self._places:
-                words[self._places[i]] += np.uint64(d)
-        return words
-
-    def _launches(self, raw: bytes) -> Iterator[KernelLaunch]:
+    def _launches(self, raw: bytes) -> Iterator[KernelLaunch | BlasLaunch]:
         at = 0
         for launch, size in zip(self.launches, self._sizes, strict=True):
             own, at = raw[at : at + size], at + size
             if isinstance(launch, WalkLaunch):
                 yield replace(launch, stages=own)
+            elif isinstance(launch, BlasLaunch):
+                a, weight, out, workspace = _PLACES.unpack(own)
+                yield BlasLaunch(replace(launch.product, a=a, weight=weight, out=out), workspace)
             else:
                 yield Moved(launch.shape, launch.grid, launch.shared, own)
 
 
-def _raw(launch: KernelLaunch, workspace: int) -> bytes:
+def _raw(launch: KernelLaunch | BlasLaunch, workspace: int) -> bytes:
     """The bytes with addresses: of one kernel for a whole pass its stages, else the argument."""
+    if isinstance(launch, BlasLaunch):
+        product = launch.product
+        return _PLACES.pack(product.a, product.weight, product.out, launch.workspace)
     raw = launch.stages if isinstance(launch, WalkLaunch) else launch.argument(workspace)
     assert len(raw) % 8 == 0
     return raw
 
 
-def _tail(launch: KernelLaunch) -> tuple[int, ...]:
-    """What the kernel for a whole pass is told beside its stages."""
-    return (launch.exchange, *launch.tail) if isinstance(launch, WalkLaunch) else ()
+def _shape(launch: KernelLaunch | BlasLaunch) -> Any:
+    """All else of a launch."""
+    if isinstance(launch, BlasLaunch):
+        return replace(launch.product, a=0, weight=0, out=0)
+    tail = (launch.exchange, *launch.tail) if isinstance(launch, WalkLaunch) else ()
+    return launch.shape, launch.grid, launch.shared, tail
