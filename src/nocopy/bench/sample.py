@@ -77,7 +77,7 @@ class Desk:
         recent = sampler.position().recent
         self._put(CHOICE, sampler.choice, "f32")
         self._put(PENALTIES, sampler.penalties, "f32")
-        self._put(STATE, sampler.state, "i32")
+        self._put(STATE, sampler.state(), "i32")
         self._put(RECENT, recent, "i32")
         tape = TapeBuilder()
         for i in range(DRAWS):

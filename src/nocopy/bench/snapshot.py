@@ -40,7 +40,7 @@ from nocopy.bench.llama import fill_with_noise, model_file, tokens
 from nocopy.bench.result import Result, Row, row
 from nocopy.bench.runner import Progress, silent
 from nocopy.bench.timing import MOST_SAMPLES, interleaved, interval, turns
-from nocopy.device.protocol import Device, Program
+from nocopy.device.protocol import Device
 from nocopy.memory.dtype import DType
 from nocopy.memory.linear import LinearMemory
 from nocopy.models.forward import decoder
@@ -48,6 +48,7 @@ from nocopy.models.ggml import GGMLType
 from nocopy.session.engine import Engine
 from nocopy.session.language import LanguageModel
 from nocopy.session.own import OwnSession
+from nocopy.session.pace import Make
 from nocopy.session.region import Region
 from nocopy.snapshot.publish import sync_folder
 from nocopy.snapshot.session import freeze_session, thaw_session
@@ -187,8 +188,9 @@ def _more(
     engine, thawed = model.engine, list[OwnSession]()
     cut: Tape | None = None
 
-    def begin(make: Callable[[], Program]) -> None:
+    def begin(make: Make, then: Make | None) -> None:
         nonlocal cut
+        del then
         make()
         (session,) = thawed
         if cut is None:
