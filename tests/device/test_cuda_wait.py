@@ -45,9 +45,9 @@ class Clock:
 
 
 @given(st.floats(1e-3, 50e-3))
-def test_the_end_is_noticed_at_once_from_the_second_or_third_time_on(seconds: float) -> None:
+def test_the_end_is_noticed_at_once_from_the_fourth_time_on(seconds: float) -> None:
     clock, taken = Clock(), Taken()
-    for _ in range(2):
+    for _ in range(3):
         clock.waited(seconds, taken)
     for _ in range(3):
         found = clock.waited(seconds, taken)
