@@ -243,7 +243,8 @@ class Prefill:
     def _dead(self, at: int, after: int, rows: Rows | None) -> bool:
         """True if no record from `after` on reads what record `at` writes in f32 before it is overwritten.
 
-        Products that read `rows`, in 16 bits, do not count until others' rows take their place.
+        Products that read `rows`, in 16 bits, do not count until others' rows take their place. A tape with
+        weights is a model's, whose scratch ends with it.
         """
         out, there = self._extents[at][0], True
         for index in range(after, len(self._records)):
@@ -254,7 +255,7 @@ class Prefill:
             there = there and (p is None or p.rows == rows)
             if any(e.written and _covers(e, out) for e in self._extents[index]) and self._dense(index):
                 return True
-        return False
+        return out.space == Space.SCRATCH
 
     def _dense(self, index: int) -> bool:
         """True if the first output of a record leaves no byte of its range out."""
