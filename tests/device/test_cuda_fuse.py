@@ -79,7 +79,7 @@ class Bench:
         """Play it on the GPU alone: the kernels that were launched."""
         self.driver.launched.clear()
         self._play(self.gpu, validate(bytes(self.tape), SIZES))
-        return [name for name in self.driver.launched if name != "copy"]
+        return [name for name in self.driver.launched if name != "copy_words"]
 
     def judge(self, *, last_only: bool = False) -> list[str]:
         """Play it on both; results, or what is left of them, must agree. The kernels that were launched."""
@@ -102,7 +102,7 @@ class Bench:
             )
             if not (last_only and later):
                 self._compare(record, wanted)
-        return [name for name in self.driver.launched if name != "copy"]
+        return [name for name in self.driver.launched if name != "copy_words"]
 
     def _play(self, device: Any, tape: Any) -> None:
         pages: dict[Space, Pages] = {}
@@ -331,4 +331,18 @@ def test_words_that_many_records_read_are_fetched_once(
     bench.tape.argmax(written, bench.put(normal(4, 1, 30)))
     bench.tape.gather(bench.room(1, 8), table, written)
     assert bench.judge(last_only=True)[-1] == "gather"
-    assert driver.launched[0] == "copy"
+    assert driver.launched[0] == "copy_words"
+
+
+def test_words_that_lie_apart_take_few_launches(bench: Bench, driver: EmulatedDriver) -> None:
+    """One word each, and one that is many, of which a thread does not take more than one."""
+    table = bench.put(normal(1, 40, 8), F32, Space.GUEST)
+    places: list[Tensor] = []
+    for i in range(20):
+        places.append(bench.put([i], I32, Space.GUEST))
+        bench.put(np.zeros(100), F32, Space.GUEST)
+    many = bench.put(np.arange(700) % 40, I32, Space.GUEST)
+    for place in (*places, many):
+        bench.tape.gather(bench.room(*place.shape, 8), table, place)
+    assert bench.judge() == ["gather"] * 21
+    assert driver.launched == ["copy_words"] * 2 + ["gather"] * 21

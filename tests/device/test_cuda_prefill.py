@@ -378,7 +378,7 @@ def test_a_layer_takes_few_launches(emulation: tuple[Place, list[str]]) -> None:
         "norm_rows", product, product, product, turn, turn, keep, keep, "attention_tensor_64_f16", product,
         "norm_rows", product, product, "gate_rows", product,
     ]  # fmt: skip
-    assert [name for name in launched if name != "copy"] == 2 * layer
+    assert [name for name in launched if not name.startswith("copy")] == 2 * layer
 
 
 @pytest.mark.parametrize("function", ["silu", "gelu", "gelu_tanh"])

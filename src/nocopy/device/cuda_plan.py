@@ -100,8 +100,7 @@ class Planner:
             prefill = Prefill(records, self._driver.multiprocessors, stop, blas=self._blas)
             room = self._share(prefill.nbytes, frees)
             prefill.place(room)
-        copies = words.copies(addresses.get(Space.GUEST, 0), copy)
-        plans = [plan(record, addresses, 0, self._driver.multiprocessors) for record in copies]
+        plans = [Plan(tuple(words.launches(addresses.get(Space.GUEST, 0), copy)))]
         plans += self._plans(records, prefill, stop)
         nbytes = max((each.workspace for each in plans), default=0)
         if nbytes > have:

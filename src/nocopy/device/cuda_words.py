@@ -7,12 +7,13 @@ so one launch at the start copies it, and the operands of all records name the c
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate, chain
 
-from nocopy.memory.dtype import DType
-from nocopy.tape.builder import TapeBuilder
-from nocopy.tape.record import RECORD, RECORD_BYTES, Space, Tensor
+from nocopy.device.cuda_launch import Shape
+from nocopy.tape.record import RECORD, RECORD_BYTES, Space
 from nocopy.tape.validate import Tape
 
 WORDS = {
@@ -26,10 +27,15 @@ WORDS = {
 """Operands that are small and read early: positions, frequencies, indices, how to draw."""
 LARGEST = 8192
 """Bytes of an operand that is worth it."""
-GAP = 16384
-"""Bytes between two ranges that are copied along rather than start another launch."""
+GAP = 256
+"""Bytes between two ranges that are copied along rather than make two of them."""
 FEWEST = 16
 """Records from which on a copy pays."""
+
+RANGES, THREADS = 12, 256
+"""Of a launch: ranges at most, and threads of a block."""
+WORDS_COPIED = struct.Struct(f"<Q2I{2 * RANGES}Q")
+"""`nocopy_words` in kernels/cuda/copy_words.cu."""
 
 Range = tuple[int, int]
 
@@ -54,15 +60,38 @@ class Words:
             at += stop - start
         return None
 
-    def copies(self, base: int, copy: int) -> list[bytes]:
-        """Records that make the copy at address `copy`, for a guest space at address `base`."""
-        records: list[bytes] = []
-        for start, stop in self.ranges:
-            tape, to = TapeBuilder(), (copy + (self.place(start) or 0) - base) % 2**64
-            count = ((stop - start) // 4,)
-            tape.copy(Tensor(Space.GUEST, to, count, DType.I32), Tensor(Space.GUEST, start, count, DType.I32))
-            records.append(bytes(tape))
-        return records
+    def launches(self, base: int, copy: int) -> list[WordsLaunch]:
+        """What makes the copy at address `copy`, for a guest space at address `base`."""
+        parts = [self.ranges[i : i + RANGES] for i in range(0, len(self.ranges), RANGES)]
+        return [WordsLaunch(part, base, copy + (self.place(part[0][0]) or 0)) for part in parts]
+
+
+@dataclass(frozen=True)
+class WordsLaunch:
+    """A launch of kernels/cuda/copy_words.cu: ranges of the guest space at `base`, copied to address `to`."""
+
+    ranges: tuple[Range, ...]
+    base: int
+    to: int
+    shared: int = 0
+
+    @property
+    def shape(self) -> Shape:
+        """A thread for each word."""
+        return Shape("copy_words", "copy_words", self.grid, (THREADS, 1))
+
+    @property
+    def grid(self) -> int:
+        """Blocks."""
+        return -(-sum(stop - start for start, stop in self.ranges) // (4 * THREADS))
+
+    def argument(self, workspace: int) -> bytes:
+        """`nocopy_words`."""
+        del workspace
+        ends = list(accumulate((stop - start) // 4 for start, stop in self.ranges))
+        pairs = [(self.base + start, end) for (start, _), end in zip(self.ranges, ends, strict=True)]
+        pairs += [(0, 0)] * (RANGES - len(pairs))
+        return WORDS_COPIED.pack(self.to, ends[-1], 0, *chain.from_iterable(pairs))
 
 
 def find_words(tape: Tape) -> Words:

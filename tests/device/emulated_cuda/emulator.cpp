@@ -191,7 +191,7 @@ static bool call() {
 
 static void body() {
     if (!call<nocopy_fused>() && !call<nocopy_walk>() && !call<nocopy_launch>() &&
-        !call<nocopy_fused_rows>() && !call<nocopy_attention_rows>())
+        !call<nocopy_fused_rows>() && !call<nocopy_attention_rows>() && !call<nocopy_words>())
         abort();
     ++progress;
 }
