@@ -223,7 +223,20 @@ def raw(found: Planned, *addresses: int) -> list[bytes]:
 
 @given(st.data())
 def test_any_tape(data: st.DataObject) -> None:
-    records = generated(Drawn(data.draw), 3)
-    plans = Plans(validate(records, SIZES, work_limit=2**62))
+    tape = TapeBuilder()  # plans are kept where there are weights
+    tape.copy(Tensor(Space.GUEST, 1 << 22, (8,), F32), Tensor(Space.WEIGHTS, 64, (8,), F32))
+    plans = Plans(validate(generated(Drawn(data.draw), 3) + bytes(tape), SIZES, work_limit=2**62))
+    for place, moved in (((1, 1, 1), False), ((2, 5, 9), False), ((7, 3, 30), True)):
+        found = plans.at(*place)
+        assert plans.moved == moved
+        assert found == plans.anew(*place)
+
+
+def test_plans_of_a_guests_own_tapes_are_not_kept() -> None:
+    """Nobody else plays them."""
+    tape = TapeBuilder()
+    tape.unary("neg", Tensor(Space.GUEST, 0, (8,), F32), Tensor(Space.GUEST, 0, (8,), F32))
+    plans = Plans(validate(bytes(tape), SIZES))
     for place in ((1, 1, 1), (2, 5, 9), (7, 3, 30)):
         assert plans.at(*place) == plans.anew(*place)
+        assert not plans.moved

@@ -50,7 +50,7 @@ class PlanDriver(Protocol):
 
 @dataclass(frozen=True)
 class Kept:
-    """What was planned for a tape, and what depends on the tape alone."""
+    """What was planned for a model's tape, and what depends on the tape alone."""
 
     planned: Planned
     words: Words
@@ -79,8 +79,8 @@ class Planner:
             used: the pages of each of its spaces.
             frees: gets a call for all that the launches need until the end.
         """
-        guest, usual = used.get(Space.GUEST), _usual(used)
-        kept = self._kept.get(tape) if usual else None
+        guest, models = used.get(Space.GUEST), _models(used)
+        kept = self._kept.get(tape) if models else None
         words = kept.words if kept else _words(tape, guest)
         if isinstance(guest, RangedCudaPages):
             guest.reach(words.ranges)  # what lies between two things that are copied is copied too
@@ -106,7 +106,7 @@ class Planner:
         if nbytes > have:
             workspace = self._workspace(nbytes, frees)
         launches = [launch for each in plans for launch in each.launches]
-        if usual and prefill:
+        if models and prefill:
             planned = Planned(launches, workspace, _numbers(used, copy, room, workspace))
             if kept:
                 kept.planned.learn(planned)
@@ -163,9 +163,10 @@ def _words(tape: Tape, guest: CudaPages | None) -> Words:
     return find_words(tape) if isinstance(guest, RegisteredPages | RangedCudaPages) else Words(())
 
 
-def _usual(used: Used) -> bool:
-    """Whether pages are such that nothing but their addresses makes a difference to a plan."""
-    return isinstance(used.get(Space.GUEST), RegisteredPages | RangedCudaPages) and _fusible(used)
+def _models(used: Used) -> bool:
+    """Whether a tape is a model's, which many sessions play, on pages of which only the address matters."""
+    guest = used.get(Space.GUEST)
+    return Space.WEIGHTS in used and isinstance(guest, RegisteredPages | RangedCudaPages) and _fusible(used)
 
 
 def _fusible(used: Used) -> bool:
