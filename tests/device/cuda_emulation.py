@@ -119,10 +119,13 @@ class EmulatedDriver:
         if self._abandoned:
             raise DeviceError("kernels that do not end hold the GPU")
         self._depth += 1
-        if settled and self.running and not self.wait(0.0):
-            self._abandoned, self.lost = True, "what was started behind the last play does not end"
-            self.leave()
-            raise DeviceLostError(self.lost)
+        if settled and self.running:
+            try:
+                if not self.wait(0.0):
+                    raise self.abandon("what was started behind the last play does not end")
+            except BaseException:
+                self.leave()
+                raise
 
     def leave(self) -> None:
         self._depth -= 1

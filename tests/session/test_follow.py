@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nocopy.device.discovery import open_device
-from nocopy.errors import UsageError
+from nocopy.errors import DeviceLostError, UsageError
 from nocopy.memory.dtype import DType
 from nocopy.models.load import open_model
 from nocopy.session import pace
 from nocopy.session.engine import Ahead, Engine
+from nocopy.session.language import LanguageModel
 from nocopy.session.own import OwnSession
 from nocopy.session.sampler import Sampler, Sampling
 from tests.device.cuda_emulation import EmulatedDriver, emulated, library  # noqa: F401
@@ -173,6 +174,38 @@ def test_a_guest_that_goes_on_has_its_bytes_to_itself(engine: Engine) -> None:
         assert g.generate(session, 40, temperature=0) == wanted[: wanted.index(end)]
         assert behind(engine) > started
         assert not engine.device.driver.running  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["moved", "lost"])
+def test_a_session_that_plays_on_goes_on_elsewhere(tiny_gguf: Path, library: ctypes.CDLL, lost: bool) -> None:
+    """After a loss with what it had read, and what was fed ahead forgotten."""
+    driver = EmulatedDriver(library, memory_bytes=1 << 27)
+    with (
+        closing(emulated(driver)) as gpu,
+        LanguageModel(tiny_gguf, device=gpu, context=64, kv="f32") as model,
+        LanguageModel(tiny_gguf, device="reference", context=64, kv="f32") as other,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(pace, "PATIENCE", 1e6)
+        session, undisturbed = model.session(), other.session()
+        session.append(PROMPT)
+        for i in range(HALF + 2):
+            session.append([session.likeliest(40 - i)])
+        assert session.plays_on
+        if lost:
+            driver.failing = True
+            with pytest.raises(DeviceLostError):
+                one_by_one(session, 1)
+        tokens = session.tokens.tolist()
+        if lost:
+            model.move("reference")
+        else:
+            assert model.move("reference") == 0
+        assert not session.plays_on
+        undisturbed.append(tokens)
+        assert session.tokens.tolist() == tokens
+        assert np.allclose(session.logits, undisturbed.logits, atol=1e-4)
+        assert one_by_one(session, 5) == one_by_one(undisturbed, 5)
 
 
 actions = st.lists(

@@ -341,7 +341,12 @@ class Session:
         if self._stale and self.tokens:
             last = self.tokens.pop()
             self._forget_ahead()
-            self._feed([last], logits=True)
+            try:
+                self._feed([last], logits=True)
+            except BaseException:
+                self.tokens.append(last)  # it was read before, and whoever goes on reads it again
+                self._stale = True
+                raise
 
     def flush(self) -> None:
         """Have the region hold all that the session knows: for who reads, copies or freezes its bytes."""
