@@ -118,12 +118,20 @@ def validate(
     work = 0
     extents: list[tuple[Extent, ...]] = []
     sizes: dict[Space, int] = {}
+    accepted: dict[bytes, tuple[int, tuple[Extent, ...]]] = {}
     for index in range(len(array)):
-        checked = _Check(index, _FIELDS.unpack_from(raw, index * RECORD_BYTES), spaces)
-        cost, touched = checked.run()
+        record = raw[index * RECORD_BYTES : (index + 1) * RECORD_BYTES]
+        if record not in accepted:  # steps of a model are the same records again, but for their positions
+            accepted[record] = _Check(index, _FIELDS.unpack(record), spaces).run()
+        cost, touched = accepted[record]
         work += cost
         if work > work_limit:
-            checked.fail(f"the tape costs more than {work_limit} elements; split it or raise the work limit")
+            name = BY_CODE[int(array["opcode"][index])].name
+            raise TapeError(
+                f"record {index} ({name}): the tape costs more than {work_limit} elements;"
+                " split it or raise the work limit",
+                index,
+            )
         extents.append(touched)
         for e in touched:
             sizes[e.space] = max(sizes.get(e.space, 0), e.stop)
