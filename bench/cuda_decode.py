@@ -34,6 +34,8 @@ from nocopy.bench.cuda_read import read_bandwidth
 from nocopy.bench.llama import LLAMA_1B, LLAMA_8B, Q4_K_M, Q5_K_M, model_file, read_a_token
 from nocopy.device import cuda
 from nocopy.device.cuda_blas import BlasLaunch
+from nocopy.device.cuda_compile import Compiler, cache_directory
+from nocopy.device.cuda_driver import Driver
 from nocopy.device.cuda_launch import plan
 from nocopy.device.discovery import open_device
 from nocopy.device.protocol import Device
@@ -64,10 +66,13 @@ def row(case: str, value: float, unit: str) -> None:
     print(f"{case:64} {value:12.3f} {unit}", flush=True)
 
 
-def open_gpu() -> cuda.CudaDevice:
-    """Open the GPU, or say why there is none."""
+def open_gpu(*, library: bool = True) -> cuda.CudaDevice:
+    """Open the GPU, with cuBLASLt if it is there and wanted; or say why there is none."""
     try:
-        return cuda.open_device()
+        if library:
+            return cuda.open_device()
+        driver = Driver()
+        return cuda.CudaDevice(driver, Compiler(driver.capability, cache_directory()))
     except DeviceUnavailableError as e:
         raise SystemExit(str(e)) from e
 

@@ -21,6 +21,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from cuda_decode import open_gpu
 
 from nocopy.device import cuda, cuda_launch
 from nocopy.device.cuda_compile import kernel_sources
@@ -301,7 +302,7 @@ def scratch_cases(device: cuda.CudaDevice, scratch: Any) -> None:
 
 def main() -> None:
     start = time.perf_counter()
-    device = cuda.open_device()
+    device = open_gpu()
     row("open the device", 1e3 * (time.perf_counter() - start), "ms")
     start = time.perf_counter()
     for source in sorted({name[:-3] for name in kernel_sources() if name.endswith(".cu")}):

@@ -25,12 +25,11 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from cuda_decode import open_gpu
 
 from nocopy.bench import llama
 from nocopy.device import cuda
 from nocopy.device.cuda_blas import WORKSPACE_BYTES, BlasLaunch, Product
-from nocopy.device.cuda_compile import Compiler, cache_directory
-from nocopy.device.cuda_driver import Driver
 from nocopy.memory.dtype import DType
 from nocopy.memory.linear import LinearMemory
 from nocopy.models.ggml import GGMLType
@@ -195,11 +194,7 @@ def main() -> None:
     parser.add_argument("--kernels", action="store_true")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
-    if chosen.no_library:
-        driver = Driver()
-        device = cuda.CudaDevice(driver, Compiler(driver.capability, cache_directory()))
-    else:
-        device = cuda.open_device()
+    device = open_gpu(library=not chosen.no_library)
     print(device.info.product, device.info.details["products"], flush=True)
     rate = matrix_rate(device)
     row(f"a product of {SIDE} x {SIDE} bf16 matrices", rate / 1e12, "TFLOP/s")

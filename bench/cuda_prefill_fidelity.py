@@ -23,10 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from cuda_decode import open_gpu
 
-from nocopy.device import cuda
-from nocopy.device.cuda_compile import Compiler, cache_directory
-from nocopy.device.cuda_driver import Driver
 from nocopy.memory.dtype import DType
 from nocopy.models.load import open_model
 from nocopy.session.engine import Engine
@@ -84,11 +82,7 @@ def main() -> None:
             [last_logits(model, p) for model in [opened(folder, dtype)] for p in prompts]
             for dtype in (torch.bfloat16, torch.float32)
         )
-        if chosen.no_library:
-            driver = Driver()
-            device = cuda.CudaDevice(driver, Compiler(driver.capability, cache_directory()))
-        else:
-            device = cuda.open_device()
+        device = open_gpu(library=not chosen.no_library)
         print(device.info.product, device.info.details["products"], flush=True)
         model = open_model(Path(folder))
         engine = Engine(model, device)

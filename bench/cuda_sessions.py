@@ -18,8 +18,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cuda_decode import open_gpu
+
 import nocopy
-from nocopy.device.cuda import CudaDevice, open_device
+from nocopy.device.cuda import CudaDevice
 from nocopy.errors import DeviceError
 from nocopy.memory import DType, LinearMemory
 from nocopy.session.language import LanguageModel
@@ -92,7 +94,7 @@ def count(device: CudaDevice) -> dict[str, int]:
 
 
 def measure(sessions: int, seconds: float, every: int, model_file: str | None) -> dict[str, Any]:
-    device = open_device()
+    device = open_gpu()
     with LanguageModel(model_file, device=device, context=128) as model:
         for _ in range(3):
             one_session(model, reads=True)
