@@ -264,8 +264,10 @@ int module_function(void** function, std::string* module, const char* name) {
     Dl_info self;
     dladdr((void*)&module_function, &self);
     *function = dlsym(dlopen(self.dli_fname, RTLD_LAZY), name);
-    bool is_fused = !strncmp(name, "fused_", 6);
-    argument_bytes[*function] = is_fused ? sizeof(nocopy_fused) : sizeof(nocopy_launch);
+    bool is_fused = !strncmp(name, "fused_", 6), copies_words = !strcmp(name, "copy_words");
+    argument_bytes[*function] = is_fused       ? sizeof(nocopy_fused)
+                                : copies_words ? sizeof(nocopy_words)
+                                               : sizeof(nocopy_launch);
     return *function ? SUCCESS : NOT_FOUND;
 }
 int set_attribute(void* function, int attribute, int value) {
@@ -288,6 +290,13 @@ bool reachable(Context* c, const std::vector<uint8_t>& argument) {
         for (uint32_t p = 0; p < fused.count; ++p)
             if (!c->reaches(fused.products[p].weight) || !c->reaches(fused.products[p].out)) return false;
         return c->reaches(fused.x);
+    }
+    if (argument.size() == sizeof(nocopy_words)) {
+        auto& words = *(const nocopy_words*)argument.data();
+        uint64_t end = 0;
+        for (auto range = words.ranges; end < words.count; end = range++->end)
+            if (!c->reaches(range->from)) return false;
+        return c->reaches(words.to);
     }
     auto& launch = *(const nocopy_launch*)argument.data();
     for (auto& operand : launch.record.operands)
