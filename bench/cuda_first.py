@@ -14,10 +14,9 @@ import argparse
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from cuda_decode import MIXES, TYPES, feed_ahead, open_gpu
+from cuda_decode import MIXES, TYPES, feed_ahead, open_gpu, row, rows
 
 from nocopy.bench.llama import model_file
 from nocopy.memory.dtype import DType
@@ -26,12 +25,6 @@ from nocopy.session.engine import Engine
 from nocopy.session.own import OwnSession
 
 PROMPT, ANSWER, CONTEXT = 100, 32, 1024
-rows: list[dict[str, Any]] = []
-
-
-def row(case: str, value: float, unit: str) -> None:
-    rows.append({"case": case, "value": round(value, 3), "unit": unit})
-    print(f"{case:64} {value:12.3f} {unit}", flush=True)
 
 
 def milliseconds(session: OwnSession, prompt: list[int]) -> tuple[float, float]:

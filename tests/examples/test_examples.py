@@ -94,7 +94,7 @@ def test_matmul_notices_a_wrong_answer() -> None:
     from nocopy.device.reference import ReferenceDevice
 
     class Wrong(ReferenceDevice):
-        def play(self, program: object, *, timeout: float | None = None) -> None:
+        def play(self, program: object, *, timeout: float | None = None, then: object = None) -> None:
             super().play(program, timeout=timeout)
             out = int(program.tape.records[0]["operands"][0]["offset"])
             np.frombuffer(guest_bytes(program), np.float32, 4096, out)[1234] += 1e-3

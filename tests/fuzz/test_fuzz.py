@@ -33,7 +33,7 @@ if "tests.fuzz.worker" in sys.orig_argv:
     from nocopy.tape import Space
     play, played = ReferenceDevice.play, []
 
-    def flawed(self, program, *, timeout=None):
+    def flawed(self, program, *, timeout=None, then=None):
         play(self, program, timeout=timeout)
         played.append(None)
         if len(played) == 20:

@@ -121,7 +121,7 @@ class Growing(ReferenceDevice):
     guest: DeviceGuest | None = None
     refusal: BaseException | None = None
 
-    def play(self, program: object, *, timeout: float | None = None) -> None:
+    def play(self, program: object, *, timeout: float | None = None, then: object = None) -> None:
         assert self.guest is not None
         try:
             self.guest.memory.grow_in_place(self.guest.memory.size + PAGE)

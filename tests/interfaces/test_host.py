@@ -172,7 +172,7 @@ def test_the_host_cannot_play_while_another_thread_is_inside() -> None:
     refusals: list[Exception] = []
 
     class Busy(ReferenceDevice):
-        def play(self, program: object, *, timeout: float | None = None) -> None:
+        def play(self, program: object, *, timeout: float | None = None, then: object = None) -> None:
             thread = threading.Thread(target=host_plays)
             thread.start()
             thread.join()
@@ -192,7 +192,7 @@ def test_the_host_cannot_play_while_another_thread_is_inside() -> None:
 class Losing(ReferenceDevice):
     """A device that gets lost while it plays."""
 
-    def play(self, program: object, *, timeout: float | None = None) -> None:
+    def play(self, program: object, *, timeout: float | None = None, then: object = None) -> None:
         raise DeviceLostError("the driver has reset the device")
 
 
@@ -250,7 +250,7 @@ def test_a_guest_dropped_without_closing_is_taken_off_its_device(device: Device)
 class Collecting(ReferenceDevice):
     """A device during whose play the garbage collector runs."""
 
-    def play(self, program: object, *, timeout: float | None = None) -> None:
+    def play(self, program: object, *, timeout: float | None = None, then: object = None) -> None:
         gc.collect()
         super().play(program, timeout=timeout)
 

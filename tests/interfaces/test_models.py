@@ -314,7 +314,7 @@ def test_generation_ends_where_it_should(start: Start, loaded: Loaded) -> None:
 class Slow(ReferenceDevice):
     """Takes its time for every pass."""
 
-    def play(self, program: Program, *, timeout: float | None = None) -> None:
+    def play(self, program: Program, *, timeout: float | None = None, then: object = None) -> None:
         time.sleep(0.02)
         super().play(program, timeout=timeout)
 

@@ -191,7 +191,7 @@ def test_several_steps_are_one_play(engine: Engine, monkeypatch: pytest.MonkeyPa
     with opened(engine, 4) as batch:
         samplers = begun(batch, dict.fromkeys(range(4), SAMPLINGS[1]))
         play = engine.device.play
-        monkeypatch.setattr(engine.device, "play", lambda program: plays.append(program) or play(program))
+        monkeypatch.setattr(engine.device, "play", lambda p, **given: plays.append(p) or play(p, **given))
         together(batch, samplers, limit=18)
         assert len(plays) == 3  # of 1, 8 and 8 steps: the last token is not fed
 

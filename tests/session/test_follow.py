@@ -8,6 +8,7 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from nocopy.session.engine import Ahead, Engine
 from nocopy.session.language import LanguageModel
 from nocopy.session.own import OwnSession
 from nocopy.session.sampler import Sampler, Sampling
+from nocopy.session.session import Session
 from tests.device.cuda_emulation import EmulatedDriver, emulated, library  # noqa: F401
 from tests.interfaces.model_guest import ModelGuest
 from tests.session.test_ahead import PROMPT, one_by_one, opened
@@ -48,11 +50,17 @@ def engine(engines: tuple[Engine, Engine]) -> Engine:
     return engines[0]
 
 
-def behind(engine: Engine) -> int:
-    """How often something was started behind a play."""
-    driver = engine.device.driver  # type: ignore[attr-defined]
+def driver_of(engine: Engine) -> EmulatedDriver:
+    device: Any = engine.device
+    driver = device.driver
     assert isinstance(driver, EmulatedDriver)
-    return driver.behind
+    return driver
+
+
+def feed(session: Session, count: int) -> None:
+    """Append so many of the likeliest tokens, of which more are wanted."""
+    for i in range(count):
+        session.append([session.likeliest(40 - i)])
 
 
 def test_two_halves_of_the_tokens_take_turns() -> None:
@@ -78,11 +86,11 @@ def test_tokens_are_those_of_one_at_a_time(engine: Engine, sampling: Sampling) -
         wanted = Sampler(sampling)
         for _ in range(count):
             one.append([wanted.sample(one.logits)])
-        started = behind(engine)
+        started = driver_of(engine).behind
         sampler = Sampler(sampling)
         for i in range(count):
             two.append([two.draw(sampler, count - i)])
-        assert behind(engine) - started == 5  # a step by itself, six plays, and what is left
+        assert driver_of(engine).behind - started == 5  # a step by itself, six plays, and what is left
         assert not two.plays_on
         assert two.tokens == one.tokens
         assert np.allclose(two.logits, one.logits, rtol=1e-5, atol=1e-5)
@@ -93,8 +101,7 @@ def test_what_was_looked_at_in_the_middle_is_right(engine: Engine) -> None:
         one.append(PROMPT)
         two.append(PROMPT)
         one_by_one(one, HALF + 1)
-        for i in range(HALF + 1):
-            two.append([two.likeliest(40 - i)])
+        feed(two, HALF + 1)
         assert two.plays_on
         assert np.allclose(two.logits, one.logits, rtol=1e-5, atol=1e-5)
         assert not two.plays_on
@@ -103,8 +110,7 @@ def test_what_was_looked_at_in_the_middle_is_right(engine: Engine) -> None:
 def test_a_fork_and_what_goes_on_are_alike(engine: Engine) -> None:
     with opened(engine, 60) as session, opened(engine, 60) as room:
         session.append(PROMPT)
-        for i in range(HALF + 1):
-            session.append([session.likeliest(40 - i)])
+        feed(session, HALF + 1)
         with closing(session.fork(room.memory, room.pages)) as other:
             assert other.tokens == session.tokens
             assert one_by_one(other, 5) == one_by_one(session, 5)
@@ -114,8 +120,7 @@ def test_a_session_becomes_another_while_it_plays_on(engine: Engine) -> None:
     with opened(engine, 60) as one, opened(engine, 60) as two:
         one.append(PROMPT)
         two.append(PROMPT[:2])
-        for i in range(HALF + 1):
-            two.append([two.likeliest(40 - i)])
+        feed(two, HALF + 1)
         two.become(one)
         assert not two.plays_on
         assert one_by_one(two, 5) == one_by_one(one, 5)
@@ -138,11 +143,10 @@ def test_two_sessions_take_turns_while_each_plays_on(engine: Engine) -> None:
 def test_closing_waits_for_what_plays_on(engine: Engine) -> None:
     session = opened(engine, 60)
     session.append(PROMPT)
-    for i in range(HALF + 1):
-        session.append([session.likeliest(40 - i)])
+    feed(session, HALF + 1)
     assert session.plays_on
     session.close()
-    assert not engine.device.driver.running  # type: ignore[attr-defined]
+    assert not driver_of(engine).running
 
 
 def test_logits_that_are_no_numbers_are_noticed(engine: Engine) -> None:
@@ -154,9 +158,8 @@ def test_logits_that_are_no_numbers_are_noticed(engine: Engine) -> None:
         nothing = np.full(session.region.cache.token_bytes // 4, np.nan, np.float32)
         session.memory.view(nothing.size, "f32", session.region.home).numpy()[:] = nothing
         session.near.reload(0, nothing.nbytes)
-        with pytest.raises(UsageError, match="not numbers"):  # noqa: PT012 (which of them is not said)
-            for i in range(2 * HALF):
-                session.append([session.likeliest(40 - i)])
+        with pytest.raises(UsageError, match="not numbers"):
+            feed(session, 2 * HALF)
 
 
 def test_a_guest_that_goes_on_has_its_bytes_to_itself(engine: Engine) -> None:
@@ -170,10 +173,10 @@ def test_a_guest_that_goes_on_has_its_bytes_to_itself(engine: Engine) -> None:
             wanted = one_by_one(other, 2 * HALF)
         end = wanted[HALF + 1]
         patch.setattr(engine.model.tokenizer, "end_ids", {end})
-        started = behind(engine)
+        started = driver_of(engine).behind
         assert g.generate(session, 40, temperature=0) == wanted[: wanted.index(end)]
-        assert behind(engine) > started
-        assert not engine.device.driver.running  # type: ignore[attr-defined]
+        assert driver_of(engine).behind > started
+        assert not driver_of(engine).running
 
 
 @pytest.mark.parametrize("lost", [False, True], ids=["moved", "lost"])
@@ -189,8 +192,7 @@ def test_a_session_that_plays_on_goes_on_elsewhere(tiny_gguf: Path, library: cty
         patch.setattr(pace, "PATIENCE", 1e6)
         session, undisturbed = model.session(), other.session()
         session.append(PROMPT)
-        for i in range(HALF + 2):
-            session.append([session.likeliest(40 - i)])
+        feed(session, HALF + 2)
         assert session.plays_on
         if lost:
             driver.failing = True

@@ -33,7 +33,7 @@ class Counting(ReferenceDevice):
     def info(self) -> DeviceInfo:
         return replace(super().info, rows=self.rows, few_shapes=self.few_shapes)
 
-    def play(self, program: Any, *, timeout: float | None = None) -> None:
+    def play(self, program: Any, *, timeout: float | None = None, then: object = None) -> None:
         self.played.append(int(program.tape.records[0]["dims"][0]))  # the lookup of the embeddings
         super().play(program, timeout=timeout)
 

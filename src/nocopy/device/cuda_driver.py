@@ -112,8 +112,8 @@ class Driver:
         self._context = self._create_context(gpu)
         self.running = False
         """Whether something was started that nobody has waited for: calls of `enter` wait for it."""
-        self._push, self._pop, self._query, self._launch, self._launch_graph, *marking = self._fast_calls()
-        self._record, self._reached = marking
+        self._push, self._pop, self._query, self._launch, *others = self._fast_calls()
+        self._launch_graph, self._record, self._reached = others
         self._popped = ctypes.byref(ctypes.c_void_p())
         try:
             self._make_stream_and_word()

@@ -119,10 +119,8 @@ class Grip:
         try:
             program = make()
             self.playing = True
-            if then is None:
-                self.device.play(program, timeout=rest(until))
-            else:
-                self.device.play(program, timeout=rest(until), then=then())
+            behind = None if then is None else then()
+            self.device.play(program, timeout=rest(until), then=behind)
         except DeviceLostError:
             self.lost = True
             raise

@@ -20,7 +20,7 @@ from nocopy.memory.linear import LinearMemory
 from nocopy.models import graph
 from nocopy.models.forward import decoder
 from nocopy.session.engine import MOST_SEQUENCES, Engine
-from nocopy.session.pace import AHEAD, Pace
+from nocopy.session.pace import AHEAD, Pace, floor2
 from nocopy.session.region import ALIGNMENT, PAGE, Region
 from nocopy.session.sampler import Sampler, no_token
 from nocopy.session.session import PROGRAMS, Session, at_once
@@ -236,8 +236,7 @@ class SessionBatch:
         room = self._lanes.width - max(window, 1)
         if len(known) < len(windows) or room < 1 or self.engine.config.vocabulary > MAX_SAMPLED:
             return []
-        steps = min(self._pace.steps, room, *left.values()) if len(windows) == 1 else 1
-        steps = 1 << max(steps, 1).bit_length() - 1
+        steps = floor2(max(min(self._pace.steps, room, *left.values()), 1)) if len(windows) == 1 else 1
         greedy = all(sampler.greedy for sampler in samplers.values())
         wanted = Together(tuple(tokens), steps, None if greedy else window)
         self._put(wanted, tokens, {} if greedy else samplers)

@@ -611,9 +611,6 @@ def at_once(device: Device) -> Play:
     """Plays right away."""
 
     def play(make: Make, then: Make | None) -> None:
-        if then is None:
-            device.play(make())
-        else:
-            device.play(make(), then=then())
+        device.play(make(), then=None if then is None else then())
 
     return play

@@ -553,7 +553,7 @@ def test_a_guest_that_is_dropped_gives_its_cache_back(
 
 def test_a_lost_device_is_a_runtime_error_and_its_memory_stays_mapped(module: Path, tiny_gguf: Path) -> None:
     class Lost(ReferenceDevice):
-        def play(self, program: Program, *, timeout: float | None = None) -> None:
+        def play(self, program: Program, *, timeout: float | None = None, then: object = None) -> None:
             raise DeviceLostError("the device fell off the bus")
 
     leaked = len(linear._leaked)

@@ -14,8 +14,8 @@
 // once a product. The kernel is compiled for the model at hand: straight code is fast where all of it fits
 // the instruction cache of 128 KiB. Bound: the bytes of the weights and of the cache.
 //
-// Words of the exchange are zero when the kernel starts, and a place is used again only after every block has
-// written something that it could not know before it had read the place: the host sees to that
+// Tags of the exchange's words are 0 when the kernel starts, and a place is used again only after every block
+// has written something that it could not know before it had read the place: the host sees to that
 // (device/cuda_walk.py). Should the host ask the kernel to stop, it goes on to its end without waiting.
 #include "keys.cuh"
 #include "walk_row.cuh"
