@@ -229,7 +229,7 @@ def decode_ahead(
 def feed_ahead(session: Session, count: int) -> None:
     """Append greedy tokens, as many steps at a time as the session feeds ahead."""
     for i in range(count):
-        session.append([session.likeliest(count - 1 - i)])
+        session.append([session.likeliest(count - i)])
 
 
 def fed_ahead(session: Session, prompt: list[int], count: int) -> list[int]:

@@ -42,7 +42,7 @@ class Ours:
     def generate(self, count: int) -> list[int]:
         """The next greedy tokens, each fed again; the last one too."""
         drawn: list[int] = []
-        for more in reversed(range(count)):
-            drawn.append(self.session.likeliest(more))
+        for made in range(count):
+            drawn.append(self.session.likeliest(count - made))
             self.session.append(drawn[-1:])
         return drawn

@@ -64,22 +64,23 @@ def feed(session: Session, count: int) -> None:
 
 
 def test_two_halves_of_the_tokens_take_turns() -> None:
-    one = Ahead(4, None)
-    two = one.follower
+    one = Ahead(4, None, 4)
+    two = one.follower(4)
     assert two is not None
     assert (one.first, one.last) == (0, 4)
     assert (two.first, two.last) == (4, 0)
-    assert two.follower == one
-    assert Ahead(4, 0).follower == Ahead(4, 0, half=1)
+    assert two.follower(4) == one
+    assert Ahead(4, 0, 4).follower(2) == Ahead(2, 0, 4, half=1)
+    assert one.follower(0) is None
 
 
 def test_recent_tokens_are_brought_by_the_host_so_nothing_follows() -> None:
-    assert Ahead(4, 16).follower is None
+    assert Ahead(4, 16, 4).follower(4) is None
 
 
 @pytest.mark.parametrize("sampling", [Sampling(temperature=0), DRAWN], ids=["likeliest", "drawn"])
 def test_tokens_are_those_of_one_at_a_time(engine: Engine, sampling: Sampling) -> None:
-    count = 6 * HALF + 3
+    count = 1 + 6 * HALF + 3
     with opened(engine, 60) as one, opened(engine, 60) as two:
         one.append(PROMPT)
         two.append(PROMPT)
@@ -90,7 +91,7 @@ def test_tokens_are_those_of_one_at_a_time(engine: Engine, sampling: Sampling) -
         sampler = Sampler(sampling)
         for i in range(count):
             two.append([two.draw(sampler, count - i)])
-        assert driver_of(engine).behind - started == 5  # a step by itself, six plays, and what is left
+        assert driver_of(engine).behind - started == 7  # behind the first of 4, 4, 4, 4, 4, 4, 2, 1
         assert not two.plays_on
         assert two.tokens == one.tokens
         assert np.allclose(two.logits, one.logits, rtol=1e-5, atol=1e-5)

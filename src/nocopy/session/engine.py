@@ -53,28 +53,30 @@ class Ahead:
     the region says how to draw, and the penalties count the `window` tokens that end with the one just fed.
 
     The first token lies at `first` among those of the region, behind the recent ones, what is chosen behind
-    it. Two such plays follow each other without the host if each has a half of the tokens to itself, and what
-    one chooses last is what the other feeds first.
+    it. Two such plays follow each other without the host if each has a half of the tokens to itself, of
+    `size`, and what one chooses last is what the other feeds first.
     """
 
     steps: int
     window: int | None
+    size: int
     half: int = 0
 
     @property
     def first(self) -> int:
         """Where the token lies that is fed first."""
-        return self.half * self.steps + max(self.window or 0, 1) - 1
+        return self.half * self.size + max(self.window or 0, 1) - 1
 
     @property
     def last(self) -> int:
         """Where the token lies that is chosen last."""
-        return 0 if self.half else self.first + self.steps
+        return 0 if self.half else self.first + self.size
 
-    @property
-    def follower(self) -> Ahead | None:
-        """What can play right behind it; None where the host has to bring recent tokens to their place."""
-        return None if self.window else replace(self, half=1 - self.half)
+    def follower(self, steps: int) -> Ahead | None:
+        """What can play right behind it, up to as many steps; None where the host has to bring recent tokens
+        to their place.
+        """
+        return replace(self, steps=steps, half=1 - self.half) if steps and not self.window else None
 
 
 Pass: TypeAlias = Rows | Ahead
@@ -221,14 +223,14 @@ class Engine:
         last, drawn = i + 1 == ahead.steps, ahead.window is not None
         logits = _row(region.logits) if last and not drawn else self.logits(1)
         g = decoder(self.config, self._weights, region.batch(1, ahead.first + i), logits)
-        tape, end = g.tape, region.tokens.offset + 4 * (ahead.last if last else ahead.first + i + 1)
-        token = Tensor(Space.GUEST, end, (1,), DType.I32)
+        tape, end = g.tape, ahead.first + i + 1
+        token = _part(region.tokens, ahead.last if last else end, 1)
         if ahead.window is None:
             tape.argmax(token, logits)
             return tape
         scores = logits
         if ahead.window:
-            recent = Tensor(Space.GUEST, end - 4 * ahead.window, (1, ahead.window), DType.I32)
+            recent = _row(_part(region.tokens, end - ahead.window, ahead.window))
             scores = self.logits(1, penalized=True)
             tape.penalize(scores, logits, recent, region.penalties)
         tape.sample(token, scores, region.choice, region.draws[ahead.half], ahead=i)
@@ -252,6 +254,11 @@ class Engine:
         """Let go of the weights and the scratch; sessions must be closed first. Twice is allowed."""
         self.scratch.close()
         self.placement.close()
+
+
+def _part(x: Tensor, first: int, count: int) -> Tensor:
+    """[count] of [n], from element `first` on."""
+    return Tensor(x.space, x.offset + first * x.dtype.itemsize, (count,), x.dtype)
 
 
 def _row(x: Tensor) -> Tensor:

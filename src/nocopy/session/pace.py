@@ -29,7 +29,8 @@ class Pace:
     """
 
     def __init__(self, *, follows: bool = False) -> None:
-        self._most = AHEAD // 2 if follows else AHEAD
+        self.most = AHEAD // 2 if follows else AHEAD
+        """Most steps of a play."""
         self._seconds = inf
 
     @property
@@ -40,7 +41,7 @@ class Pace:
     @property
     def steps(self) -> int:
         """Steps of a play: a power of two, as many as `PATIENCE` allows, or 0; 1 while nothing is known."""
-        return floor2(min(self._most, int(PATIENCE / self._seconds))) if self.known else 1
+        return floor2(min(self.most, int(PATIENCE / self._seconds))) if self.known else 1
 
     def play(self, play: Play, make: Make, steps: int, then: Make | None = None) -> None:
         """Play what `make` returns, which may compile it first: `steps` steps of one token."""

@@ -271,16 +271,19 @@ class Session:
 
     def _quick(self, more: int, window: int | None) -> Ahead | None:
         """As many of the tokens that are wanted as fit and do not take too long."""
-        first = Ahead(1, window).first
-        room = min(self.context - len(self.tokens), self.region.chunk - 1 - first, self.step)
+        size = min(self._pace.most, self.region.chunk - 1 - Ahead(1, window, 1).first)
+        room = min(self.context - len(self.tokens), size, self.step)
         steps = floor2(min(more, self._pace.steps, room))
-        return Ahead(steps, window) if steps else None
+        return Ahead(steps, window, size) if steps else None
 
     def _follower(self, ahead: Ahead, more: int) -> Ahead | None:
-        """What is to play right behind, if as many tokens again are wanted and fit."""
-        fits = 2 * ahead.steps <= min(more, self.context - len(self.tokens), self.region.chunk)
-        goes_on = self._pace.known and ahead.steps == self._pace.steps
-        return ahead.follower if fits and goes_on and self.engine.device.info.follows else None
+        """What is to play right behind: as many steps, or fewer if no more are wanted or fit."""
+        if not self._pace.known or 2 * ahead.size > self.region.chunk:
+            return None
+        left = min(more, self.context - len(self.tokens)) - ahead.steps
+        steps = floor2(min(left, self._pace.steps))
+        follows = steps <= ahead.steps and self.engine.device.info.follows
+        return ahead.follower(steps) if follows else None
 
     @cached_property
     def _drawing(self) -> tuple[npt.NDArray[Any], ...]:
