@@ -97,7 +97,7 @@ class EmulatedDriver:
         self.pinned: dict[int, mmap.mmap] = {}
         self.mapped_at: Callable[[int], int] = lambda address: address
         self.graphs = 0
-        self.walks = False
+        self.walks = self.groups = False
         self.closed = False
         self.lost = ""
         self.on_lost: Callable[[], None] = lambda: None

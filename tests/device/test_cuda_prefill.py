@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from nocopy.device import cuda, cuda_prefill
 from nocopy.device.cuda_compile import Compiler, cache_directory
-from nocopy.device.cuda_driver import Driver
+from nocopy.device.cuda_driver import WARPGROUPS, Driver
 from nocopy.device.cuda_prefill import FEWEST, Room
 from nocopy.device.reference import ReferenceDevice
 from nocopy.memory.dtype import BLOCKS, DType
@@ -166,6 +166,17 @@ def test_rows_decide_where_blocks_are_decoded(
 # -- attention ------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(params=["warps", "warpgroups"])
+def attending(place: Place, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """A place on a GPU whose attention is multiplied by warps, or by four of them together."""
+    driver, groups = place.device.driver, request.param == "warpgroups"
+    if groups and driver.capability != WARPGROUPS:
+        pytest.skip(f"{driver.product} has no warpgroups that multiply")
+    monkeypatch.setattr(driver, "groups", groups)
+    monkeypatch.setattr(cuda_prefill, "GROUP_SHARE", 0)
+    return place
+
+
 def attended(q: F64, k: F64, v: F64, last: Any, scale: float, softcap: float, window: int) -> F64:
     """Attention in float64."""
     rows, heads, _ = q.shape
@@ -214,30 +225,31 @@ def attend(
 @pytest.mark.parametrize("cache", [F16, BF16, Q8_0], ids=lambda d: d.name)
 @pytest.mark.parametrize(
     ("rows", "heads", "groups", "n", "tokens"),
-    [(9, 4, 1, 32, 9), (64, 2, 2, 64, 64), (65, 4, 2, 64, 200), (70, 2, 1, 128, 130), (33, 1, 1, 96, 257)],
+    [(9, 4, 1, 32, 9), (64, 2, 2, 64, 64), (65, 4, 2, 64, 200), (70, 2, 1, 128, 130), (33, 1, 1, 96, 257), (250, 2, 1, 64, 700)],
 )
 def test_attention_of_many_rows(
-    place: Place, cache: DType, rows: int, heads: int, groups: int, n: int, tokens: int
+    attending: Place, cache: DType, rows: int, heads: int, groups: int, n: int, tokens: int
 ) -> None:
-    attend(place, (rows, heads, groups, n, tokens), cache, np.arange(rows) + tokens - rows)
+    attend(attending, (rows, heads, groups, n, tokens), cache, np.arange(rows) + tokens - rows)
 
 
 @pytest.mark.parametrize("n", [8, 40, 72, 120])
-def test_attention_of_heads_between_those_of_kernels(place: Place, n: int) -> None:
-    attend(place, (20, 2, 2, n, 70), F16, np.arange(20) + 50)
+def test_attention_of_heads_between_those_of_kernels(attending: Place, n: int) -> None:
+    attend(attending, (20, 2, 2, n, 70), F16, np.arange(20) + 50)
 
 
 @pytest.mark.parametrize("window", [0, 1, 5, 64, 100])
 @pytest.mark.parametrize("softcap", [0.0, 2.0])
 def test_attention_of_windows_caps_and_rows_that_see_nothing(
-    place: Place, window: int, softcap: float
+    attending: Place, window: int, softcap: float
 ) -> None:
     last = np.random.default_rng(3).integers(-3, 140, 66)
     last[:4] = -1, 129, 2**31 - 1, -(2**31)
-    attend(place, (66, 2, 1, 64, 130), F16, last, window=window, softcap=softcap)
+    attend(attending, (66, 2, 1, 64, 130), F16, last, window=window, softcap=softcap)
 
 
-def test_tokens_that_no_row_sees_are_not_read(place: Place) -> None:
+def test_tokens_that_no_row_sees_are_not_read(attending: Place) -> None:
+    place = attending
     kept = place.random(200, 2, 1, 64, dtype=F16, space=Space.KV)
     place.array(kept)[:10] = place.array(kept)[150:] = np.nan
     keys, values = (Tensor(Space.KV, kept.offset + 128 * i, (200, 1, 64), F16, (128, 64, 1)) for i in (0, 1))

@@ -21,6 +21,8 @@ from nocopy.errors import DeviceError, DeviceUnavailableError
 
 OPTIONS = ("--std=c++17", "--fmad=false")
 """No fused multiply-adds that the source does not ask for: results agree with NumPy's."""
+ONE_CHIP = frozenset({"attention_group"})
+"""Sources with instructions that one chip has and later ones have not: code for sm_90a."""
 INSTALL = "Run `pip install 'nocopy[cuda]'`."
 _DIGEST_BYTES = 32
 _log = logging.getLogger(__name__)
@@ -78,14 +80,17 @@ class Compiler:
         return code
 
     def _key(self, source: str, defines: tuple[str, ...] = ()) -> str:
-        digest = hashlib.sha256(repr((source, self.target, self.version, OPTIONS, defines)).encode())
+        digest = hashlib.sha256(repr((source, self._target(source), self.version, OPTIONS, defines)).encode())
         for name, text in sorted(kernel_sources().items()):
             if name == f"{source}.cu" or not name.endswith(".cu"):
                 digest.update(repr((name, text)).encode())
         return digest.hexdigest()[:32]
 
+    def _target(self, source: str) -> str:
+        return self.target + "a" if source in ONE_CHIP and self.target == "sm_90" else self.target
+
     def _compile(self, source: str, defines: tuple[str, ...]) -> bytes:
-        sources = kernel_sources()
+        sources, target = kernel_sources(), self._target(source)
         headers = {n: t for n, t in sources.items() if not n.endswith(".cu")}
         (program,) = self._ask(
             "nvrtcCreateProgram",
@@ -96,15 +101,15 @@ class Compiler:
             [name.encode() for name in headers],
         )
         try:
-            options = [f"--gpu-architecture={self.target}".encode(), *(o.encode() for o in OPTIONS)]
+            options = [f"--gpu-architecture={target}".encode(), *(o.encode() for o in OPTIONS)]
             options += [f"-D{define}".encode() for define in defines]
             (status,) = self._nvrtc.nvrtcCompileProgram(program, len(options), options)
             if int(status):
                 raise DeviceError(
-                    f"compiling kernels/cuda/{source}.cu for {self.target} was asked for;"
+                    f"compiling kernels/cuda/{source}.cu for {target} was asked for;"
                     f" NVRTC {self.version[0]}.{self.version[1]} refused it:\n{self._log(program)}"
                 )
-            kind = "CUBIN" if self.target.startswith("sm_") else "PTX"
+            kind = "CUBIN" if target.startswith("sm_") else "PTX"
             (size,) = self._ask(f"nvrtcGet{kind}Size", program)
             code = bytearray(size)
             self._ask(f"nvrtcGet{kind}", program, code)

@@ -43,6 +43,8 @@ _SHARED_BYTES, _BLOCK_SHARED_BYTES = 81, 97  # the same: of a multiprocessor, an
 _CLOCK, _MEMORY_CLOCK, _BUS_WIDTH = 13, 36, 37  # the same, in kHz and bits
 _DYNAMIC_SHARED_BYTES, _SHARED_CARVEOUT = 8, 9  # CUfunction_attribute
 _COOPERATIVE, _OVERLAP = 2, 6  # CUlaunchAttributeID; the latter: programmatic stream serialization
+WARPGROUPS = (9, 0)
+"""The compute capability whose warpgroups multiply: later ones have another instruction."""
 _OLDEST_OVERLAP = (9, 0), 12030
 """Compute capability and driver from which on a graph's kernel may start before the last one has ended."""
 COPY_GRACE, COPY_BYTES_PER_SECOND = 30.0, 100e6
@@ -101,6 +103,8 @@ class Driver:
         self._overlaps = self.capability >= oldest_chip and self.version >= oldest_driver
         self.walks = self.capability >= oldest_chip
         """Whether whole passes are one kernel, which needs bulk copies and all blocks at the same time."""
+        self.groups = self.capability == WARPGROUPS
+        """Whether warpgroups multiply matrices of shared memory (kernels/cuda/wgmma.cuh)."""
         self._refuse_old()
         self.lost = ""
         """Why the context is of no more use; "" while it is."""

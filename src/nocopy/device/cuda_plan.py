@@ -38,6 +38,7 @@ class PlanDriver(Protocol):
     multiprocessors: int
     stop_address: int
     walks: bool
+    groups: bool
 
     def allocate(self, nbytes: int) -> int:
         """Device memory."""
@@ -97,7 +98,9 @@ class Planner:
         stop = self._driver.stop_address if tape.work > STOPPABLE_WORK else 0
         prefill, room = None, 0
         if _fusible(used):
-            prefill = Prefill(records, self._driver.multiprocessors, stop, blas=self._blas)
+            prefill = Prefill(
+                records, self._driver.multiprocessors, stop, blas=self._blas, groups=self._driver.groups
+            )
             room = self._share(prefill.nbytes, frees)
             prefill.place(room)
         plans = [Plan(tuple(words.launches(addresses.get(Space.GUEST, 0), copy)))]

@@ -44,11 +44,17 @@ TILE, TILE_SHARED = 128, 4 * 2 * 128 * 64
 HEADS = {64: 128, 128: 64}
 """Elements of a head that kernels of attention are made for, and rows of a block of each; the next larger
 takes what is between."""
-ATTENTION_TOKENS = 64
-"""Tokens that a block of attention takes at a time."""
+GROUPS, GROUP = {64: 3, 128: 2}, 64
+"""Warpgroups of a block of each, where they multiply, and their rows; one more brings keys and values."""
+ATTENTION_TOKENS, STAGES, GROUP_STAGES = 64, 2, 4
+"""Tokens that a block of attention takes at a time, and how many times so many have room; for warpgroups."""
+MOST_TOKENS = 2**31 - 64
+"""That kernels of attention count."""
 SHARE = 0.25
 """Blocks of attention a multiprocessor from which on it is worth them: attention.cu shares out tokens too, so
 that all multiprocessors have work."""
+GROUP_SHARE = 0.5
+"""The same for blocks of warpgroups, which have more rows."""
 LONGEST_CALL = 2**40
 """Multiply-adds of a product up to which the library takes it, whose kernels cannot be asked to stop: some
 4 ms, so that a graph of them ends within seconds."""
@@ -102,9 +108,11 @@ class Prefill:
         blas: there is a library for products.
     """
 
-    def __init__(self, records: Records, multiprocessors: int, stop: int, *, blas: bool) -> None:
+    def __init__(
+        self, records: Records, multiprocessors: int, stop: int, *, blas: bool, groups: bool
+    ) -> None:
         self._records, self._extents, self._addresses = records, records.tape.extents, records.addresses
-        self._multiprocessors, self._stop, self._blas = multiprocessors, stop, blas
+        self._multiprocessors, self._stop, self._blas, self._groups = multiprocessors, stop, blas, groups
         self._products: dict[int, Many | None] = {}
         self._held: Held | None = None
         self._places = _Places(0, 0, 0)
@@ -398,20 +406,27 @@ class Prefill:
         cached = spaces == {Space.KV} and dtype in CACHES and dtype is fields.dtype(3)
         read = dtype in BLOCKS or (fields.words(2) and fields.words(3))
         heads = n <= max(HEADS) and n % 8 == 0 and fields.strides[0][2] == fields.strides[1][2] == 1
-        rows = d["r"] > FEWEST and fields.dtype(1) is DType.F32
+        rows = d["r"] > FEWEST and d["t"] < MOST_TOKENS and fields.dtype(1) is DType.F32 and fields.words(1)
         if not (cached and read and heads and rows):
             return None
         if fields.dtype(0) is not DType.F32 and not fields.words(0):
             return None
         head = min(h for h in HEADS if n <= h)
-        jobs = -(-d["r"] // HEADS[head]) * d["h"]
+        groups = GROUPS[head] if self._groups and dtype not in BLOCKS else 0
+        if groups and -(-d["r"] // (groups * GROUP)) * d["h"] < GROUP_SHARE * self._multiprocessors:
+            groups = 0
+        side = groups * GROUP or HEADS[head]
+        jobs = -(-d["r"] // side) * d["h"]
         if jobs < SHARE * self._multiprocessors:
             return None
         stop = self._stop if fields.op.work(d) >= ASKING_PRODUCTS else 0
-        shape = Shape("attention_tensor", f"attention_tensor_{head}_{dtype.name.lower()}", jobs, (128, 1))
+        source, threads = ("attention_group", 128 * (groups + 1)) if groups else ("attention_tensor", 128)
+        shape = Shape(source, f"{source}_{head}_{dtype.name.lower()}", jobs, (threads, 1))
         bases = tuple(self._addresses.get(space, 0) for space in Space)
-        # Two stages of keys and values, and two words of each row.
-        shared = 2 * 2 * ATTENTION_TOKENS * head * 2 + 16 * HEADS[head]
+        tile = 2 * ATTENTION_TOKENS * head * 2
+        # Tiles and queries of warpgroups begin on a multiple of 1024, tiles have two barriers each, rows two words.
+        own = 2 * side * head + GROUP_STAGES * (tile + 16) + 1024 if groups else STAGES * tile
+        shared = own + 8 * side
         return Launch(shape, fields.pack(), bases, stop, shared)
 
 
