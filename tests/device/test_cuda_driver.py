@@ -23,7 +23,8 @@ from tests.device.emulated_process import ROOT, emulated_driver  # noqa: F401
         ("run", ["test_conformance_language.py", "-k", "[cuda"]),
         ("run", ["../interfaces/test_cuda_views.py"]),
         ("dry", ["../session/test_cuda_loss.py"]),
-        ("run", ["test_cuda_prefill.py", "-k", "library and (error_bound or layers or sum)"]),
+        ("run", ["test_cuda_prefill.py", "-k", "library and (error_bound or layers or sum or nobody)"]),
+        ("run", ["test_cuda_prefill.py", "-k", "library and heads_between"]),
     ],
     ids=lambda each: each if isinstance(each, str) else each[0],
 )

@@ -17,9 +17,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nocopy.device import cuda, cuda_prefill
+from nocopy.device.cuda_blas import BlasLaunch
 from nocopy.device.cuda_compile import Compiler, cache_directory
 from nocopy.device.cuda_driver import WARPGROUPS, Driver
-from nocopy.device.cuda_prefill import FEWEST, Room
+from nocopy.device.cuda_launch import Fields, Launch, Plan
+from nocopy.device.cuda_prefill import FEWEST, Prefill, Room
+from nocopy.device.cuda_records import Records
+from nocopy.device.cuda_words import Words, redirected
 from nocopy.device.reference import ReferenceDevice
 from nocopy.memory.dtype import BLOCKS, DType
 from nocopy.tape import Space, Tensor, validate
@@ -225,7 +229,14 @@ def attend(
 @pytest.mark.parametrize("cache", [F16, BF16, Q8_0], ids=lambda d: d.name)
 @pytest.mark.parametrize(
     ("rows", "heads", "groups", "n", "tokens"),
-    [(9, 4, 1, 32, 9), (64, 2, 2, 64, 64), (65, 4, 2, 64, 200), (70, 2, 1, 128, 130), (33, 1, 1, 96, 257), (250, 2, 1, 64, 700)],
+    [
+        (9, 4, 1, 32, 9),
+        (64, 2, 2, 64, 64),
+        (65, 4, 2, 64, 200),
+        (70, 2, 1, 128, 130),
+        (33, 1, 1, 96, 257),
+        (250, 2, 1, 64, 700),
+    ],
 )
 def test_attention_of_many_rows(
     attending: Place, cache: DType, rows: int, heads: int, groups: int, n: int, tokens: int
@@ -391,6 +402,42 @@ def test_a_layer_takes_few_launches(emulation: tuple[Place, list[str]]) -> None:
         "norm_rows", product, product, "gate_rows", product,
     ]  # fmt: skip
     assert [name for name in launched if not name.startswith("copy")] == 2 * layer
+
+
+@pytest.mark.parametrize(
+    ("dtype", "read", "handed_on"),
+    [
+        (BF16, False, [BF16, BF16]),
+        (Q8_0, False, [BF16] * 4),
+        (F16, False, [F32, F32]),
+        (BF16, True, [BF16, F32]),
+    ],
+)
+def test_products_that_only_a_gate_reads_are_handed_on_in_16_bits(
+    emulation: tuple[Place, list[str]], dtype: DType, read: bool, handed_on: list[DType]
+) -> None:
+    """By the library, two layers; of the last one somebody else may read what the gate does."""
+    place, _ = emulation
+    layers = Layers(place, 70, dtype)
+    layers.record()
+    gate = layers.scratch[7]
+    if read:
+        place.tape.copy(place.room(*gate.shape, space=Space.GUEST), gate)
+    tape, addresses = validate(bytes(place.tape), SIZES), {space: (space + 1) << 40 for space in SIZES}
+    records = Records(tape, redirected(tape, Words(()), addresses, 0), addresses)
+    prefill = Prefill(records, 132, 0, blas=True, groups=False)
+    prefill.place(1 << 50)
+    at, products, gates = 0, list[DType](), list[DType]()
+    while at < len(records):
+        plan, count = prefill.group(at) or (Plan(()), 1)
+        for launch in plan.launches:
+            if isinstance(launch, BlasLaunch) and launch.product.n == layers.HIDDEN:
+                products.append(launch.product.out_dtype)
+            elif isinstance(launch, Launch) and launch.shape.kernel == "gate_rows":
+                gates.append(Fields.unpack(launch.record).dtype(1))
+        at += count
+    assert products == handed_on
+    assert gates == handed_on[:: len(handed_on) // 2]
 
 
 @pytest.mark.parametrize("function", ["silu", "gelu", "gelu_tanh"])

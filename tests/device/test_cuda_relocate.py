@@ -31,7 +31,7 @@ class Gpu:
     """What planning asks of a driver; `begin` says where the next allocation lies."""
 
     chip = Chip(8, 233472, 232448, 12.8)
-    multiprocessors, stop_address, walks = 8, 4096, True
+    multiprocessors, stop_address, walks, groups = 8, 4096, True, False
 
     def __init__(self) -> None:
         self.begin, self.allocated = 0, set[int]()

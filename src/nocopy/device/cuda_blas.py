@@ -62,8 +62,9 @@ class Product:
     """out[m,n] = scale * sum over k of a[m,k] weight[n,k], plus what out holds if `add`.
 
     `a`, `weight` and `out` are device addresses; `a_row` and the like are elements from one row to the next.
-    `dtype` is that of a and weight; out is f32. `count` such products have the same a; the addresses of
-    weights and outs are `weight_step` and `out_step` elements apart.
+    `dtype` is that of a and weight, `out_dtype` that of out: F32, or BF16 where that is theirs too. `count`
+    such products have the same a; the addresses of weights and outs are `weight_step` and `out_step` elements
+    apart.
     """
 
     m: int
@@ -81,6 +82,7 @@ class Product:
     count: int = 1
     weight_step: int = 0
     out_step: int = 0
+    out_dtype: DType = DType.F32
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ class Blas:
         self._set("MatmulDesc", operation, _TRANSPOSE_A, ctypes.c_int32(1))
         weight = held.make("MatrixLayout", _TYPES[p.dtype], p.k, p.n, p.weight_row)
         a = held.make("MatrixLayout", _TYPES[p.dtype], p.k, p.m, p.a_row)
-        out = held.make("MatrixLayout", _TYPES[DType.F32], p.n, p.m, p.out_row)
+        out = held.make("MatrixLayout", _TYPES[p.out_dtype], p.n, p.m, p.out_row)
         if p.count > 1:
             for layout, step in ((weight, p.weight_step), (a, 0), (out, p.out_step)):
                 self._set("MatrixLayout", layout, _BATCH_COUNT, ctypes.c_int32(p.count))
@@ -166,10 +168,12 @@ class Blas:
         return operation, weight, a, out
 
     def _algorithm(self, p: Product, descriptions: tuple[_POINTER, ...]) -> _Found:
-        steps = p.weight_step * p.dtype.itemsize, 0, p.out_step * 4
+        steps = p.weight_step * p.dtype.itemsize, 0, p.out_step * p.out_dtype.itemsize
         alignments = [_alignment(at, step) for at, step in zip((p.weight, p.a, p.out), steps, strict=True)]
         alignments.append(alignments[-1])
-        key = (p.m, p.n, p.k, p.dtype, p.a_row, p.weight_row, p.out_row, p.add, p.count, *alignments)
+        key = (
+            p.m, p.n, p.k, p.dtype, p.out_dtype, p.a_row, p.weight_row, p.out_row, p.add, p.count, *alignments
+        )  # fmt: skip
         if key not in self._algorithms:
             held = _Held(self._ask)
             try:

@@ -114,6 +114,8 @@ class Prefill:
         self._records, self._extents, self._addresses = records, records.tape.extents, records.addresses
         self._multiprocessors, self._stop, self._blas, self._groups = multiprocessors, stop, blas, groups
         self._products: dict[int, Many | None] = {}
+        self._coarse: set[int] = set()
+        """Products whose results are bf16, and gates that read them."""
         self._held: Held | None = None
         self._places = _Places(0, 0, 0)
         self._active = records.weights_stay and _many_rows(records.tape)
@@ -200,6 +202,9 @@ class Prefill:
         offset = (self._places.rows - self._addresses[Space(space)]) % 2**64
         written.operands[0] = offset, p.rows.half, space, reserved
         written.strides[0] = _dense_rows(written, p.rows.k)
+        for slot in (1, 2) if at in self._coarse else ():
+            offset, _, space, reserved = written.operands[slot]
+            written.operands[slot] = offset, DType.BF16, space, reserved
         self._held = Held(p.rows, at)
         if fields.op.name == "attention":
             found = self._attention(written)
@@ -283,9 +288,11 @@ class Prefill:
         if not self._ready(p.rows, at):
             launches += self._round(at, p.rows)
             self._held = Held(p.rows, at - 1)
+        if at not in self._coarse and self._is_gate(at):
+            self._coarse |= {at, at + 1, at + 2}
         twin = self._product(at + 1)
         if twin is not None and self._twins(at, p, twin):
-            launches += [self._call(p, p.out, p.out_row, twin=twin)]
+            launches += [self._call(at, p, p.out, p.out_row, twin=twin)]
             return Plan(tuple(launches)), 2
         target = self._residual(at, p)
         out, out_row = target or (p.out, p.out_row)
@@ -345,15 +352,42 @@ class Prefill:
         apart = (other.weight - p.weight) % 2 == 0 and (other.out - p.out) % 4 == 0
         return alike and apart and self._blas and p.dtype not in BLOCKS and 2 * p.work <= LONGEST_CALL
 
+    def _is_gate(self, at: int) -> bool:
+        """True if two products of the library are all that a gate reads, and nothing else reads them: what
+        they hand on may be bf16, where the f32 would have been.
+        """
+        pair, after = [self._product(at), self._product(at + 1)], self._product(at + 3)
+        if after is None or self._records[at + 2].op.name != "glu":
+            return False
+        products = [p for p in pair if p is not None and self._by_library(p) and p.rows.half is DType.BF16]
+        gate, outs = self._records[at + 2], [self._extents[i][0] for i in (at, at + 1)]
+        places = {(gate.address(s, self._addresses), gate.strides[s][2]) for s in (1, 2)}
+        rows = replace(after.rows, half=DType.F32)
+        return (
+            len(products) == 2
+            and products[0].rows == products[1].rows
+            and places == {(p.out, p.out_row) for p in products}
+            and all((p.rows.m, p.n) == (rows.m, rows.k) and p.out_row % 8 == 0 for p in products)
+            and not _overlap(*outs)
+            and self._whole_words(gate)
+            and self._made(gate) == rows
+            and self._dead(at + 2, at + 3, after.rows)
+            and all(self._dead(i, at + 3, None) for i in (at, at + 1))
+        )
+
+    def _by_library(self, p: Many) -> bool:
+        return self._blas and not self._few(p) and p.work <= LONGEST_CALL
+
     def _call(
-        self, p: Many, out: int, out_row: int, *, add: bool = False, twin: Many | None = None
+        self, at: int, p: Many, out: int, out_row: int, *, add: bool = False, twin: Many | None = None
     ) -> BlasLaunch:
-        r = p.rows
+        r, dtype = p.rows, DType.BF16 if at in self._coarse else DType.F32
         product = Product(
-            r.m, p.n, r.k, r.half, self._places.rows, r.k, p.weight, p.weight_row, out, out_row, p.scale, add
+            r.m, p.n, r.k, r.half, self._places.rows, r.k, p.weight, p.weight_row, out, out_row, p.scale, add,
+            out_dtype=dtype,
         )  # fmt: skip
         if twin is not None:
-            steps = (twin.weight - p.weight) // 2, (twin.out - p.out) // 4
+            steps = (twin.weight - p.weight) // 2, (twin.out - p.out) // dtype.itemsize
             product = replace(product, count=2, weight_step=steps[0], out_step=steps[1])
         return BlasLaunch(product, self._places.blas)
 
@@ -384,7 +418,7 @@ class Prefill:
             self._point(fields, 2, self._places.weight, DType.BF16, (0, 0, 1, p.rows.k))
             p = replace(p, weight=self._places.weight, weight_row=p.rows.k)
         if self._blas and p.work <= LONGEST_CALL:
-            return [*launches, self._call(p, out, out_row, add=add)]
+            return [*launches, self._call(at, p, out, out_row, add=add)]
         tiles = -(-p.rows.m // TILE) * -(-p.n // TILE)
         shape = Shape("tensor_product", f"tensor_product_{p.rows.half.name.lower()}", tiles, (256, 1))
         return [*launches, Launch(shape, fields.pack(), bases, stop, TILE_SHARED)]
@@ -424,7 +458,7 @@ class Prefill:
         shape = Shape(source, f"{source}_{head}_{dtype.name.lower()}", jobs, (threads, 1))
         bases = tuple(self._addresses.get(space, 0) for space in Space)
         tile = 2 * ATTENTION_TOKENS * head * 2
-        # Tiles and queries of warpgroups begin on a multiple of 1024, tiles have two barriers each, rows two words.
+        # Of warpgroups, tiles and queries begin on a multiple of 1024; tiles have two barriers each.
         own = 2 * side * head + GROUP_STAGES * (tile + 16) + 1024 if groups else STAGES * tile
         shared = own + 8 * side
         return Launch(shape, fields.pack(), bases, stop, shared)

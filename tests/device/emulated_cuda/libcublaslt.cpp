@@ -39,8 +39,20 @@ struct Layout {
 
     uint64_t bytes() const { return type == R_32F ? 4 : 2; }
 
+    int64_t place(int64_t batch, uint64_t row, uint64_t column) const {
+        return batch * step + (int64_t)column * leading + (int64_t)row;
+    }
+
+    void put(void* base, int64_t batch, uint64_t row, uint64_t column, float value) const {
+        int64_t at = place(batch, row, column);
+        if (type == R_32F)
+            ((float*)base)[at] = value;
+        else
+            ((uint16_t*)base)[at] = f32_to_bf16(value);
+    }
+
     float get(const void* base, int64_t batch, uint64_t row, uint64_t column) const {
-        int64_t at = batch * step + (int64_t)column * leading + (int64_t)row;
+        int64_t at = place(batch, row, column);
         if (type == R_32F) return ((const float*)base)[at];
         uint16_t bits = ((const uint16_t*)base)[at];
         return type == R_16F ? f16_to_f32(bits) : bf16_to_f32(bits);
@@ -127,8 +139,9 @@ int cublasLtMatmulPreferenceSetAttribute(Preference* preference, int attribute, 
 int cublasLtMatmulAlgoGetHeuristic(void*, Operation* operation, Layout* a, Layout* b, Layout* c, Layout* d,
                                    Preference* preference, int wanted, Found* found, int* count) {
     if (!operation->transpose_a || wanted != 1 || c != d || a->rows != b->rows) return NOT_SUPPORTED;
-    if (d->rows != a->columns || d->columns != b->columns || a->type != b->type || d->type != R_32F)
+    if (d->rows != a->columns || d->columns != b->columns || a->type != b->type)
         return NOT_SUPPORTED;
+    if (d->type != R_32F && !(d->type == R_16BF && a->type == R_16BF)) return NOT_SUPPORTED;
     if (a->count != b->count || a->count != d->count) return NOT_SUPPORTED;
     memset(found, 0, sizeof *found);
     found->algorithm.workspace = found->workspace = preference->workspace;
@@ -154,8 +167,8 @@ int cublasLtMatmul(void*, Operation*, const float* alpha, const void* a, Layout*
                     float sum = 0.0f;
                     for (uint64_t k = 0; k < la.rows; ++k)
                         sum += la.get(a, batch, k, row) * lb.get(b, batch, k, column);
-                    float* at = (float*)d + batch * ld.step + (int64_t)column * ld.leading + (int64_t)row;
-                    *at = scale * sum + (keep != 0.0f ? keep * *at : 0.0f);
+                    ld.put(d, batch, row, column,
+                           scale * sum + (keep != 0.0f ? keep * ld.get(d, batch, row, column) : 0.0f));
                 }
         return 0;
     };

@@ -55,6 +55,19 @@ NOCOPY_KERNEL(norm_rows, 256, 4) {
     }
 }
 
+// Four elements of f32, or of bf16.
+__device__ inline Four load_four(const Tensor& x, uint64_t at) {
+    if (x.dtype == NOCOPY_F32) return *(const Four*)(x.as<float>() + at);
+    const Words<2> pairs = *(const Words<2>*)(x.as<uint16_t>() + at);
+    Four y;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        y.v[2 * i] = __uint_as_float(pairs.v[i] << 16);
+        y.v[2 * i + 1] = __uint_as_float(pairs.v[i] & 0xffff0000);
+    }
+    return y;
+}
+
 // f(a) b. In 16 bits the approximations of the special function unit do not show.
 template <int FUNCTION>
 __device__ inline float gated(float a, float b) {
@@ -71,11 +84,10 @@ __device__ inline void gate(const nocopy_launch& launch) {
     const uint32_t n = launch.record.dims[3];
     if (block_stopped(launch)) return;
     for (uint64_t row = blockIdx.x; row < rows; row += gridDim.x) {
-        const float *from_a = a.as<float>() + row * a.strides[2],
-                    *from_b = b.as<float>() + row * b.strides[2];
+        const uint64_t from_a = row * a.strides[2], from_b = row * b.strides[2];
 #pragma unroll 4
         for (uint32_t i = 4 * threadIdx.x; i < n; i += 4 * 256) {
-            Four x = *(const Four*)(from_a + i), z = *(const Four*)(from_b + i);
+            Four x = load_four(a, from_a + i), z = load_four(b, from_b + i);
             float y[4];
 #pragma unroll
             for (int e = 0; e < 4; ++e) y[e] = gated<FUNCTION>(x.v[e], z.v[e]);
