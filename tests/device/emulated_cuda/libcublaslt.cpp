@@ -139,8 +139,7 @@ int cublasLtMatmulPreferenceSetAttribute(Preference* preference, int attribute, 
 int cublasLtMatmulAlgoGetHeuristic(void*, Operation* operation, Layout* a, Layout* b, Layout* c, Layout* d,
                                    Preference* preference, int wanted, Found* found, int* count) {
     if (!operation->transpose_a || wanted != 1 || c != d || a->rows != b->rows) return NOT_SUPPORTED;
-    if (d->rows != a->columns || d->columns != b->columns || a->type != b->type)
-        return NOT_SUPPORTED;
+    if (d->rows != a->columns || d->columns != b->columns || a->type != b->type) return NOT_SUPPORTED;
     if (d->type != R_32F && !(d->type == R_16BF && a->type == R_16BF)) return NOT_SUPPORTED;
     if (a->count != b->count || a->count != d->count) return NOT_SUPPORTED;
     memset(found, 0, sizeof *found);
