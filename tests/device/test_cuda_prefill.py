@@ -396,9 +396,9 @@ def test_a_layer_takes_few_launches(emulation: tuple[Place, list[str]]) -> None:
     layers = Layers(place, 70, BF16)
     layers.record()
     place.play()
-    product, turn, keep = "tensor_product_bf16", "rope_rows", "scatter"
+    product = "tensor_product_bf16"
     layer = [
-        "norm_rows", product, product, product, turn, turn, keep, keep, "attention_tensor_64_f16", product,
+        "norm_rows", product, product, product, "rope_rows", "keep_rows", "attention_tensor_64_f16", product,
         "norm_rows", product, product, "gate_rows", product,
     ]  # fmt: skip
     assert [name for name in launched if not name.startswith("copy")] == 2 * layer
@@ -466,6 +466,43 @@ def test_rows_are_made_as_norms_and_gates_make_them(
         at = slice(o.offset, o.offset + 64 * m)
         found, right = (b[Space.GUEST][at].view(np.float32) for b in (place.bytes, wanted))
         assert np.allclose(found, right, rtol=2.0**-7, atol=1e-6)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("cache", [F16, BF16, F32, Q8_0], ids=lambda d: d.name)
+@pytest.mark.parametrize("other", ["", "reader", "indices", "values"])
+def test_keys_are_turned_on_their_way_to_the_cache(
+    emulation: tuple[Place, list[str]], interleaved: bool, cache: DType, other: str
+) -> None:
+    """To the bit as the three records do it: of rows nowhere, beyond the cache, and of the last of equals."""
+    place, launched = emulation
+    rows, heads, n, tokens = 12, 2, 32, 40
+    positions = place.put([-1, -1, 3, 4, 5, 4, 39, 40, 2**31 - 1, 7, 8, 0], I32)
+    frequencies = place.put(np.linspace(1, 1e-4, n // 2), F32)
+    weight = place.weight(16, 128, BF16)  # without one of a model nothing is joined
+    found: list[bytes] = []
+    for joined in (True, False):
+        place.tape.matmul(place.room(rows, 16), place.random(rows, 128), weight.T)
+        first, second = (place.random(rows, heads * n, seed=seed) for seed in (7, 8))
+        turned = Tensor(first.space, first.offset, (rows, heads, n), F32)
+        kept = place.room(tokens, 3, heads * n, dtype=cache, space=Space.KV)
+        step = heads * n // cache.block * cache.itemsize
+        keys, values = (
+            Tensor(Space.KV, kept.offset + i * step, (tokens, heads * n), cache, (3 * heads * n, 1))
+            for i in ((0, 1) if other != "values" else (1, 0))
+        )
+        place.tape.rope(turned, turned, frequencies, positions, interleaved=interleaved)
+        again = place.put(place.array(positions), I32) if other == "indices" else positions
+        place.tape.scatter(keys, first, positions)
+        place.tape.scatter(values, second, again)
+        if other == "reader" or not joined:
+            place.tape.copy(place.room(rows, heads * n), first)
+        launched.clear()
+        place.play()
+        assert ("keep_rows" in launched) == (joined and not other and cache is not Q8_0)
+        found.append(place.array(kept).tobytes())
+    assert found[0] == found[1]
+    assert any(found[0])
 
 
 @pytest.mark.parametrize("interleaved", [False, True])

@@ -16,6 +16,7 @@ from math import prod
 from typing import Protocol
 
 from nocopy.device.cuda_blas import WORKSPACE_BYTES, BlasLaunch, Product
+from nocopy.device.cuda_keep import keep
 from nocopy.device.cuda_launch import (
     ASKING_PRODUCTS,
     ASKING_WORK,
@@ -146,6 +147,9 @@ class Prefill:
         if fields.op.name in ("rmsnorm", "glu", "attention") and not fields.empty():
             return self._make(first)
         if fields.op.name == "rope" and self._turns(fields):
+            kept = keep(self._records, first)
+            if kept is not None and self._dead(first, first + 3, None):
+                return self._by_rows(kept, "keep_rows", kept.named["r"]), 3
             return self._by_rows(fields, "rope_rows", fields.named["r"]), 1
         return None
 
@@ -367,7 +371,7 @@ class Prefill:
             len(products) == 2
             and products[0].rows == products[1].rows
             and places == {(p.out, p.out_row) for p in products}
-            and all((p.rows.m, p.n) == (rows.m, rows.k) and p.out_row % 8 == 0 for p in products)
+            and all((p.rows.m, p.n) == (rows.m, rows.k) and p.out_row % 8 == 0 == p.n % 8 for p in products)
             and not _overlap(*outs)
             and self._whole_words(gate)
             and self._made(gate) == rows

@@ -3,19 +3,7 @@
 // for bit. A block of threads takes a row, a warp 32 elements of it at a time. Bound: the bytes of x and out.
 #include "blocks.cuh"
 #include "rows.cuh"
-
-// True for all threads if a later row goes to the same place.
-__device__ inline bool superseded(const nocopy_launch& launch, const Tensor& indices, uint64_t row) {
-    const uint64_t rows = launch.record.dims[0];
-    const int32_t mine = indices.as<int32_t>()[indices.at(row)];
-    StopSign stop{launch, 1024};
-    bool found = false;
-    for (uint64_t i = row + 1 + threadIdx.x; i < rows && !found; i += blockDim.x) {
-        found = indices.as<int32_t>()[indices.at(i)] == mine;
-        if (stop.reached()) break;
-    }
-    return __syncthreads_or(found);
-}
+#include "superseded.cuh"
 
 // This warp's 32 values as a Q8_0 block: the scale is the largest magnitude / 127, halves round away from 0.
 __device__ inline void store_q8_0(uint8_t* block, float value) {
