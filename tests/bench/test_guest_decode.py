@@ -1,10 +1,13 @@
 """Whether the benchmark measures what it says: guest and Python draw the same tokens from one engine."""
 
+from contextlib import closing
+
 import pytest
 
 from nocopy.bench import guest_decode
 from nocopy.device.discovery import open_device
 from nocopy.errors import DeviceError
+from nocopy.interfaces.loaded import keep_loaded
 from nocopy.models.gguf_writer import write_gguf
 
 
@@ -34,6 +37,20 @@ def test_both_ways_are_compared(device):
         assert row["unit"] == "1/s"
         assert row["value"] > 0
         assert row["peer_value"] > 0
+
+
+def test_a_guest_reads_a_longer_prompt(device, tmp_path):
+    path, prompt = tmp_path / "large.gguf", [5, 9] * 30
+    with (
+        keep_loaded(path, device) as loaded,
+        closing(guest_decode.Inside(device, path, context=100, prompt=prompt)) as inside,
+        closing(guest_decode.Outside(loaded, context=100, prompt=prompt)) as outside,
+        closing(guest_decode.Outside(loaded)) as short,
+    ):
+        inside.decode(40, 40)
+        outside.decode(40, 40)
+        short.decode(40, 40)
+        assert inside.tokens(40) == outside.tokens != short.tokens
 
 
 def test_other_tokens_are_noticed(device, monkeypatch):

@@ -7,7 +7,7 @@ A call costs the same whatever it asks for, so a guest that asks for an answer a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -108,9 +108,19 @@ def beside(device: Device, path: Path, size: str) -> Iterator[Row]:
 
 
 class Inside:
-    """The guest."""
+    """The guest; it reads a prompt, up to 768 tokens, before it generates.
 
-    def __init__(self, device: Device, path: Path) -> None:
+    Args:
+        device: an open device.
+        path: the model.
+        context: of its session.
+        prompt: tokens.
+    """
+
+    def __init__(
+        self, device: Device, path: Path, *, context: int = CONTEXT, prompt: Sequence[int] = PROMPT
+    ) -> None:
+        self._prompt = len(prompt)
         self.guest = DeviceGuest(GUEST, device=device, models={"default": path})
         memory = self.guest.memory
         options = np.zeros((), GENERATION)
@@ -118,15 +128,15 @@ class Inside:
             options[name] = value
         options["temperature"], options["flags"] = 0, Generate.IGNORE_END
         memory.write(OPTIONS, options.tobytes())
-        memory.write(INPUT, np.array(PROMPT, np.int32).tobytes())
+        memory.write(INPUT, np.array(prompt, np.int32).tobytes())
         model = self._call("open")
-        self._call("size", model, CONTEXT, DType.F16)
+        self._call("size", model, context, DType.F16)
         size = int.from_bytes(memory.read(SIZE, 8), "little")
-        self.session = self._call("session", model, size, CONTEXT, DType.F16)
+        self.session = self._call("session", model, size, context, DType.F16)
 
     def decode(self, count: int, step: int) -> None:
         """Generate, `step` tokens a call."""
-        self._call("decode", self.session, len(PROMPT), count, step)
+        self._call("decode", self.session, self._prompt, count, step)
 
     def tokens(self, count: int) -> list[int]:
         """What was drawn last."""
@@ -145,10 +155,10 @@ class Inside:
 
 
 class Outside:
-    """The same engine from Python."""
+    """The same engine from Python. Arguments as for `Inside`."""
 
-    def __init__(self, loaded: Loaded) -> None:
-        self._session = OwnSession(loaded.engine, context=CONTEXT, kv=DType.F16)
+    def __init__(self, loaded: Loaded, *, context: int = CONTEXT, prompt: Sequence[int] = PROMPT) -> None:
+        self._session, self._prompt = OwnSession(loaded.engine, context=context, kv=DType.F16), prompt
         self.tokens: list[int] = []
         """What was drawn last."""
 
@@ -156,7 +166,7 @@ class Outside:
         """Generate, with a sampler for each `step` tokens: what a guest's call is."""
         session = self._session
         session.truncate(0)
-        session.append(PROMPT)
+        session.append(self._prompt)
         self.tokens = []
         while len(self.tokens) < count:
             sampler = Sampler(SAMPLING)
