@@ -4,8 +4,8 @@
 
 Needs a GPU and compute-sanitizer, which the CUDA toolkit has. What runs are the conformance tests of the
 device, which compare each kernel with its meaning in NumPy, sessions of the default model, which are played
-with fused kernels, batches of sequences, and passes in one kernel. Each part is a process; the exit status
-is 0 if all were clean.
+with fused kernels, batches of sequences, prompts, and passes in one kernel. Each part is a process; the exit
+status is 0 if all were clean.
 """
 
 from __future__ import annotations
@@ -27,10 +27,13 @@ TOOLS = ("memcheck", "racecheck")
 CONFORMANCE = ("elementwise", "rows", "products", "large", "language", "sample", "tapes")
 PYTEST = ("-m", "pytest", "-k", "[cuda", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist")
 ON_A_GPU = tuple("on_a_gpu" if part == "[cuda" else part for part in PYTEST)
+PREFILL = "tests/device/test_cuda_prefill.py"
 PARTS = {name: [*PYTEST, f"tests/device/test_conformance_{name}.py"] for name in CONFORMANCE}
 PARTS |= {
     "generated": [*PYTEST, "tests/device/test_conformance.py"],
     "batches": [*ON_A_GPU, "tests/session/test_batch.py"],
+    "prefill": [*PYTEST[:3], "kernels and (attention or layer or rows or their_way)", *PYTEST[4:], PREFILL],
+    "library": [*PYTEST[:3], "library and nobody", *PYTEST[4:], PREFILL],
     "walk": [*ON_A_GPU, "tests/session/test_walk.py"],
     "sessions": ["bench/cuda_sessions.py", "--sessions", "4", "--every", "1"],
 }
