@@ -80,10 +80,10 @@ def measured(contender: Contender, task: Task, *, prefill: bool = True) -> dict[
         first = first or drawn
         cases[decode_case(start)] = {"value": 1e3 * median(taken[1:]) / task.count, "unit": "ms a token"}
     for length in task.prompts if prefill else ():
-        taken = []
+        taken, prompt = [], task.prompt(length)
         for _ in range(TURNS + 1):
             began = perf_counter()
-            contender.read(task.prompt(length))
+            contender.read(prompt)
             taken.append(perf_counter() - began)
         cases[prefill_case(length)] = {"value": length / median(taken[1:]), "unit": "tokens/s"}
     return found(task, contender.version, contender.how, cases) | {"tokens": " ".join(map(str, first))}
