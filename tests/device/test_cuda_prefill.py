@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nocopy.device import cuda, cuda_prefill
+from nocopy.device import cuda, cuda_attention
 from nocopy.device.cuda_blas import BlasLaunch
 from nocopy.device.cuda_compile import Compiler, cache_directory
 from nocopy.device.cuda_driver import WARPGROUPS, Driver
@@ -61,7 +61,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[cuda.CudaDevice]:
 
 @pytest.fixture
 def place(device: cuda.CudaDevice, monkeypatch: pytest.MonkeyPatch) -> Place:
-    monkeypatch.setattr(cuda_prefill, "SHARE", 0)  # small attentions are taken too, on any GPU
+    monkeypatch.setattr(cuda_attention, "SHARE", 0)  # small attentions are taken too, on any GPU
     return Place(device)
 
 
@@ -177,7 +177,7 @@ def attending(place: Place, request: pytest.FixtureRequest, monkeypatch: pytest.
     if groups and driver.capability != WARPGROUPS:
         pytest.skip(f"{driver.product} has no warpgroups that multiply")
     monkeypatch.setattr(driver, "groups", groups)
-    monkeypatch.setattr(cuda_prefill, "GROUP_SHARE", 0)
+    monkeypatch.setattr(cuda_attention, "GROUP_SHARE", 0)
     return place
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Protocol
 
+from nocopy.device.cuda_attention import attend
 from nocopy.device.cuda_blas import WORKSPACE_BYTES, BlasLaunch, Product
 from nocopy.device.cuda_keep import keep
 from nocopy.device.cuda_launch import (
@@ -42,27 +43,12 @@ FEW = 64
 FEW_COLUMNS, FEW_WARPS, SLICE_BYTES = 16, 4, 256
 TILE, TILE_SHARED = 128, 4 * 2 * 128 * 64
 """Sides of a tile of `tensor_product`, and the bytes of its stages."""
-HEADS = {64: 128, 128: 64}
-"""Elements of a head that kernels of attention are made for, and rows of a block of each; the next larger
-takes what is between."""
-GROUPS, GROUP = {64: 3, 128: 2}, 64
-"""Warpgroups of a block of each, where they multiply, and their rows; one more brings keys and values."""
-ATTENTION_TOKENS, STAGES, GROUP_STAGES = 64, 2, 4
-"""Tokens that a block of attention takes at a time, and how many times so many have room; for warpgroups."""
-MOST_TOKENS = 2**31 - 64
-"""That kernels of attention count."""
-SHARE = 0.25
-"""Blocks of attention a multiprocessor from which on it is worth them: attention.cu shares out tokens too, so
-that all multiprocessors have work."""
-GROUP_SHARE = 0.5
-"""The same for blocks of warpgroups, which have more rows."""
 LONGEST_CALL = 2**40
 """Multiply-adds of a product up to which the library takes it, whose kernels cannot be asked to stop: some
 4 ms, so that a graph of them ends within seconds."""
 WORD = 16
 LONGEST_NORM, MOST_PAIRS = 8192, 256
 """Elements of a row that a block of `norm_rows` holds, and pairs whose angles one of `rope_rows` does."""
-CACHES = (DType.F16, DType.BF16, DType.Q8_0)
 
 
 @dataclass(frozen=True)
@@ -107,6 +93,7 @@ class Prefill:
         multiprocessors: of the GPU.
         stop: device address of the word that asks long kernels to stop; 0 for none.
         blas: there is a library for products.
+        groups: warpgroups multiply.
     """
 
     def __init__(
@@ -435,37 +422,11 @@ class Prefill:
         fields.operands[slot] = (address - self._addresses[Space(space)]) % 2**64, dtype, space, reserved
         fields.strides[slot] = list(strides)
 
-    # Attention
-
     def _attention(self, fields: Fields) -> Launch | None:
         """The launch of an attention that tensor cores take."""
-        d, dtype, n = fields.named, fields.dtype(2), fields.named["n"]
-        spaces = {fields.operands[slot][2] for slot in (2, 3)}
-        cached = spaces == {Space.KV} and dtype in CACHES and dtype is fields.dtype(3)
-        read = dtype in BLOCKS or (fields.words(2) and fields.words(3))
-        heads = n <= max(HEADS) and n % 8 == 0 and fields.strides[0][2] == fields.strides[1][2] == 1
-        rows = d["r"] > FEWEST and d["t"] < MOST_TOKENS and fields.dtype(1) is DType.F32 and fields.words(1)
-        if not (cached and read and heads and rows):
+        if fields.named["r"] <= FEWEST:
             return None
-        if fields.dtype(0) is not DType.F32 and not fields.words(0):
-            return None
-        head = min(h for h in HEADS if n <= h)
-        groups = GROUPS[head] if self._groups and dtype not in BLOCKS else 0
-        if groups and -(-d["r"] // (groups * GROUP)) * d["h"] < GROUP_SHARE * self._multiprocessors:
-            groups = 0
-        side = groups * GROUP or HEADS[head]
-        jobs = -(-d["r"] // side) * d["h"]
-        if jobs < SHARE * self._multiprocessors:
-            return None
-        stop = self._stop if fields.op.work(d) >= ASKING_PRODUCTS else 0
-        source, threads = ("attention_group", 128 * (groups + 1)) if groups else ("attention_tensor", 128)
-        shape = Shape(source, f"{source}_{head}_{dtype.name.lower()}", jobs, (threads, 1))
-        bases = tuple(self._addresses.get(space, 0) for space in Space)
-        tile = 2 * ATTENTION_TOKENS * head * 2
-        # Of warpgroups, tiles and queries begin on a multiple of 1024; tiles have two barriers each.
-        own = 2 * side * head + GROUP_STAGES * (tile + 16) + 1024 if groups else STAGES * tile
-        shared = own + 8 * side
-        return Launch(shape, fields.pack(), bases, stop, shared)
+        return attend(fields, self._addresses, self._multiprocessors, self._stop, groups=self._groups)
 
 
 @dataclass(frozen=True)

@@ -73,8 +73,8 @@ class Ahead:
         return 0 if self.half else self.first + self.size
 
     def follower(self, steps: int) -> Ahead | None:
-        """What can play right behind it, up to as many steps; None where the host has to bring recent tokens
-        to their place.
+        """What can play so many steps right behind it; None for none, or where the host has to bring recent
+        tokens to their place.
         """
         return replace(self, steps=steps, half=1 - self.half) if steps and not self.window else None
 
