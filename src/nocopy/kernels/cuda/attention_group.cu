@@ -56,7 +56,8 @@ struct TileRing {
     }
 };
 
-// All threads bring the block's queries, rounded; they have met when rows are known.
+// All threads bring the block's queries, rounded; they have met when rows are known. In registers queries
+// left none to spare, and ptxas of CUDA 13.0 had weights take theirs.
 template <int HEAD, bool BF16, int GROUPS>
 __device__ inline void bring_queries(const nocopy_launch& launch, const TileRing<HEAD, GROUPS>& ring,
                                      uint64_t block, uint64_t head) {
