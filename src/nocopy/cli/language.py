@@ -105,7 +105,11 @@ class SamplingOptions:
 
     n: Annotated[
         int,
-        Parameter(name=["-n", "--predict"], metavar="N", help="Most tokens to generate; -1 for no limit."),
+        Parameter(
+            name=["-n", "--predict", "--max-tokens"],
+            metavar="N",
+            help="Most tokens to generate; -1 for no limit.",
+        ),
     ] = -1
     seed: Annotated[
         int | None, Parameter(name=["-s", "--seed"], help="The same seed gives the same text.")
