@@ -24,10 +24,8 @@ def keep(records: Records, at: int) -> Fields | None:
     the fifth dim, and how many elements values lie behind keys as the second parameter. Nothing else may read
     the turned keys; the rope's operands are words of whole heads.
     """
-    if at + 2 >= len(records):
-        return None
-    rope, keys, values = (Fields.unpack(records.raw[at + i]) for i in range(3))
-    if (rope.op.name, keys.op.name, values.op.name) != ("rope", "scatter", "scatter"):
+    rope, keys, values = (records.find(at + i, op) for i, op in enumerate(("rope", "scatter", "scatter")))
+    if not (rope and keys and values):
         return None
     addresses, width = records.addresses, rope.named["h"] * rope.named["n"]
     turned = _place(rope, 0, addresses, last=2), width
@@ -50,11 +48,12 @@ def keep(records: Records, at: int) -> Fields | None:
     )
     if not fits:
         return None
-    rope.operands[0], rope.strides[0] = keys.operands[0], keys.strides[0]
-    rope.operands[4], rope.strides[4] = values.operands[1], values.strides[1]
-    rope.dims[4] = keys.named["t"]
-    rope.params = (rope.params[0], step, *rope.params[2:])
-    return rope
+    kept = Fields.unpack(records.raw[at])
+    kept.operands[0], kept.strides[0] = keys.operands[0], keys.strides[0]
+    kept.operands[4], kept.strides[4] = values.operands[1], values.strides[1]
+    kept.dims[4] = keys.named["t"]
+    kept.params = (rope.params[0], step, *rope.params[2:])
+    return kept
 
 
 def _place(fields: Fields, slot: int, addresses: Mapping[Space, int], *, last: int) -> tuple[int, int, int]:

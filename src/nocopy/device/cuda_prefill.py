@@ -10,7 +10,7 @@ in f32.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Protocol
@@ -189,13 +189,10 @@ class Prefill:
             found = self._attention(fields) if fields.op.name == "attention" else None
             return (Plan((found,)), 1) if found else None
         written = Fields.unpack(self._records.raw[at])
-        _, _, space, reserved = written.operands[0]
-        offset = (self._places.rows - self._addresses[Space(space)]) % 2**64
-        written.operands[0] = offset, p.rows.half, space, reserved
-        written.strides[0] = _dense_rows(written, p.rows.k)
+        self._point(written, 0, self._places.rows, p.rows.half, _dense_rows(written, p.rows.k))
         for slot in (1, 2) if at in self._coarse else ():
-            offset, _, space, reserved = written.operands[slot]
-            written.operands[slot] = offset, DType.BF16, space, reserved
+            address = written.address(slot, self._addresses)
+            self._point(written, slot, address, DType.BF16, written.strides[slot])
         self._held = Held(p.rows, at)
         if fields.op.name == "attention":
             found = self._attention(written)
@@ -408,15 +405,13 @@ class Prefill:
             launches.append(Launch(shape, unpacked.pack(), bases, stop))
             self._point(fields, 2, self._places.weight, DType.BF16, (0, 0, 1, p.rows.k))
             p = replace(p, weight=self._places.weight, weight_row=p.rows.k)
-        if self._blas and p.work <= LONGEST_CALL:
+        if self._by_library(p):
             return [*launches, self._call(at, p, out, out_row, add=add)]
         tiles = -(-p.rows.m // TILE) * -(-p.n // TILE)
         shape = Shape("tensor_product", f"tensor_product_{p.rows.half.name.lower()}", tiles, (256, 1))
         return [*launches, Launch(shape, fields.pack(), bases, stop, TILE_SHARED)]
 
-    def _point(
-        self, fields: Fields, slot: int, address: int, dtype: DType, strides: tuple[int, int, int, int]
-    ) -> None:
+    def _point(self, fields: Fields, slot: int, address: int, dtype: DType, strides: Sequence[int]) -> None:
         """Have an operand name other memory."""
         _, _, space, reserved = fields.operands[slot]
         fields.operands[slot] = (address - self._addresses[Space(space)]) % 2**64, dtype, space, reserved

@@ -19,7 +19,7 @@ from nocopy.models.forward import decoder
 from nocopy.models.graph import Graph
 from nocopy.models.model import Model
 from nocopy.models.placement import place, tensors_at, weight_ranges
-from nocopy.session.region import PAGE, Region
+from nocopy.session.region import PAGE, Region, part, row
 from nocopy.tape import Space, Tape, TapeBuilder, Tensor, validate
 
 MOST_SEQUENCES = 8
@@ -122,9 +122,9 @@ class Engine:
         sequences = min(MOST_SEQUENCES, self.chunk)  # each with logits of its own
         each = Tensor(Space.GUEST, 0, (sequences, self.config.vocabulary), DType.F32)
         few = decoder(self.config, self._weights, region.batch(sequences), each).scratch_bytes
-        row = -(-4 * self.config.vocabulary // 64) * 64
-        self._near_rows = few, row
-        last = few + 2 * MOST_SEQUENCES * row
+        row_bytes = -(-4 * self.config.vocabulary // 64) * 64
+        self._near_rows = few, row_bytes
+        last = few + 2 * MOST_SEQUENCES * row_bytes
         scratch = -(-max(widest, last) // 65536) * 65536
         self._check_room({"weights": starts[-1], "scratch": scratch, "the KV cache": cache})
         self.placement = place(model, device, ledger, progress)
@@ -175,9 +175,9 @@ class Engine:
 
     def logits(self, rows: int, *, penalized: bool = False) -> Tensor:
         """f32 [rows, vocabulary] of scratch, which no pass over up to 8 rows uses: logits; or scores."""
-        start, row = self._near_rows
-        offset = start + MOST_SEQUENCES * row * penalized
-        return Tensor(Space.SCRATCH, offset, (rows, self.config.vocabulary), DType.F32, (row // 4, 1))
+        start, row_bytes = self._near_rows
+        offset = start + MOST_SEQUENCES * row_bytes * penalized
+        return Tensor(Space.SCRATCH, offset, (rows, self.config.vocabulary), DType.F32, (row_bytes // 4, 1))
 
     def width(self, tokens: int, step: int) -> int:
         """Rows of the pass that takes so many tokens: up to `step`, if the device wants few shapes."""
@@ -221,27 +221,27 @@ class Engine:
     def _step(self, region: Region, ahead: Ahead, i: int) -> TapeBuilder:
         """One pass of several: token `first` + i is fed, the one after it is chosen and written behind it."""
         last, drawn = i + 1 == ahead.steps, ahead.window is not None
-        logits = _row(region.logits) if last and not drawn else self.logits(1)
+        logits = row(region.logits) if last and not drawn else self.logits(1)
         g = decoder(self.config, self._weights, region.batch(1, ahead.first + i), logits)
         tape, end = g.tape, ahead.first + i + 1
-        token = _part(region.tokens, ahead.last if last else end, 1)
+        token = part(region.tokens, ahead.last if last else end, 1)
         if ahead.window is None:
             tape.argmax(token, logits)
             return tape
         scores = logits
         if ahead.window:
-            recent = _row(_part(region.tokens, end - ahead.window, ahead.window))
+            recent = row(part(region.tokens, end - ahead.window, ahead.window))
             scores = self.logits(1, penalized=True)
             tape.penalize(scores, logits, recent, region.penalties)
         tape.sample(token, scores, region.choice, region.draws[ahead.half], ahead=i)
         if last:  # sampling reads logits several times, so where kernels have them near
-            tape.copy(_row(region.logits), logits)
+            tape.copy(row(region.logits), logits)
         return tape
 
     def record(self, region: Region, rows: int, *, logits: bool = True) -> Graph:
         """Record the pass over `rows` tokens of a session at `region`, not yet validated."""
-        row = _row(region.logits) if logits else None
-        return decoder(self.config, self._weights, region.batch(rows), row)
+        last = row(region.logits) if logits else None
+        return decoder(self.config, self._weights, region.batch(rows), last)
 
     def compile(self, tape: Tape, guest: Pages, cache: Pages | None = None) -> Program:
         """Make a pass ready to play on a guest's memory; `cache` is what the device keeps near."""
@@ -254,13 +254,3 @@ class Engine:
         """Let go of the weights and the scratch; sessions must be closed first. Twice is allowed."""
         self.scratch.close()
         self.placement.close()
-
-
-def _part(x: Tensor, first: int, count: int) -> Tensor:
-    """[count] of [n], from element `first` on."""
-    return Tensor(x.space, x.offset + first * x.dtype.itemsize, (count,), x.dtype)
-
-
-def _row(x: Tensor) -> Tensor:
-    """[n] seen as [1, n]."""
-    return Tensor(x.space, x.offset, (1, *x.shape), x.dtype)

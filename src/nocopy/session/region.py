@@ -102,18 +102,18 @@ class Region:
     @cached_property
     def choice(self) -> Tensor:
         """f32 [1, 3]."""
-        return _row(self._after(self.logits, len(CHOICE), DType.F32))
+        return row(self._after(self.logits, len(CHOICE), DType.F32))
 
     @cached_property
     def penalties(self) -> Tensor:
         """f32 [1, 4]."""
-        return _row(self._after(self.choice, len(PENALTIES), DType.F32))
+        return row(self._after(self.choice, len(PENALTIES), DType.F32))
 
     @cached_property
     def draws(self) -> tuple[Tensor, Tensor]:
         """i32 [1, 5] each."""
         first = self._after(self.penalties, len(DRAW), DType.I32)
-        return _row(first), _row(replace(first, offset=_end(first)))
+        return row(first), row(replace(first, offset=_end(first)))
 
     @cached_property
     def home(self) -> int:
@@ -137,15 +137,19 @@ class Region:
 
     def batch(self, rows: int, first: int = 0) -> Batch:
         """A pass over `rows` of tokens and positions, from `first` on."""
-        tokens = Tensor(Space.GUEST, self.tokens.offset + 4 * first, (rows,), DType.I32)
-        positions = Tensor(Space.GUEST, self.positions.offset + 4 * first, (rows,), DType.I32)
+        tokens, positions = (part(x, first, rows) for x in (self.tokens, self.positions))
         return Batch(tokens, positions, positions, self.frequencies, ((0, rows, self.cache),))
 
     def _after(self, previous: Tensor, count: int, dtype: DType) -> Tensor:
         return Tensor(Space.GUEST, _up(_end(previous), ALIGNMENT), (count,), dtype)
 
 
-def _row(x: Tensor) -> Tensor:
+def part(x: Tensor, first: int, count: int) -> Tensor:
+    """[count] of [n], from element `first` on."""
+    return Tensor(x.space, x.offset + first * x.dtype.itemsize, (count,), x.dtype)
+
+
+def row(x: Tensor) -> Tensor:
     """[n] seen as [1, n]."""
     return Tensor(x.space, x.offset, (1, *x.shape), x.dtype)
 
