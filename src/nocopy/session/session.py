@@ -86,9 +86,9 @@ class Session:
         self._kept = len(tokens)
         self._unread: list[int] = []
         if len(tokens):
-            own = tokens if isinstance(tokens, array) and tokens.typecode == "i" else array("i", tokens)
+            own = _array(tokens)
             self._check(own, have=0)
-            self.tokens = own
+            self.tokens = own if isinstance(own, array) else array("i", own)
         self._owns_near, near_at = near is None, 0 if near is None else region.home
         self._near = self._make_near() if near is None else near
         if self._near is not None:  # a region that is the engine's own knows its layout already
@@ -183,9 +183,10 @@ class Session:
                 self._stand, self._then = self._then, NOWHERE
             self._stale = len(ahead) > 1 or self._followed
             return
-        self._check(tokens)
+        own = _array(tokens)
+        self._check(own)
         self._forget_ahead()
-        self._feed(tokens, logits=logits)
+        self._feed(own, logits=logits)
 
     def _feed(self, tokens: Sequence[int], *, logits: bool) -> None:
         for start in range(0, len(tokens), self.step):
@@ -194,7 +195,8 @@ class Session:
             rows = self.engine.width(count, self.step)
             # Rows before the first token's are nowhere: they see nothing, and nothing of them is kept.
             own = array("i", [0]) * (rows - count) + part
-            places = array("i", [-1]) * (rows - count) + array("i", range(at, at + count))
+            places = array("i", [-1]) * (rows - count)
+            places.frombytes(np.arange(at, at + count, dtype=np.int32).tobytes())
 
             def put(rows: int = rows, own: array[int] = own, places: array[int] = places) -> None:
                 self._tokens[:rows], self._positions[:rows] = own, places
@@ -603,6 +605,16 @@ class Session:
                 self._programs.popitem(last=False)[1].close()
         self._programs[wanted] = found  # the last one used
         return found
+
+
+def _array(tokens: Sequence[int]) -> Sequence[int]:
+    """Tokens as i32, which are quick to look through and to copy; as they are if one is too large."""
+    if isinstance(tokens, array) and tokens.typecode == "i":
+        return tokens
+    try:
+        return array("i", tokens)
+    except OverflowError:
+        return tokens
 
 
 def _part(head: npt.NDArray[np.uint8], region: Region, tensor: Tensor) -> npt.NDArray[Any]:
