@@ -9,6 +9,7 @@
 
 constexpr int32_t TENSOR_TOKENS = 64;  // of a tile
 constexpr float SCORES_LOG2_E = 1.44269504f;
+constexpr float SLACK = 8.0f;  // powers of two by which a weight may be larger than 1
 
 // What queries are multiplied with: scores are powers of two; a cap wants them as they are.
 __device__ inline float query_scale(const nocopy_launch& launch) {
@@ -98,6 +99,12 @@ struct TokenFetch {
     __device__ void operator()(uint8_t* to, int32_t token, int32_t stop) const {
         const uint32_t left = (uint32_t)min(stop - token, TENSOR_TOKENS);
         const uint8_t* from = first + (token + i) * row_bytes;
+        if (READING != READ_Q8_0 && left == TENSOR_TOKENS && 8 * word < n) {
+#pragma unroll
+            for (uint32_t j = 0; j < TENSOR_TOKENS / AT_ONCE; ++j, from += AT_ONCE * row_bytes)
+                copy_word(to + TileOf<HEAD>::place(i + j * AT_ONCE, word), from, true);
+            return;
+        }
 #pragma unroll
         for (uint32_t j = 0; j < TENSOR_TOKENS / AT_ONCE; ++j, from += AT_ONCE * row_bytes) {
             uint32_t at = i + j * AT_ONCE;
@@ -161,26 +168,39 @@ struct Band {
             }
     }
 
-    // Scores, as powers of two, to weights relative to the largest so far.
+    // Scores, as powers of two, to weights relative to `largest`. Where scores are larger by little, so that
+    // weights stay small enough for 16 bits, all that was summed up may stay as it is.
     __device__ void weigh(float (&scores)[TENSOR_TOKENS / 8][4]) {
+        float tops[2] = {scores[0][0], scores[0][2]};  // a NaN weighs NaN below
+#pragma unroll
+        for (uint32_t j = 0; j < TENSOR_TOKENS / 8; ++j)
+#pragma unroll
+            for (int e = 0; e < 4; ++e) tops[e / 2] = fmaxf(tops[e / 2], scores[j][e]);
+        if (__any_sync(0xffffffffu, tops[0] > largest[0] + SLACK || tops[1] > largest[1] + SLACK))
+            raise(tops);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            float top = largest[i];
-#pragma unroll
-            for (uint32_t j = 0; j < TENSOR_TOKENS / 8; ++j)
-                top = fmaxf(fmaxf(top, scores[j][2 * i]), scores[j][2 * i + 1]);  // a NaN weighs NaN below
-            top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
-            top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
-            float keep = fast_exp2(largest[i] - top), total = 0.0f;
-            largest[i] = top;
+            float total = 0.0f;
 #pragma unroll
             for (uint32_t j = 0; j < TENSOR_TOKENS / 8; ++j)
 #pragma unroll
                 for (int e = 2 * i; e < 2 * i + 2; ++e) {
-                    scores[j][e] = fast_exp2(scores[j][e] - top);
+                    scores[j][e] = fast_exp2(scores[j][e] - largest[i]);
                     total += scores[j][e];
                 }
-            sum[i] = fmaf(sum[i], keep, total);
+            sum[i] += total;
+        }
+    }
+
+    // The largest score so far is what weights are relative to; `tops` are the largest of this lane's.
+    __device__ void raise(const float (&tops)[2]) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            float top = fmaxf(largest[i], tops[i]);
+            top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
+            top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
+            const float keep = fast_exp2(largest[i] - top);
+            largest[i] = top, sum[i] *= keep;
 #pragma unroll
             for (uint32_t j = 0; j < HEAD / 8; ++j) values[j][2 * i] *= keep, values[j][2 * i + 1] *= keep;
         }

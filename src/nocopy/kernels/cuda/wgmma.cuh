@@ -70,13 +70,13 @@ __device__ inline void pin(uint32_t (&a)[N][4]) {
         : "r"((int)(more)), __VA_ARGS__                                                                    \
         : "memory")
 
-// A matrix in shared memory: its descriptor.
+// A matrix in shared memory: its descriptor, which is the same for all lanes, as the compiler is told.
 struct GroupMatrix {
     uint64_t descriptor;
 
     __device__ explicit GroupMatrix(const uint8_t* first)
         : descriptor((uint64_t)1 << 62 | (uint64_t)(1024 / 16) << 32 | (uint64_t)1 << 16 |
-                     (shared_address(first) & 0x3ffff) / 16) {}
+                     (__shfl_sync(0xffffffffu, shared_address(first), 0) & 0x3ffff) / 16) {}
 
     // That of what lies some bytes behind its first.
     __device__ uint64_t at(uint32_t bytes) const { return descriptor + bytes / 16; }
