@@ -36,7 +36,7 @@ from nocopy.device import cuda
 from nocopy.device.cuda_blas import BlasLaunch
 from nocopy.device.cuda_compile import Compiler, cache_directory
 from nocopy.device.cuda_driver import Driver
-from nocopy.device.cuda_launch import plan
+from nocopy.device.cuda_launch import Branch, plan
 from nocopy.device.discovery import open_device
 from nocopy.device.protocol import Device
 from nocopy.errors import DeviceUnavailableError
@@ -123,7 +123,9 @@ def kinds(tape: Tape, multiprocessors: int) -> dict[str, bytes]:
             op = BY_CODE[int(record["opcode"])]
             dims = "x".join(str(d) for d in record["dims"][: len(op.dims)])
             kernels = "+".join(
-                "cublasLt" if isinstance(launch, BlasLaunch) else launch.shape.kernel for launch in launches
+                "cublasLt" if isinstance(launch, BlasLaunch) else launch.shape.kernel
+                for launch in launches
+                if not isinstance(launch, Branch)
             )
             groups[f"{kernels} {dims}"] += record.tobytes()
     return groups

@@ -246,7 +246,11 @@ class EmulatedDriver:
         shared: int = 0,
         *,
         together: bool = False,
+        beside: bool = False,
+        after: bool = False,
     ) -> Callable[[], int]:
+        assert not beside, "only the library's products have others beside them"
+        del after
         assert 1 <= grid < 2**31
         assert grid <= self.multiprocessors or not together
         assert block[0] * block[1] <= 1024

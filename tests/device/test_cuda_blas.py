@@ -50,7 +50,7 @@ class Refusing:
 
 
 def opened(fake: Refusing) -> Blas:
-    return Blas(fake, 1)  # type: ignore[arg-type]
+    return Blas(fake)  # type: ignore[arg-type]
 
 
 def test_a_library_that_does_not_start_says_with_which_status() -> None:
@@ -62,7 +62,7 @@ def test_a_product_without_an_algorithm_names_its_shape() -> None:
     fake = Refusing()  # finds none
     blas = opened(fake)
     with pytest.raises(DeviceError, match=r"16 x 16 by 16 x 16 in bf16 .* cuBLASLt 13\.1\.0"):
-        blas.launcher(PRODUCT, 4096)
+        blas.launcher(PRODUCT, 4096, 1)
     assert fake.alive == {1}, "all but the handle has been freed"
     blas.close()
     assert not fake.alive
@@ -73,7 +73,7 @@ def test_what_was_made_for_a_product_that_fails_is_freed(call: str) -> None:
     fake = Refusing(call, 15)
     blas = opened(fake)
     with pytest.raises(DeviceError, match=f"{call} failed with cublasStatus 15"):
-        blas.launcher(PRODUCT, 4096)
+        blas.launcher(PRODUCT, 4096, 1)
     assert fake.alive == {1}
 
 
@@ -90,15 +90,11 @@ def test_without_the_library_there_is_none(monkeypatch: pytest.MonkeyPatch) -> N
     assert load_blas() is None
 
 
-class Streaming(EmulatedDriver):
-    stream = 1
-
-
 @contextmanager
 def device_with(library: ctypes.CDLL, found: Refusing | None, patch: pytest.MonkeyPatch) -> Iterator[str]:
     """What a device says of its products where this library is found."""
     patch.setattr(cuda, "load_blas", lambda: found)
-    driver = Streaming(library)
+    driver = EmulatedDriver(library)
     blas = cuda._open_blas(driver)  # type: ignore[arg-type]
     device = cuda.CudaDevice(driver, NamingCompiler(), blas=blas)  # type: ignore[arg-type]
     yield device.info.details["products"]

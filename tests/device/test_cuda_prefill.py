@@ -259,6 +259,23 @@ def test_attention_of_windows_caps_and_rows_that_see_nothing(
     attend(attending, (66, 2, 1, 64, 130), F16, last, window=window, softcap=softcap)
 
 
+@pytest.mark.parametrize("step", [0.5, 2.0, 7.0, 30.0, -30.0])
+def test_attention_where_later_tokens_score_higher(attending: Place, step: float) -> None:
+    """By powers of two a tile: what is summed up stays as it is, or is lowered at times, or each time."""
+    place, tokens, n = attending, 320, 64
+    tiles = np.arange(tokens) // 64
+    keys, values = (place.room(tokens, 1, n, dtype=F16, space=Space.KV) for _ in "kv")
+    place.array(keys)[...] = (tiles * step)[:, None, None] / n
+    place.array(keys)[:, 0, 0] += np.random.default_rng(2).normal(0, 0.1, tokens)
+    place.array(values)[...] = np.random.default_rng(1).standard_normal((tokens, 1, n))
+    q, out = place.put(np.full((70, 1, n), np.log(2))), place.room(70, 1, n, space=Space.GUEST)
+    last = tokens - 70 + np.arange(70)
+    place.tape.attention(out, q, keys, values, place.put(last, I32), scale=1.0)
+    place.play()
+    exact = attended(*(place.values(t) for t in (q, keys, values)), last, 1.0, 0.0, 0)
+    assert abs(place.values(out) - exact).max() <= 2.0**-9 * abs(place.values(values)).max()
+
+
 def test_tokens_that_no_row_sees_are_not_read(attending: Place) -> None:
     place = attending
     kept = place.random(200, 2, 1, 64, dtype=F16, space=Space.KV)
@@ -441,7 +458,10 @@ def test_products_that_only_a_gate_reads_are_handed_on_in_16_bits(
 
 
 @pytest.mark.parametrize("function", ["silu", "gelu", "gelu_tanh"])
-@pytest.mark.parametrize(("m", "k", "shift"), [(9, 128, 0), (20, 2056, 0), (12, 136, 1)])
+@pytest.mark.parametrize(
+    ("m", "k", "shift"),
+    [(9, 128, 0), (20, 2056, 0), (12, 136, 1), (21, 1024, 0), (19, 1032, 0), (10, 4104, 0), (9, 8200, 0)],
+)
 def test_rows_are_made_as_norms_and_gates_make_them(
     place: Place, function: str, m: int, k: int, shift: int
 ) -> None:
@@ -468,15 +488,65 @@ def test_rows_are_made_as_norms_and_gates_make_them(
         assert np.allclose(found, right, rtol=2.0**-7, atol=1e-6)
 
 
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("first", ["one row", "nothing"])
+def test_a_norm_of_which_one_row_is_read_in_f32_rounds_all_for_a_product(
+    emulation: tuple[Place, list[str]], first: str, shift: int
+) -> None:
+    """As in a model's last layer, whose queries are those of the last token. Rows may begin between words."""
+    place, launched = emulation
+    m, k = 20, 128
+    x, whole, w = place.random(m, k), place.room(m * k + 4), place.weight(k, k, BF16)
+    normed = Tensor(whole.space, whole.offset + 4 * shift, (m, k), F32)
+    last = Tensor(normed.space, normed.offset + 4 * k * (m - 1), (1, k), F32)
+    norm, out = place.put(np.linspace(0.5, 2, k), F32, Space.WEIGHTS), place.room(m, k, space=Space.GUEST)
+    one = place.room(1, k, space=Space.GUEST)
+    place.tape.rmsnorm(normed, x, norm, 1e-5)
+    if first == "one row":
+        place.tape.matmul(one, last, w.T)
+    place.tape.matmul(out, normed, w.T)
+    if first == "nothing":
+        place.tape.matmul(one, last, w.T)
+    wanted = reference_of(place, bytes(place.tape))
+    place.play()
+    assert ("norm_rows" in launched, "copy" in launched) == (not shift, bool(shift))
+    for t in (out, one):
+        at = slice(t.offset, t.offset + 4 * t.shape[0] * k)
+        found, right = (b[Space.GUEST][at].view(np.float32) for b in (place.bytes, wanted))
+        assert np.allclose(found, right, rtol=2.0**-6, atol=0.05 if t is out else 1e-4)
+
+
+@pytest.mark.parametrize("dtype", [F32, F16, BF16, Q8_0], ids=lambda d: d.name)
+@pytest.mark.parametrize("width", [64, 2080, 36])
+def test_rows_are_looked_up_to_the_bit(emulation: tuple[Place, list[str]], dtype: DType, width: int) -> None:
+    """As without products of many rows; indices beyond the table are the nearest."""
+    place, launched = emulation
+    if width % dtype.block:
+        pytest.skip("blocks are whole")
+    table, indices = place.weight(7, width, dtype), place.put([0, 6, 3, -5, 2**31 - 1, 7, 1, 2, 4, 5], I32)
+    first, second = (place.room(10, width, space=Space.GUEST) for _ in range(2))
+    place.tape.gather(first, table, indices)
+    place.play()
+    place.tape.matmul(place.room(20, 16), place.random(20, 256), place.weight(16, 256, BF16).T)
+    place.tape.gather(second, table, indices)
+    place.play()
+    words = dtype is not Q8_0 and width % 8 == 0
+    assert [name for name in launched if name.startswith("gather")] == [
+        "gather",
+        "gather_rows" if words else "gather",
+    ]
+    assert np.array_equal(place.array(first), place.array(second))
+
+
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("cache", [F16, BF16, F32, Q8_0], ids=lambda d: d.name)
-@pytest.mark.parametrize("other", ["", "reader", "indices", "values"])
+@pytest.mark.parametrize(("heads", "other"), [(2, ""), (1, ""), (2, "reader"), (2, "indices"), (2, "values")])
 def test_keys_are_turned_on_their_way_to_the_cache(
-    emulation: tuple[Place, list[str]], interleaved: bool, cache: DType, other: str
+    emulation: tuple[Place, list[str]], interleaved: bool, cache: DType, heads: int, other: str
 ) -> None:
     """To the bit as the three records do it: of rows nowhere, beyond the cache, and of the last of equals."""
     place, launched = emulation
-    rows, heads, n, tokens = 12, 2, 32, 40
+    rows, n, tokens = 12, 32, 40
     positions = place.put([-1, -1, 3, 4, 5, 4, 39, 40, 2**31 - 1, 7, 8, 0], I32)
     frequencies = place.put(np.linspace(1, 1e-4, n // 2), F32)
     weight = place.weight(16, 128, BF16)  # without one of a model nothing is joined

@@ -21,10 +21,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from nocopy.device.cuda_beside import pieces
 from nocopy.device.cuda_blas import Blas, BlasLaunch, load_blas
 from nocopy.device.cuda_compile import Compiler, cache_directory
 from nocopy.device.cuda_driver import Driver, Start, version_name
-from nocopy.device.cuda_launch import KernelLaunch, Shape
+from nocopy.device.cuda_launch import AnyLaunch, Branch, Shape
 from nocopy.device.cuda_pages import (
     CudaPages,
     DevicePages,
@@ -270,11 +271,10 @@ class CudaDevice:
         frees: list[Callable[[], None]] = []
         try:
             planned, workspace = self._planner.launches(tape, used, frees)
-            launches = [start for launch in planned for start in self._starts(launch, workspace, frees)]
             # One launch is joined too: a graph starts 2.5 us sooner than a kernel (bench/cuda_launch.py).
             starts: list[Start] = []
-            for i in range(0, len(launches), GRAPH_RECORDS):
-                start, free = self._driver.graph(launches[i : i + GRAPH_RECORDS])
+            for piece in pieces(planned, GRAPH_RECORDS):
+                start, free = self._driver.graph(list(self._starts(piece, workspace, frees)))
                 starts.append(start)
                 frees.append(free)
         except BaseException:
@@ -284,19 +284,38 @@ class CudaDevice:
         return starts, frees
 
     def _starts(
-        self, launch: KernelLaunch | BlasLaunch, workspace: int, frees: list[Callable[[], None]]
+        self, launches: list[AnyLaunch], workspace: int, frees: list[Callable[[], None]]
     ) -> Iterator[Start]:
-        if isinstance(launch, BlasLaunch):
-            assert self._blas is not None
-            start, free = self._blas.launcher(launch.product, launch.workspace)
-            frees.append(free)
-            yield start
-            return
+        driver, beside, after = self._driver, False, False
+        for launch in launches:
+            if isinstance(launch, Branch):
+                beside, after = launch is Branch.APART, launch is not Branch.BACK
+                if after:
+                    yield driver.part() if beside else driver.meet()
+                continue
+            if isinstance(launch, BlasLaunch):
+                assert self._blas is not None
+                stream = driver.beside if beside else driver.stream
+                start, free = self._blas.launcher(launch.product, launch.workspace, stream)
+                frees.append(free)
+                yield start
+            elif isinstance(launch, WalkLaunch):
+                yield from self._walk(launch, frees)
+            else:
+                function, argument = self._function(launch.shape), launch.argument(workspace)
+                yield driver.launcher(
+                    function,
+                    launch.grid,
+                    launch.shape.block,
+                    argument,
+                    launch.shared,
+                    beside=beside,
+                    after=after,
+                )
+            after = False
+
+    def _walk(self, launch: WalkLaunch, frees: list[Callable[[], None]]) -> Iterator[Start]:
         function, driver = self._function(launch.shape), self._driver
-        if not isinstance(launch, WalkLaunch):
-            argument = launch.argument(workspace)
-            yield driver.launcher(function, launch.grid, launch.shape.block, argument, launch.shared)
-            return
         memory = driver.allocate(len(launch.stages) + 4 * launch.exchange)
         frees.append(lambda: driver.free(memory))
         stages = ctypes.create_string_buffer(launch.stages, len(launch.stages))
@@ -495,7 +514,7 @@ def _open_blas(driver: Driver) -> Blas | str:
         return NO_BLAS
     try:
         with driver.current():
-            return Blas(library, driver.stream)
+            return Blas(library)
     except DeviceLostError:
         raise
     except DeviceError as e:

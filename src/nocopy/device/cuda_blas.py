@@ -98,13 +98,12 @@ class Blas:
 
     Args:
         library: libcublasLt.
-        stream: handle of the stream that products are put on.
 
     Raises:
         DeviceError: the library does not start on this GPU.
     """
 
-    def __init__(self, library: ctypes.CDLL, stream: int) -> None:
+    def __init__(self, library: ctypes.CDLL) -> None:
         self._calls: dict[str, Any] = {}
         for name, types in _SIGNATURES.items():
             call = getattr(library, name)
@@ -112,7 +111,6 @@ class Blas:
             self._calls[name] = call
         library.cublasLtGetVersion.restype = ctypes.c_size_t
         self.version = version_name(int(library.cublasLtGetVersion()))
-        self._stream = stream
         self._algorithms: dict[tuple[Any, ...], _Found] = {}
         self._handle = _POINTER()
         self._ask("cublasLtCreate", ctypes.byref(self._handle))
@@ -121,12 +119,15 @@ class Blas:
         """Let the library go; its context must be current."""
         self._ask("cublasLtDestroy", self._handle)
 
-    def launcher(self, product: Product, workspace: int) -> tuple[Callable[[], int], Callable[[], None]]:
-        """A call that puts a product on the stream, and one that frees what it holds.
+    def launcher(
+        self, product: Product, workspace: int, stream: int
+    ) -> tuple[Callable[[], int], Callable[[], None]]:
+        """A call that puts a product on a stream, and one that frees what it holds.
 
         Args:
             product: what to compute.
             workspace: device address of `WORKSPACE_BYTES` that nothing else uses meanwhile.
+            stream: its handle.
 
         Raises:
             DeviceError: the library has no algorithm for it.
@@ -141,13 +142,13 @@ class Blas:
         operation, weight, a, out = descriptions
         factors = (ctypes.c_float * 2)(product.scale, float(product.add))
         scale, keep = (_POINTER(ctypes.addressof(factors) + at) for at in (0, 4))
-        matmul, handle, stream = self._calls["cublasLtMatmul"], self._handle, _POINTER(self._stream)
+        matmul, handle, on = self._calls["cublasLtMatmul"], self._handle, _POINTER(stream)
         to = _POINTER(product.out)
 
         def start(_keep: Any = (factors, found)) -> int:
             status = matmul(
                 handle, operation, scale, product.weight, weight, product.a, a, keep, to, out, to, out,
-                ctypes.byref(found.algorithm), workspace, WORKSPACE_BYTES, stream,
+                ctypes.byref(found.algorithm), workspace, WORKSPACE_BYTES, on,
             )  # fmt: skip
             self._check(status, "cublasLtMatmul")
             return 0

@@ -117,7 +117,7 @@ class Driver:
         self.running = False
         """Whether something was started that nobody has waited for: calls of `enter` wait for it."""
         self._push, self._pop, self._query, self._launch, *others = self._fast_calls()
-        self._launch_graph, self._record, self._reached = others
+        self._launch_graph, self._record, self._reached, self._await = others
         self._popped = ctypes.byref(ctypes.c_void_p())
         try:
             self._make_stream_and_word()
@@ -129,7 +129,8 @@ class Driver:
         with self.current():
             (self._stream,) = self._ask("cuStreamCreate", _STREAM_NON_BLOCKING)
             (self._side_stream,) = self._ask("cuStreamCreate", _STREAM_NON_BLOCKING)
-            (mark,) = self._ask("cuEventCreate", _NO_TIMING)
+            (beside,) = self._ask("cuStreamCreate", _STREAM_NON_BLOCKING)
+            (mark, parted, ended) = (self._ask("cuEventCreate", _NO_TIMING)[0] for _ in range(3))
             (self._word,) = self._ask("cuMemHostAlloc", 4096, _REGISTER_PORTABLE_MAPPED)
             # Kernels look at a copy in device memory: thousands of blocks that read the host's word over the
             # bus made them a hundred times slower.
@@ -138,12 +139,18 @@ class Driver:
         self._stop.value = 0
         self._stream_handle = ctypes.c_void_p(int(self._stream))
         self._side_handle = ctypes.c_void_p(int(self._side_stream))
-        self._mark = ctypes.c_void_p(int(mark))
+        self._beside_handle = ctypes.c_void_p(int(beside))
+        self._mark, self._parted, self._ended = (ctypes.c_void_p(int(e)) for e in (mark, parted, ended))
 
     @property
     def stream(self) -> int:
         """The handle of the stream that everything is put on."""
         return int(self._stream)
+
+    @property
+    def beside(self) -> int:
+        """The handle of the stream that the branch of a graph is captured on."""
+        return self._beside_handle.value or 0
 
     # Opening
 
@@ -194,6 +201,7 @@ class Driver:
             self._function("cuGraphLaunch", pointer, pointer),
             self._function("cuEventRecord", pointer, pointer),
             self._function("cuEventQuery", pointer),
+            self._function("cuStreamWaitEvent", pointer, pointer, ctypes.c_uint),
         )
 
     def _function(self, name: str, *types: Any) -> Any:
@@ -422,10 +430,13 @@ class Driver:
         shared: int = 0,
         *,
         together: bool = False,
+        beside: bool = False,
+        after: bool = False,
     ) -> Start:
         """A call that launches a kernel with this argument, and `shared` bytes a block, on the stream.
 
-        `together` has all blocks run at the same time, after everything before them, or not at all.
+        `together` has all blocks run at the same time, after everything before them, or not at all; `after`
+        has them begin after everything before. `beside` puts it on the branch that `part` began.
         """
         if shared:
             self._set(self._cuda.CUfunction(function), _DYNAMIC_SHARED_BYTES, self.chip.block_shared_bytes)
@@ -437,9 +448,9 @@ class Driver:
             (grid, 1, 1),
             (*block, 1),
             shared,
-            self._stream_handle.value,
+            self.beside if beside else self.stream,
             ctypes.addressof(attributes),
-            int(together or self._overlaps),
+            int(together or (self._overlaps and not after)),
         )
         launch, handle = self._launch, ctypes.c_void_p(function)
         where, what = ctypes.c_void_p(ctypes.addressof(config)), ctypes.c_void_p(ctypes.addressof(parameters))
@@ -448,6 +459,18 @@ class Driver:
             return launch(where, handle, what, None)
 
         return start
+
+    def part(self) -> Start:
+        """A call in a graph from which on launches with `beside` are a branch beside the others."""
+        record, wait, parted = self._record, self._await, self._parted
+        stream, beside = self._stream_handle, self._beside_handle
+        return lambda: record(parted, stream) or wait(beside, parted, 0)
+
+    def meet(self) -> Start:
+        """A call that has what is launched next come after that branch too, which ends."""
+        record, wait, ended = self._record, self._await, self._ended
+        stream, beside = self._stream_handle, self._beside_handle
+        return lambda: record(ended, beside) or wait(stream, ended, 0)
 
     def graph(self, starts: list[Start]) -> tuple[Start, Callable[[], None]]:
         """Launches joined in order: a call that starts them all, and one that frees the graph."""

@@ -33,7 +33,7 @@ def keep(records: Records, at: int) -> Fields | None:
     step = values.address(0, addresses) - keys.address(0, addresses)
     step, rest = divmod(step, keys.dtype(0).itemsize)
     fits = (
-        rope.strides[0][1] == rope.named["n"]
+        (rope.strides[0][1] == rope.named["n"] or rope.named["h"] == 1)
         and (_place(keys, 1, addresses, last=1), keys.named["w"]) == turned
         and keys.dims == values.dims
         and keys.named["r"] == rope.named["r"]

@@ -8,8 +8,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from math import prod
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from nocopy.device.cuda_blas import BlasLaunch
 from nocopy.memory.dtype import BLOCKS, DType
@@ -121,11 +122,24 @@ class KernelLaunch(Protocol):
         ...
 
 
+class Branch(Enum):
+    """Between launches: those from `APART` on play beside those from `BACK` on; what is behind `MEET` comes
+    after both.
+    """
+
+    APART = auto()
+    BACK = auto()
+    MEET = auto()
+
+
+AnyLaunch: TypeAlias = KernelLaunch | BlasLaunch | Branch
+
+
 @dataclass(frozen=True)
 class Plan:
     """The launches of a record, in order, and the bytes of device memory that they hand results on in."""
 
-    launches: tuple[KernelLaunch | BlasLaunch, ...] = ()
+    launches: tuple[AnyLaunch, ...] = ()
     workspace: int = 0
 
 

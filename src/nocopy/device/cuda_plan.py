@@ -8,10 +8,10 @@ from itertools import pairwise
 from typing import Protocol, TypeAlias
 from weakref import WeakKeyDictionary
 
-from nocopy.device.cuda_blas import BlasLaunch
+from nocopy.device.cuda_beside import beside
 from nocopy.device.cuda_fuse import Chip, Fuser
 from nocopy.device.cuda_fuse_rows import RowsFuser
-from nocopy.device.cuda_launch import COUNTERS, KernelLaunch, Plan, plan
+from nocopy.device.cuda_launch import COUNTERS, AnyLaunch, Plan, plan
 from nocopy.device.cuda_pages import CudaPages, DevicePages, RangedCudaPages, RegisteredPages
 from nocopy.device.cuda_prefill import Prefill, Room
 from nocopy.device.cuda_records import Records
@@ -28,7 +28,7 @@ within some milliseconds."""
 Used: TypeAlias = Mapping[Space, CudaPages]
 Frees: TypeAlias = list[Callable[[], None]]
 """Calls that free what a program holds."""
-Launches: TypeAlias = list[KernelLaunch | BlasLaunch]
+Launches: TypeAlias = list[AnyLaunch]
 
 
 class PlanDriver(Protocol):
@@ -135,6 +135,8 @@ class Planner:
                 count = 1
                 steps.append(Step(plan(records.raw[at], addresses, stop, driver.multiprocessors), at, 1))
             at += count
+        if prefill and self._blas:
+            steps = list(beside(records, steps, prefill.beside))
         if fuser and driver.walks:
             yield from Walks(records, driver.chip, driver.stop_address).join(steps)
         else:

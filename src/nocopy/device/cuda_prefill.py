@@ -22,8 +22,8 @@ from nocopy.device.cuda_launch import (
     ASKING_PRODUCTS,
     ASKING_WORK,
     BLOCKS_PER_SM,
+    AnyLaunch,
     Fields,
-    KernelLaunch,
     Launch,
     Plan,
     Shape,
@@ -47,8 +47,9 @@ LONGEST_CALL = 2**40
 """Multiply-adds of a product up to which the library takes it, whose kernels cannot be asked to stop: some
 4 ms, so that a graph of them ends within seconds."""
 WORD = 16
-LONGEST_NORM, MOST_PAIRS = 8192, 256
-"""Elements of a row that a block of `norm_rows` holds, and pairs whose angles one of `rope_rows` does."""
+WARP_NORM, NORM_WARPS, NORM_BLOCKS, MOST_PAIRS = 1024, 8, 4, 256
+"""Elements of a row that a warp of `norm_rows` holds, warps of a block, and blocks of a multiprocessor; pairs
+whose angles a block of `rope_rows` does."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Prefill:
         self._active = records.weights_stay and _many_rows(records.tape)
         found = [p for i in range(len(records)) if self._active and (p := self._product(i))]
         self._sizes = (
-            WORKSPACE_BYTES if blas and found else 0,
+            2 * WORKSPACE_BYTES if blas and found else 0,
             max((_up(2 * p.rows.m * p.rows.k) for p in found), default=0),
             max((_up(2 * p.n * p.rows.k) for p in found if self._unpacks(p)), default=0),
         )
@@ -124,6 +125,11 @@ class Prefill:
         blas, rows, _ = self._sizes
         self._places = _Places(address, address + blas, address + blas + rows)
 
+    @property
+    def beside(self) -> int:
+        """Device address of working memory for the library's products that play beside others."""
+        return self._places.blas + WORKSPACE_BYTES
+
     def group(self, first: int) -> tuple[Plan, int] | None:
         """The launches that play the records from `first` on, and how many they play; None if others do."""
         if not self._active:
@@ -133,12 +139,9 @@ class Prefill:
             return self._multiply(first)
         if fields.op.name in ("rmsnorm", "glu", "attention") and not fields.empty():
             return self._make(first)
-        if fields.op.name == "rope" and self._turns(fields):
-            kept = keep(self._records, first)
-            if kept is not None and self._dead(first, first + 3, None):
-                return self._by_rows(kept, "keep_rows", kept.named["r"]), 3
-            return self._by_rows(fields, "rope_rows", fields.named["r"]), 1
-        return None
+        if fields.op.name == "gather" and self._picks(fields):
+            return self._by_rows(fields, "gather_rows", fields.named["r"]), 1
+        return self._turn(first) if fields.op.name == "rope" and self._turns(fields) else None
 
     # Records
 
@@ -182,14 +185,22 @@ class Prefill:
     # Who makes rows
 
     def _make(self, at: int) -> tuple[Plan, int] | None:
-        """A norm, a gate or attention that writes what the product after it reads."""
+        """A norm, a gate or attention that writes what the product after it reads; a norm may write f32 too,
+        and the product come after one of fewer rows.
+        """
         fields, p = self._records[at], self._product(at + 1)
-        rows = self._made(fields)
-        if p is None or rows != replace(p.rows, half=DType.F32) or not self._dead(at, at + 1, p.rows):
+        both = fields.op.name == "rmsnorm" and self._whole_words(fields) and fields.words(0)
+        if p is None and both:
+            p = self._product(at + 2)
+        if p is not None and self._made(fields) != replace(p.rows, half=DType.F32):
+            p = None
+        alone = p is not None and self._dead(at, at + 1, p.rows)
+        if p is None or not (alone or both):
             found = self._attention(fields) if fields.op.name == "attention" else None
             return (Plan((found,)), 1) if found else None
-        written = Fields.unpack(self._records.raw[at])
-        self._point(written, 0, self._places.rows, p.rows.half, _dense_rows(written, p.rows.k))
+        written, slot = Fields.unpack(self._records.raw[at]), 0 if alone else 3
+        written.operands[slot] = written.operands[0]
+        self._point(written, slot, self._places.rows, p.rows.half, _dense_rows(written, p.rows.k))
         for slot in (1, 2) if at in self._coarse else ():
             address = written.address(slot, self._addresses)
             self._point(written, slot, address, DType.BF16, written.strides[slot])
@@ -199,13 +210,22 @@ class Prefill:
             if found:
                 return Plan((found,)), 1
         elif self._whole_words(fields):
-            kernel = "norm_rows" if fields.op.name == "rmsnorm" else "gate_rows"
-            return self._by_rows(written, kernel, p.rows.m), 1
+            if fields.op.name == "glu":
+                return self._by_rows(written, "gate_rows", p.rows.m), 1
+            return self._norm(written, p.rows), 1
         return plan(written.pack(), self._addresses, self._stop, self._multiprocessors), 1
 
-    def _by_rows(self, fields: Fields, kernel: str, rows: int) -> Plan:
+    def _norm(self, fields: Fields, rows: Rows) -> Plan:
+        """As many warps as hold a row take it, or more while the GPU has room for them."""
+        warps = 1 << (-(-rows.k // WARP_NORM) - 1).bit_length()
+        while warps < NORM_WARPS and 2 * warps * rows.m <= NORM_WARPS * NORM_BLOCKS * self._multiprocessors:
+            warps *= 2
+        return self._by_rows(fields, "norm_rows", -(-rows.m * warps // NORM_WARPS), warps)
+
+    def _by_rows(self, fields: Fields, kernel: str, blocks: int, splits: int = 1) -> Plan:
         """A launch of kernels/cuda/prefill.cu."""
-        shape = Shape("prefill", kernel, min(rows, BLOCKS_PER_SM * self._multiprocessors), (256, 1))
+        most = BLOCKS_PER_SM * self._multiprocessors
+        shape = Shape("prefill", kernel, min(blocks, most), (256, 1), splits)
         bases = tuple(self._addresses.get(space, 0) for space in Space)
         stop = self._stop if fields.op.work(fields.named) >= ASKING_WORK else 0
         return Plan((Launch(shape, fields.pack(), bases, stop),))
@@ -215,8 +235,15 @@ class Prefill:
         if fields.op.name == "glu":
             return all(fields.dtype(s) is DType.F32 and fields.words(s) for s in (1, 2))
         weight = fields.dtype(2) is DType.NONE or (fields.dtype(2) is DType.F32 and fields.words(2))
-        held = fields.dtype(1) is DType.F32 and fields.words(1) and fields.named["n"] <= LONGEST_NORM
+        held = (
+            fields.dtype(1) is DType.F32 and fields.words(1) and fields.named["n"] <= NORM_WARPS * WARP_NORM
+        )
         return weight and held
+
+    def _picks(self, fields: Fields) -> bool:
+        """True if rows of floats are looked up, in 16-byte words."""
+        plain = fields.dtype(0) is DType.F32 and all(fields.words(s) for s in (0, 1))
+        return fields.named["r"] > FEWEST and plain and fields.named["w"] % 8 == 0
 
     def _turns(self, fields: Fields) -> bool:
         """True if a rotation is one of whole heads, in 16-byte words."""
@@ -266,13 +293,21 @@ class Prefill:
         scatters = fields.op.name == "scatter"
         return not scatters and count // dtype.block * dtype.itemsize == extent.stop - extent.start
 
+    def _turn(self, at: int) -> tuple[Plan, int]:
+        """A rotation, of keys on their way to the cache together with their values."""
+        kept = keep(self._records, at)
+        if kept is not None and self._dead(at, at + 3, None):
+            return self._by_rows(kept, "keep_rows", kept.named["r"]), 3
+        fields = self._records[at]
+        return self._by_rows(fields, "rope_rows", fields.named["r"]), 1
+
     # Products
 
     def _multiply(self, at: int) -> tuple[Plan, int]:
         """A product, or two of one shape; rounds their rows first if that has not been done."""
         p = self._product(at)
         assert p is not None
-        launches: list[KernelLaunch | BlasLaunch] = []
+        launches: list[AnyLaunch] = []
         if not self._ready(p.rows, at):
             launches += self._round(at, p.rows)
             self._held = Held(p.rows, at - 1)
@@ -297,7 +332,7 @@ class Prefill:
             e.written and _overlap(e, source) for i in range(held.since + 1, at) for e in self._extents[i]
         )
 
-    def _round(self, at: int, rows: Rows) -> tuple[KernelLaunch | BlasLaunch, ...]:
+    def _round(self, at: int, rows: Rows) -> tuple[AnyLaunch, ...]:
         """Copies rows to 16 bits."""
         offset, _, space, _ = self._records[at].operands[1]
         to = (self._places.rows - self._addresses[Space(space)]) % 2**64
@@ -379,9 +414,7 @@ class Prefill:
             product = replace(product, count=2, weight_step=steps[0], out_step=steps[1])
         return BlasLaunch(product, self._places.blas)
 
-    def _launches(
-        self, at: int, p: Many, out: int, out_row: int, *, add: bool
-    ) -> list[KernelLaunch | BlasLaunch]:
+    def _launches(self, at: int, p: Many, out: int, out_row: int, *, add: bool) -> list[AnyLaunch]:
         """The launches of one product that is written, or added, to `out`."""
         fields = Fields.unpack(self._records.raw[at])
         self._point(fields, 0, out, DType.F32, (0, 0, out_row, 1))
@@ -396,7 +429,7 @@ class Prefill:
             blocks = min(-(-p.n // FEW_COLUMNS), BLOCKS_PER_SM * self._multiprocessors)
             shape = Shape("tensor_product", f"tensor_product_few_{p.dtype.name.lower()}", blocks, (128, 1))
             return [Launch(shape, fields.pack(), bases, stop, shared)]
-        launches: list[KernelLaunch | BlasLaunch] = []
+        launches: list[AnyLaunch] = []
         if p.dtype in BLOCKS:
             unpacked = Fields.unpack(self._records.raw[at])
             self._point(unpacked, 0, self._places.weight, DType.BF16, (0, 0, p.rows.k, 1))

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nocopy.device.cuda_blas import BlasLaunch
-from nocopy.device.cuda_launch import KernelLaunch, Shape
+from nocopy.device.cuda_launch import AnyLaunch, Branch, Shape
 from nocopy.device.cuda_walk import WalkLaunch
 
 ALIGNMENT = 256
@@ -58,7 +58,7 @@ class Planned:
             planning to the next without being one of them, such as the distance of two, is one of them too.
     """
 
-    launches: Sequence[KernelLaunch | BlasLaunch]
+    launches: Sequence[AnyLaunch]
     workspace: int
     addresses: tuple[int, ...]
     _places: list[Places] = field(default_factory=list["Places"])
@@ -69,7 +69,7 @@ class Planned:
         self._words: Words = np.frombuffer(b"".join(raw), np.uint64)
         self._shapes = [_shape(each) for each in self.launches]
 
-    def moved(self, addresses: tuple[int, ...]) -> list[KernelLaunch | BlasLaunch] | None:
+    def moved(self, addresses: tuple[int, ...]) -> list[AnyLaunch] | None:
         """The launches for other addresses; None if it is not known what words go with them."""
         differences = self._differences(addresses)
         known = {i for numbers, _ in self._places for i in numbers}
@@ -101,11 +101,13 @@ class Planned:
         pairs = enumerate(zip(self.addresses, addresses, strict=True))
         return {i: (b - a) % 2**64 for i, (a, b) in pairs if a != b}
 
-    def _launches(self, raw: bytes) -> Iterator[KernelLaunch | BlasLaunch]:
+    def _launches(self, raw: bytes) -> Iterator[AnyLaunch]:
         at = 0
         for launch, size in zip(self.launches, self._sizes, strict=True):
             own, at = raw[at : at + size], at + size
-            if isinstance(launch, WalkLaunch):
+            if isinstance(launch, Branch):
+                yield launch
+            elif isinstance(launch, WalkLaunch):
                 yield replace(launch, stages=own)
             elif isinstance(launch, BlasLaunch):
                 a, weight, out, workspace = _PLACES.unpack(own)
@@ -114,8 +116,10 @@ class Planned:
                 yield Moved(launch.shape, launch.grid, launch.shared, own)
 
 
-def _raw(launch: KernelLaunch | BlasLaunch, workspace: int) -> bytes:
+def _raw(launch: AnyLaunch, workspace: int) -> bytes:
     """The bytes with addresses: of one kernel for a whole pass its stages, else the argument."""
+    if isinstance(launch, Branch):
+        return b""
     if isinstance(launch, BlasLaunch):
         product = launch.product
         return _PLACES.pack(product.a, product.weight, product.out, launch.workspace)
@@ -124,8 +128,10 @@ def _raw(launch: KernelLaunch | BlasLaunch, workspace: int) -> bytes:
     return raw
 
 
-def _shape(launch: KernelLaunch | BlasLaunch) -> Any:
+def _shape(launch: AnyLaunch) -> Any:
     """All else of a launch."""
+    if isinstance(launch, Branch):
+        return launch
     if isinstance(launch, BlasLaunch):
         return replace(launch.product, a=0, weight=0, out=0)
     tail = (launch.exchange, *launch.tail) if isinstance(launch, WalkLaunch) else ()

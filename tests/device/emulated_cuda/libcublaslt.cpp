@@ -171,8 +171,8 @@ int cublasLtMatmul(void*, Operation*, const float* alpha, const void* a, Layout*
                 }
         return 0;
     };
-    using Start = int (*)(const std::function<int()>&);
+    using Start = int (*)(const std::function<int()>&, void*);
     static auto start = (Start)dlsym(dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD), "emulated_start");
-    return start(piece) ? INVALID_VALUE : SUCCESS;
+    return start(piece, stream) ? INVALID_VALUE : SUCCESS;
 }
 }

@@ -43,8 +43,22 @@ const bool dry = getenv("NOCOPY_EMULATION") && !strcmp(getenv("NOCOPY_EMULATION"
 
 using Piece = std::function<int()>;
 
+// A graph with a branch runs it before what is captured beside it, the next time after that.
 struct Graph {
-    std::vector<Piece> pieces;
+    std::vector<Piece> pieces, branch;
+    size_t parted = 0, branches = 0;
+    bool apart = false;
+
+    int part() {
+        if (apart) return INVALID_VALUE;
+        return apart = true, parted = pieces.size(), SUCCESS;
+    }
+    int meet() {
+        if (!apart) return INVALID_VALUE;
+        auto at = pieces.begin() + (branches++ % 2 ? pieces.size() : parted);
+        pieces.insert(at, branch.begin(), branch.end());
+        return apart = false, branch.clear(), SUCCESS;
+    }
 };
 
 struct Context {
@@ -76,11 +90,13 @@ struct Context {
         }
     }
 
-    int start(Piece piece) {
+    int start(Piece piece, void* stream) {
         std::lock_guard lock(mutex);
         if (failed) return failed;
+        bool beside = stream != this;
+        if (beside && !(capture && capture->apart)) return INVALID_VALUE;
         if (capture) {
-            capture->pieces.push_back(std::move(piece));
+            (beside ? capture->branch : capture->pieces).push_back(std::move(piece));
         } else {
             queue.push_back(std::move(piece));
             ++started;
@@ -238,12 +254,12 @@ int memory_info(size_t* free, size_t* total) {
 }
 int fill(uintptr_t address, unsigned char value, size_t size, void*) {
     CURRENT(c);
-    return c->start([=] { return memset((void*)address, value, size), 0; });
+    return c->start([=] { return memset((void*)address, value, size), 0; }, c);
 }
 int copy_memory(uintptr_t to, uintptr_t from, size_t size, void* stream) {
     CURRENT(c);
     if (stream != c) return memmove((void*)to, (void*)from, size), SUCCESS;  // past what the first one runs
-    return c->start([=] { return memmove((void*)to, (void*)from, size), 0; });
+    return c->start([=] { return memmove((void*)to, (void*)from, size), 0; }, c);
 }
 
 // The machine code is real; its kernels' names are looked up in it, then run from this library.
@@ -312,7 +328,7 @@ int launch(const LaunchConfig* config, void* function, void** parameters, void**
     size_t bytes = argument_bytes.at(function);
     std::vector<uint8_t> argument((uint8_t*)parameters[0], (uint8_t*)parameters[0] + bytes);
     LaunchConfig shape = *config;
-    return c->start([=] {
+    auto run = [=] {
         if (!reachable(c, argument)) {
             faulted = true;
             return (int)ILLEGAL_ADDRESS;
@@ -321,14 +337,16 @@ int launch(const LaunchConfig* config, void* function, void** parameters, void**
         int stuck = emulate((void (*)())function, shape.grid[0], shape.block[0], shape.block[1],
                             shape.shared_bytes, argument.data(), bytes);
         return stuck ? (int)LAUNCH_FAILED : (int)SUCCESS;
-    });
+    };
+    return c->start(run, config->stream);
 }
 
-// A context's first stream runs kernels and is the context itself; what its other one is given is done at
-// once.
+// A context's first stream runs kernels and is the context itself; what its second one is given is done at
+// once; on the third a graph's branch is captured.
 int stream_create(void** stream, unsigned) {
     CURRENT(c);
-    *stream = c->streams++ ? (void*)&c->streams : c;
+    *stream = c->streams ? (void*)((char*)&c->streams + c->streams) : c;
+    ++c->streams;
     return SUCCESS;
 }
 int stream_synchronize(void* stream) {
@@ -347,7 +365,13 @@ int event_create(size_t** event, unsigned) {
 }
 int event_record(size_t* event, void* stream) {
     CURRENT(c);
+    if (c->capture) return SUCCESS;  // `stream_await` says what for
     return stream == c ? c->record(event) : (int)INVALID_VALUE;
+}
+int stream_await(void* stream, size_t*, unsigned) {
+    CURRENT(c);
+    if (!c->capture) return INVALID_VALUE;
+    return stream == c ? c->capture->meet() : c->capture->part();
 }
 int event_query(size_t* event) {
     if (current_contexts.empty()) return INVALID_CONTEXT;
@@ -364,7 +388,7 @@ int capture_end(void*, Graph** graph) {
     CURRENT(c);
     *graph = c->capture;
     c->capture = nullptr;
-    return *graph ? SUCCESS : INVALID_VALUE;
+    return *graph && !(*graph)->apart ? SUCCESS : INVALID_VALUE;
 }
 int graph_instantiate(Graph** ready, Graph* graph, unsigned long long) {
     return ++graphs, *ready = new Graph(*graph), SUCCESS;
@@ -376,7 +400,7 @@ int graph_launch(Graph* graph, void* stream) {
     CURRENT(c);
     if (stream != c) return INVALID_VALUE;
     for (Piece& piece : graph->pieces)
-        if (int status = c->start(piece)) return status;
+        if (int status = c->start(piece, c)) return status;
     return SUCCESS;
 }
 
@@ -418,6 +442,7 @@ const std::map<std::string, void*> FUNCTIONS = {
     {"cuEventCreate", (void*)event_create},
     {"cuEventRecord", (void*)event_record},
     {"cuEventQuery", (void*)event_query},
+    {"cuStreamWaitEvent", (void*)stream_await},
     {"cuStreamSynchronize", (void*)stream_synchronize},
     {"cuStreamBeginCapture", (void*)capture_begin},
     {"cuStreamEndCapture", (void*)capture_end},
@@ -443,10 +468,10 @@ extern "C" void nocopy_live(long counts[6]) {
     for (auto [start, size] : c->allocated) counts[5] += (long)size;
 }
 
-// Puts a piece of work on the first stream of the current context, or into the graph that is captured there.
-extern "C" int emulated_start(const std::function<int()>& piece) {
+// Puts a piece of work on a stream of the current context, or into the graph that is captured there.
+extern "C" int emulated_start(const std::function<int()>& piece, void* stream) {
     CURRENT(c);
-    return c->start(piece);
+    return c->start(piece, stream);
 }
 
 extern "C" int cuGetProcAddress_v2(const char* name, void** function, int, uint64_t, int* found) {

@@ -19,10 +19,12 @@ __device__ inline float query_scale(const nocopy_launch& launch) {
 // The tokens that each row of a block sees, in shared memory: they are read once.
 struct RowTokens {
     int32_t *starts, *stops;
+    uint32_t count;  // of the block's rows, those that there are
 
     // `memory` has room for two words a row; the block has at least a thread for each.
     __device__ RowTokens(const nocopy_launch& launch, uint64_t first, uint32_t rows, uint8_t* memory)
         : starts((int32_t*)memory), stops((int32_t*)memory + rows) {
+        count = (uint32_t)min((uint64_t)rows, launch.record.dims[0] - first);
         if (threadIdx.x < rows) {
             const Tokens tokens(launch, first + threadIdx.x);
             starts[threadIdx.x] = (int32_t)tokens.start, stops[threadIdx.x] = (int32_t)tokens.stop;
@@ -36,7 +38,8 @@ struct SeenTokens {
     int32_t start = NEVER, stop = 0, all_start = 0, all_stop = NEVER;
 
     __device__ SeenTokens(const RowTokens& tokens, uint32_t first, uint32_t rows) {
-        for (uint32_t row = first + threadIdx.x % 32; row < first + rows; row += 32) {
+        const uint32_t end = min(first + rows, tokens.count);
+        for (uint32_t row = first + threadIdx.x % 32; row < end; row += 32) {
             const int32_t own_start = tokens.starts[row], own_stop = tokens.stops[row];
             if (own_stop > own_start) start = min(start, own_start);
             stop = max(stop, own_stop);

@@ -1,8 +1,9 @@
 // What stands between the products of many rows, four elements of f32 at a time: norm_rows and gate_rows
 // write the rows that a product reads in 16 bits (rmsnorm and glu; norm.cu and glu.cu have the formulas; a
-// gate may read bf16), rope_rows turns whole heads (rope.cu), its angles computed once for all heads of a
-// row, keep_rows does so on the keys' way to the cache. A block takes a row at a time; rows begin on 16-byte
-// words. Bound: the bytes read and written.
+// gate may read bf16), gather_rows looks rows up (gather.cu), rope_rows turns whole heads (rope.cu), its
+// angles computed once for all heads of a row, keep_rows does so on the keys' way to the cache. A block takes
+// a row at a time, of norm_rows as many as its warps hold; rows begin on 16-byte words. Bound: the bytes read
+// and written.
 #include "mma.cuh"
 #include "rows.cuh"
 #include "superseded.cuh"
@@ -19,41 +20,95 @@ __device__ inline void store_four(const Tensor& out, uint64_t at, const float (&
     *(Words<2>*)(out.as<uint16_t>() + at) = pairs;
 }
 
-constexpr int NORM_WORDS = 8;  // of a row that a thread holds
+constexpr uint32_t NORM_WARPS = 8, NORM_WORDS = 8;  // of a block; of a row that a lane holds
 
+// `splits` warps take a row. Where it is wanted in f32 too, a fourth operand has the 16 bits.
+// Weights come to shared memory meanwhile.
 NOCOPY_KERNEL(norm_rows, 256, 4) {
+    __shared__ float squares[2][NORM_WARPS];
+    __shared__ Four weights[32 * NORM_WARPS * NORM_WORDS];
     Tensor out(launch, 0), x(launch, 1), weight(launch, 2);
+    const Tensor rounded(launch, out.dtype == NOCOPY_F32 ? 3 : 0);
     const uint64_t rows = launch.record.dims[2];
-    const uint32_t n = launch.record.dims[3];
+    const uint32_t n = launch.record.dims[3], warp = threadIdx.x / 32;
     const float eps = param_f32(launch, 0);
+    const uint32_t team = (uint32_t)launch.splits;
+    uint32_t turn = 0;
+    const uint32_t own = warp / team, first = 4 * (threadIdx.x % (32 * team)), step = 128 * team;
     if (block_stopped(launch)) return;
-    for (uint64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+    for (uint32_t i = threadIdx.x; 4 * i < n && !weight.absent(); i += 256)
+        copy_word((uint8_t*)&weights[i], weight.as<float>() + 4 * i, true);
+    end_copies();
+    for (uint64_t at = blockIdx.x * (NORM_WARPS / team); at < rows; at += gridDim.x * (NORM_WARPS / team)) {
+        const uint64_t row = at + own;
+        const uint32_t stop = row < rows ? n : 0;
         const float* from = x.as<float>() + row * x.strides[2];
         Four held[NORM_WORDS];
-        float squares = 0.0f;
+        float sum = 0.0f;
 #pragma unroll
-        for (int j = 0; j < NORM_WORDS; ++j) {
-            uint32_t i = 4 * (threadIdx.x + j * 256);
-            if (i >= n) break;
-            held[j] = *(const Four*)(from + i);
+        for (uint32_t j = 0; j < NORM_WORDS; ++j)
+            if (first + j * step < stop) held[j] = *(const Four*)(from + first + j * step);
 #pragma unroll
-            for (int e = 0; e < 4; ++e) squares = fmaf(held[j].v[e], held[j].v[e], squares);
-        }
-        float inverse = 1.0f / sqrtf(team_combine(squares, Add()) / (float)n + eps);
+        for (uint32_t j = 0; j < NORM_WORDS; ++j)
 #pragma unroll
-        for (int j = 0; j < NORM_WORDS; ++j) {
-            uint32_t i = 4 * (threadIdx.x + j * 256);
-            if (i >= n) break;
+            for (int e = 0; e < 4; ++e)
+                if (first + j * step < stop) sum = fmaf(held[j].v[e], held[j].v[e], sum);
+        for (int mask = 16; mask; mask >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, mask);
+        squares[turn][warp] = sum;
+        wait_copies<0>();
+        __syncthreads();
+        sum = 0.0f;
+        for (uint32_t i = 0; i < team; ++i) sum += squares[turn][own * team + i];
+        turn ^= 1;  // who writes there next has met all who read
+        const float inverse = 1.0f / sqrtf(sum / (float)n + eps);
+#pragma unroll
+        for (uint32_t j = 0; j < NORM_WORDS; ++j) {
+            const uint32_t i = first + j * step;
+            if (i >= stop) break;
+            const Four w = weight.absent() ? Four{1.0f, 1.0f, 1.0f, 1.0f} : weights[i / 4];
             float y[4];
 #pragma unroll
-            for (int e = 0; e < 4; ++e) y[e] = held[j].v[e] * inverse;
-            if (weight.dtype == NOCOPY_F32) {
-                Four w = *(const Four*)(weight.as<float>() + i);
-#pragma unroll
-                for (int e = 0; e < 4; ++e) y[e] *= w.v[e];
-            }
-            store_four(out, row * out.strides[2] + i, y);
+            for (int e = 0; e < 4; ++e) y[e] = held[j].v[e] * inverse * w.v[e];
+            store_four(rounded, row * rounded.strides[2] + i, y);
+            if (out.dtype == NOCOPY_F32)
+                *(Four*)(out.as<float>() + row * out.strides[2] + i) = {y[0], y[1], y[2], y[3]};
         }
+    }
+}
+
+// Where an element that begins a word lies.
+template <typename Word>
+__device__ inline const uint8_t* word_at(const Tensor& x, uint64_t element) {
+    return x.as<uint8_t>() + element * (Word::BYTES / Word::ELEMENTS);
+}
+
+// Sixteen bytes of a table's row at a time, which are four or eight elements of f32.
+template <typename Word>
+__device__ inline void pick(const nocopy_launch& launch) {
+    Tensor out(launch, 0), table(launch, 1), indices(launch, 2);
+    const uint32_t w = launch.record.dims[1];
+    const int64_t last = (int64_t)launch.record.dims[2] - 1;
+    if (block_stopped(launch)) return;
+    for (uint64_t row = blockIdx.x; row < launch.record.dims[0]; row += gridDim.x) {
+        const int64_t picked = min(max((int64_t)indices.as<int32_t>()[indices.at(row)], (int64_t)0), last);
+        float* to = out.as<float>() + out.at(row);
+        for (uint32_t i = Word::ELEMENTS * threadIdx.x; i < w; i += Word::ELEMENTS * 256) {
+            float y[Word::ELEMENTS];
+            Word::decode(Word::fetch(word_at<Word>(table, table.at((uint64_t)picked) + i), 0), y);
+#pragma unroll
+            for (int e = 0; e < Word::ELEMENTS; e += 4) *(Four*)(to + i + e) = *(Four*)&y[e];
+        }
+    }
+}
+
+NOCOPY_KERNEL(gather_rows, 256, 4) {
+    switch (Tensor(launch, 1).dtype) {
+        case NOCOPY_F32:
+            return pick<F32Words>(launch);
+        case NOCOPY_F16:
+            return pick<F16Words>(launch);
+        default:
+            return pick<Bf16Words>(launch);
     }
 }
 
@@ -66,23 +121,6 @@ __device__ inline float gated(float a, float b) {
     return fast_divide(a, 1.0f + fast_exp2(-2.30220819f * (a + 0.044715f * (a * a * a)))) * b;
 }
 
-// Sixteen bytes of a row: four elements of f32, or eight of bf16.
-struct F32Word {
-    static constexpr uint32_t ELEMENTS = 4;
-
-    static __device__ void load(const Tensor& x, uint64_t at, float (&y)[4]) {
-        *(Four*)y = *(const Four*)(x.as<float>() + at);
-    }
-};
-
-struct Bf16Word {
-    static constexpr uint32_t ELEMENTS = 8;
-
-    static __device__ void load(const Tensor& x, uint64_t at, float (&y)[8]) {
-        HalfWords<true>::decode(*(const Words<4>*)(x.as<uint16_t>() + at), y);
-    }
-};
-
 template <int FUNCTION, typename Word>
 __device__ inline void gate(const nocopy_launch& launch) {
     Tensor out(launch, 0), a(launch, 1), b(launch, 2);
@@ -93,12 +131,12 @@ __device__ inline void gate(const nocopy_launch& launch) {
 #pragma unroll 4
         for (uint32_t i = Word::ELEMENTS * threadIdx.x; i < n; i += Word::ELEMENTS * 256) {
             float x[Word::ELEMENTS], z[Word::ELEMENTS], y[Word::ELEMENTS];
-            Word::load(a, row * a.strides[2] + i, x);
-            Word::load(b, row * b.strides[2] + i, z);
+            Word::decode(Word::fetch(word_at<Word>(a, row * a.strides[2] + i), 0), x);
+            Word::decode(Word::fetch(word_at<Word>(b, row * b.strides[2] + i), 0), z);
 #pragma unroll
-            for (int e = 0; e < (int)Word::ELEMENTS; ++e) y[e] = gated<FUNCTION>(x[e], z[e]);
+            for (int e = 0; e < Word::ELEMENTS; ++e) y[e] = gated<FUNCTION>(x[e], z[e]);
 #pragma unroll
-            for (int e = 0; e < (int)Word::ELEMENTS; e += 4)
+            for (int e = 0; e < Word::ELEMENTS; e += 4)
                 store_four(out, row * out.strides[2] + i + e, *(float (*)[4]) & y[e]);
         }
     }
@@ -106,8 +144,8 @@ __device__ inline void gate(const nocopy_launch& launch) {
 
 template <int FUNCTION>
 __device__ inline void gate(const nocopy_launch& launch) {
-    if (Tensor(launch, 1).dtype == NOCOPY_F32) return gate<FUNCTION, F32Word>(launch);
-    gate<FUNCTION, Bf16Word>(launch);
+    if (Tensor(launch, 1).dtype == NOCOPY_F32) return gate<FUNCTION, F32Words>(launch);
+    gate<FUNCTION, Bf16Words>(launch);
 }
 
 NOCOPY_KERNEL(gate_rows, 256, 4) {
