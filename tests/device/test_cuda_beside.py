@@ -116,6 +116,20 @@ def test_a_product_of_what_the_one_before_wrote_comes_after_it() -> None:
     assert not [step for step in joined if Branch.APART in step.plan.launches]
 
 
+def test_a_norm_that_makes_a_products_rows_is_in_no_branch() -> None:
+    """They lie where the products before it may still read theirs, which the tape does not say."""
+    b, between_words = Buffers(), Tensor(Space.GUEST, 4100, (ROWS, WIDTH), F32)
+    b.tape.rmsnorm(b.rows[0], b.rows[4], None, 1e-5)
+    for i in (1, 2, 3):
+        b.product(i, 0)
+    b.tape.rmsnorm(b.rows[4], between_words, None, 1e-5)
+    b.product(1, 4)
+    _, steps, joined = found(b.valid())
+    (branches,) = [step for step in joined if Branch.APART in step.plan.launches]
+    assert [name(launch) for step in steps for launch in step.plan.launches][-2] == "rmsnorm"
+    assert [name(launch) for each in split(branches) for launch in each] == 2 * ["product of 64"]
+
+
 @st.composite
 def tapes(draw: st.DrawFn) -> Tape:
     """A norm, products of its rows, and what may be done with them, in any order."""

@@ -5,9 +5,10 @@ become launches (`cuda_launch`), kernels are compiled for the chip on first use 
 (`cuda_compile`), and `cuda_driver` is all there is of CUDA. A tape is played as CUDA graphs. Records of a
 language model are joined where that is faster: the steps around a product of one row (`cuda_fuse`) or a few
 (`cuda_fuse_rows`), whole passes over one row (`cuda_walk`), products of many rows on tensor cores
-(`cuda_prefill`); `cuda_plan` chooses, and what it chose for a model's tape is moved for the next session
-(`cuda_relocate`). Where pages cannot be registered and copies are allowed, what a tape touches is copied
-before and after each play, and counted. Weights are uploaded once (`cuda_upload`).
+(`cuda_prefill`), which play side by side where they can (`cuda_beside`); `cuda_plan` chooses, and what it
+chose for a model's tape is moved for the next session (`cuda_relocate`). Where pages cannot be registered and
+copies are allowed, what a tape touches is copied before and after each play, and counted. Weights are
+uploaded once (`cuda_upload`).
 """
 
 from __future__ import annotations

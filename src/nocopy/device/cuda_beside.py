@@ -11,13 +11,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from nocopy.device.cuda_blas import BlasLaunch
-from nocopy.device.cuda_launch import AnyLaunch, Branch, Launch, Plan
+from nocopy.device.cuda_launch import AnyLaunch, Branch, Fields, Launch, Plan
 from nocopy.device.cuda_records import Records, Touched, interleaved, overlap
 from nocopy.device.cuda_walk import Step
 
 KERNELS = frozenset({"rope_rows", "keep_rows"})
 SOURCES = frozenset({"binary", "norm", "rope", "scatter"})
-"""Kernels, and sources of kernels, that write what their records do and nothing else."""
+"""Kernels, and sources of kernels, that write what their records do and nothing else; the latter only where
+they write it there."""
 
 
 def beside(records: Records, steps: Sequence[Step], workspace: int) -> Iterator[Step]:
@@ -32,9 +33,10 @@ def beside(records: Records, steps: Sequence[Step], workspace: int) -> Iterator[
     while at < len(steps):
         count, first, second = _branches(records, steps[at:])
         if count:
-            ways = (step.plan.launches[0] for step in first), (_with(step, workspace) for step in second)
-            launches = (Branch.APART, *ways[1], Branch.BACK, *ways[0], Branch.MEET)
-            yield Step(Plan(launches), steps[at].first, sum(step.count for step in steps[at : at + count]))
+            aside = (_with(step, workspace) for step in second)
+            others = (step.plan.launches[0] for step in first)
+            launches = Plan((Branch.APART, *aside, Branch.BACK, *others, Branch.MEET))
+            yield Step(launches, steps[at].first, sum(step.count for step in steps[at : at + count]))
         else:
             yield steps[at]
         at += count or 1
@@ -58,7 +60,7 @@ def _branches(records: Records, steps: Sequence[Step]) -> tuple[int, list[Step],
     """How many steps are two chains, and those; 0 if the first two are not products that begin them."""
     first, second = list[Step](), list[Step]()
     for step in steps:
-        if not _plain(step):
+        if not _plain(records, step):
             break
         with_first, with_second = (_meets(records, each, step) for each in (first, second))
         if with_first and with_second:
@@ -75,14 +77,15 @@ def _with(step: Step, workspace: int) -> AnyLaunch:
     return replace(launch, workspace=workspace) if isinstance(launch, BlasLaunch) else launch
 
 
-def _plain(step: Step) -> bool:
+def _plain(records: Records, step: Step) -> bool:
     """True if a step's launch touches what its records do, and beside that only reads."""
     if len(step.plan.launches) != 1 or step.plan.workspace or step.groups:
         return False
     launch = step.plan.launches[0]
-    if isinstance(launch, Launch):
-        return launch.shape.kernel in KERNELS or launch.shape.source in SOURCES
-    return isinstance(launch, BlasLaunch)
+    if not isinstance(launch, Launch) or launch.shape.kernel in KERNELS:
+        return isinstance(launch, Launch | BlasLaunch)
+    own = Fields.unpack(launch.record).operands[0] == records[step.first].operands[0]
+    return launch.shape.source in SOURCES and own
 
 
 def _meets(records: Records, steps: Sequence[Step], other: Step) -> bool:

@@ -198,9 +198,9 @@ class Prefill:
         if p is None or not (alone or both):
             found = self._attention(fields) if fields.op.name == "attention" else None
             return (Plan((found,)), 1) if found else None
-        written, slot = Fields.unpack(self._records.raw[at]), 0 if alone else 3
-        written.operands[slot] = written.operands[0]
-        self._point(written, slot, self._places.rows, p.rows.half, _dense_rows(written, p.rows.k))
+        written, to = Fields.unpack(self._records.raw[at]), 0 if alone else 3
+        written.operands[to] = written.operands[0]
+        self._point(written, to, self._places.rows, p.rows.half, _dense_rows(written, p.rows.k))
         for slot in (1, 2) if at in self._coarse else ():
             address = written.address(slot, self._addresses)
             self._point(written, slot, address, DType.BF16, written.strides[slot])
