@@ -21,8 +21,10 @@ from nocopy.device.cuda_blas import BlasLaunch
 from nocopy.device.cuda_compile import Compiler, cache_directory
 from nocopy.device.cuda_driver import WARPGROUPS, Driver
 from nocopy.device.cuda_launch import Fields, Launch, Plan
-from nocopy.device.cuda_prefill import FEWEST, Prefill, Room
+from nocopy.device.cuda_many import FEWEST
+from nocopy.device.cuda_prefill import Prefill
 from nocopy.device.cuda_records import Records
+from nocopy.device.cuda_room import Room
 from nocopy.device.cuda_words import Words, redirected
 from nocopy.device.reference import ReferenceDevice
 from nocopy.memory.dtype import BLOCKS, DType

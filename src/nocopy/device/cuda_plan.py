@@ -13,9 +13,10 @@ from nocopy.device.cuda_fuse import Chip, Fuser
 from nocopy.device.cuda_fuse_rows import RowsFuser
 from nocopy.device.cuda_launch import COUNTERS, AnyLaunch, Plan, plan
 from nocopy.device.cuda_pages import CudaPages, DevicePages, RangedCudaPages, RegisteredPages
-from nocopy.device.cuda_prefill import Prefill, Room
+from nocopy.device.cuda_prefill import Prefill
 from nocopy.device.cuda_records import Records
 from nocopy.device.cuda_relocate import Planned
+from nocopy.device.cuda_room import Room
 from nocopy.device.cuda_walk import Step, Walks
 from nocopy.device.cuda_words import Words, find_words, redirected
 from nocopy.tape.record import Space

@@ -10,17 +10,16 @@ in f32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Protocol
 
 from nocopy.device.cuda_attention import attend
 from nocopy.device.cuda_blas import WORKSPACE_BYTES, BlasLaunch, Product
+from nocopy.device.cuda_by_rows import ByRows, picks, turns, whole_words
 from nocopy.device.cuda_keep import keep
 from nocopy.device.cuda_launch import (
     ASKING_PRODUCTS,
-    ASKING_WORK,
     BLOCKS_PER_SM,
     AnyLaunch,
     Fields,
@@ -29,15 +28,14 @@ from nocopy.device.cuda_launch import (
     Shape,
     plan,
 )
+from nocopy.device.cuda_many import FEWEST, Many, Rows, any_many, dense_rows, find_many
 from nocopy.device.cuda_records import Records
 from nocopy.memory.dtype import BLOCKS, DType
 from nocopy.tape.builder import TapeBuilder
-from nocopy.tape.ops import BINARY, BY_NAME
+from nocopy.tape.ops import BINARY
 from nocopy.tape.record import Space, Tensor
-from nocopy.tape.validate import Extent, Tape
+from nocopy.tape.validate import Extent
 
-FEWEST = 8
-"""Rows up to which products stay in f32: reading the weight takes longer than multiplying with it."""
 FEW = 64
 """Rows that `tensor_product_few` takes, which decodes a weight of blocks where it multiplies it."""
 FEW_COLUMNS, FEW_WARPS, SLICE_BYTES = 16, 4, 256
@@ -46,36 +44,6 @@ TILE, TILE_SHARED = 128, 4 * 2 * 128 * 64
 LONGEST_CALL = 2**40
 """Multiply-adds of a product up to which the library takes it, whose kernels cannot be asked to stop: some
 4 ms, so that a graph of them ends within seconds."""
-WORD = 16
-WARP_NORM, NORM_WARPS, NORM_BLOCKS, MOST_PAIRS = 1024, 8, 4, 256
-"""Elements of a row that a warp of `norm_rows` holds, warps of a block, and blocks of a multiprocessor; pairs
-whose angles a block of `rope_rows` does."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """[m,k] f32: the address of its first element and elements from row to row; and the 16 bits wanted."""
-
-    address: int
-    m: int
-    k: int
-    row: int
-    half: DType
-
-
-@dataclass(frozen=True)
-class Many:
-    """A product that tensor cores take: out[m,n] = scale * rows[m,k] weight[n,k]."""
-
-    rows: Rows
-    n: int
-    dtype: DType
-    weight: int
-    weight_row: int
-    out: int
-    out_row: int
-    scale: float
-    work: int
 
 
 @dataclass(frozen=True)
@@ -102,12 +70,13 @@ class Prefill:
     ) -> None:
         self._records, self._extents, self._addresses = records, records.tape.extents, records.addresses
         self._multiprocessors, self._stop, self._blas, self._groups = multiprocessors, stop, blas, groups
+        self._by_rows = ByRows(records.addresses, multiprocessors, stop)
         self._products: dict[int, Many | None] = {}
         self._coarse: set[int] = set()
         """Products whose results are bf16, and gates that read them."""
         self._held: Held | None = None
         self._places = _Places(0, 0, 0)
-        self._active = records.weights_stay and _many_rows(records.tape)
+        self._active = records.weights_stay and any_many(records.tape)
         found = [p for i in range(len(records)) if self._active and (p := self._product(i))]
         self._sizes = (
             2 * WORKSPACE_BYTES if blas and found else 0,
@@ -139,9 +108,9 @@ class Prefill:
             return self._multiply(first)
         if fields.op.name in ("rmsnorm", "glu", "attention") and not fields.empty():
             return self._make(first)
-        if fields.op.name == "gather" and self._picks(fields):
-            return self._by_rows(fields, "gather_rows", fields.named["r"]), 1
-        return self._turn(first) if fields.op.name == "rope" and self._turns(fields) else None
+        if fields.op.name == "gather" and picks(fields):
+            return self._by_rows.launch(fields, "gather_rows", fields.named["r"]), 1
+        return self._turn(first) if fields.op.name == "rope" and turns(fields) else None
 
     # Records
 
@@ -150,30 +119,8 @@ class Prefill:
         if index >= len(self._records):
             return None
         if index not in self._products:
-            self._products[index] = self._found_product(self._records[index])
+            self._products[index] = find_many(self._records[index], self._addresses)
         return self._products[index]
-
-    def _found_product(self, fields: Fields) -> Many | None:
-        if fields.op.name != "matmul" or fields.operands[2][2] != Space.WEIGHTS:
-            return None
-        d, dtype = fields.named, fields.dtype(2)
-        m, n, k = d["m"], d["n"], d["k"]
-        out, a, w = (list(strides) for strides in fields.strides[:3])
-        if n == 1:
-            w[3], out[3] = k, 1
-        halves = dtype in (DType.F16, DType.BF16)
-        weight, row_bytes = fields.address(2, self._addresses), w[3] // dtype.block * dtype.itemsize
-        many = d["b0"] * d["b1"] == 1 and m > FEWEST and n > 0 and k > 0 and k % 8 == 0
-        types = fields.dtype(0) is fields.dtype(1) is DType.F32 and (halves or dtype in BLOCKS)
-        dense = out[3] == a[3] == w[2] == 1 and min(a[2], w[3]) >= k and out[2] >= n
-        if not (many and types and dense) or (halves and (weight % WORD or row_bytes % WORD)):
-            return None
-        half = DType.F16 if dtype is DType.F16 else DType.BF16
-        rows = Rows(fields.address(1, self._addresses), m, k, a[2], half)
-        scale = fields.scalar(0)
-        return Many(
-            rows, n, dtype, weight, w[3], fields.address(0, self._addresses), out[2], scale, m * n * k
-        )
 
     def _few(self, p: Many) -> bool:
         """True if the weight is multiplied where it is decoded."""
@@ -189,7 +136,7 @@ class Prefill:
         and the product come after one of fewer rows.
         """
         fields, p = self._records[at], self._product(at + 1)
-        both = fields.op.name == "rmsnorm" and self._whole_words(fields) and fields.words(0)
+        both = fields.op.name == "rmsnorm" and whole_words(fields) and fields.words(0)
         if p is None and both:
             p = self._product(at + 2)
         if p is not None and self._made(fields) != replace(p.rows, half=DType.F32):
@@ -200,7 +147,7 @@ class Prefill:
             return (Plan((found,)), 1) if found else None
         written, to = Fields.unpack(self._records.raw[at]), 0 if alone else 3
         written.operands[to] = written.operands[0]
-        self._point(written, to, self._places.rows, p.rows.half, _dense_rows(written, p.rows.k))
+        self._point(written, to, self._places.rows, p.rows.half, dense_rows(written, p.rows.k))
         for slot in (1, 2) if at in self._coarse else ():
             address = written.address(slot, self._addresses)
             self._point(written, slot, address, DType.BF16, written.strides[slot])
@@ -209,48 +156,11 @@ class Prefill:
             found = self._attention(written)
             if found:
                 return Plan((found,)), 1
-        elif self._whole_words(fields):
+        elif whole_words(fields):
             if fields.op.name == "glu":
-                return self._by_rows(written, "gate_rows", p.rows.m), 1
-            return self._norm(written, p.rows), 1
+                return self._by_rows.launch(written, "gate_rows", p.rows.m), 1
+            return self._by_rows.norm(written, p.rows), 1
         return plan(written.pack(), self._addresses, self._stop, self._multiprocessors), 1
-
-    def _norm(self, fields: Fields, rows: Rows) -> Plan:
-        """As many warps as hold a row take it, or more while the GPU has room for them."""
-        warps = 1 << (-(-rows.k // WARP_NORM) - 1).bit_length()
-        while warps < NORM_WARPS and 2 * warps * rows.m <= NORM_WARPS * NORM_BLOCKS * self._multiprocessors:
-            warps *= 2
-        return self._by_rows(fields, "norm_rows", -(-rows.m * warps // NORM_WARPS), warps)
-
-    def _by_rows(self, fields: Fields, kernel: str, blocks: int, splits: int = 1) -> Plan:
-        """A launch of kernels/cuda/prefill.cu."""
-        most = BLOCKS_PER_SM * self._multiprocessors
-        shape = Shape("prefill", kernel, min(blocks, most), (256, 1), splits)
-        bases = tuple(self._addresses.get(space, 0) for space in Space)
-        stop = self._stop if fields.op.work(fields.named) >= ASKING_WORK else 0
-        return Plan((Launch(shape, fields.pack(), bases, stop),))
-
-    def _whole_words(self, fields: Fields) -> bool:
-        """True if kernels can read a norm's or a gate's f32 inputs in 16-byte words."""
-        if fields.op.name == "glu":
-            return all(fields.dtype(s) is DType.F32 and fields.words(s) for s in (1, 2))
-        weight = fields.dtype(2) is DType.NONE or (fields.dtype(2) is DType.F32 and fields.words(2))
-        held = (
-            fields.dtype(1) is DType.F32 and fields.words(1) and fields.named["n"] <= NORM_WARPS * WARP_NORM
-        )
-        return weight and held
-
-    def _picks(self, fields: Fields) -> bool:
-        """True if rows of floats are looked up, in 16-byte words."""
-        plain = fields.dtype(0) is DType.F32 and all(fields.words(s) for s in (0, 1))
-        return fields.named["r"] > FEWEST and plain and fields.named["w"] % 8 == 0
-
-    def _turns(self, fields: Fields) -> bool:
-        """True if a rotation is one of whole heads, in 16-byte words."""
-        d = fields.named
-        whole = 2 * d["f"] == d["n"] and 0 < d["f"] <= MOST_PAIRS and d["f"] % 4 == 0
-        plain = all(fields.dtype(s) is DType.F32 and fields.words(s) for s in (0, 1))
-        return d["r"] > FEWEST and d["h"] > 0 and whole and plain
 
     def _made(self, fields: Fields) -> Rows | None:
         """What a record writes, as rows."""
@@ -297,9 +207,9 @@ class Prefill:
         """A rotation, of keys on their way to the cache together with their values."""
         kept = keep(self._records, at)
         if kept is not None and self._dead(at, at + 3, None):
-            return self._by_rows(kept, "keep_rows", kept.named["r"]), 3
+            return self._by_rows.launch(kept, "keep_rows", kept.named["r"]), 3
         fields = self._records[at]
-        return self._by_rows(fields, "rope_rows", fields.named["r"]), 1
+        return self._by_rows.launch(fields, "rope_rows", fields.named["r"]), 1
 
     # Products
 
@@ -392,7 +302,7 @@ class Prefill:
             and places == {(p.out, p.out_row) for p in products}
             and all((p.rows.m, p.n) == (rows.m, rows.k) and p.out_row % 8 == 0 == p.n % 8 for p in products)
             and not _overlap(*outs)
-            and self._whole_words(gate)
+            and whole_words(gate)
             and self._made(gate) == rows
             and self._dead(at + 2, at + 3, after.rows)
             and all(self._dead(i, at + 3, None) for i in (at, at + 1))
@@ -464,67 +374,6 @@ class _Places:
     blas: int
     rows: int
     weight: int
-
-
-class RoomDriver(Protocol):
-    """The part of `cuda_driver.Driver` that a room needs; its context is current during every call."""
-
-    def allocate(self, nbytes: int) -> int:
-        """Device memory."""
-        ...
-
-    def free(self, address: int) -> None:
-        """Free what `allocate` returned."""
-        ...
-
-
-class Room:
-    """Device memory that all programs of a device use while they play, one after another.
-
-    It grows with what is asked for; what was given out stays until it is let go of.
-    """
-
-    def __init__(self, driver: RoomDriver) -> None:
-        self._driver = driver
-        self._users: dict[int, int] = {}
-        self._newest, self._nbytes = 0, 0
-
-    def hold(self, nbytes: int) -> tuple[int, Callable[[], None]]:
-        """The address of so many bytes, and a call that lets go of them.
-
-        Raises:
-            DeviceError: there is not that much.
-        """
-        if nbytes > self._nbytes:
-            address = self._driver.allocate(nbytes)
-            self._users[address] = 0
-            self._newest, self._nbytes = address, nbytes
-        held = self._newest
-        self._users[held] += 1
-        return held, lambda: self._let_go(held)
-
-    def _let_go(self, address: int) -> None:
-        self._users[address] -= 1
-        if not self._users[address]:
-            del self._users[address]
-            if address == self._newest:
-                self._newest, self._nbytes = 0, 0
-            self._driver.free(address)
-
-
-def _many_rows(tape: Tape) -> bool:
-    """True if a product or an attention has more than `FEWEST` rows."""
-    opcodes, dims = tape.records["opcode"], tape.records["dims"]
-    products = (opcodes == BY_NAME["matmul"].code) & (dims[:, 2] > FEWEST)
-    attentions = (opcodes == BY_NAME["attention"].code) & (dims[:, 0] > FEWEST)
-    return bool((products | attentions).any())
-
-
-def _dense_rows(fields: Fields, k: int) -> list[int]:
-    """Strides of an output whose rows of k elements lie one after the other."""
-    if fields.op.name == "attention":
-        return [k, fields.named["n"], 1, 0]
-    return [0, 0, k, 1]
 
 
 def _overlap(a: Extent, b: Extent) -> bool:
