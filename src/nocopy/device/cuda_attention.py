@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nocopy.device.cuda_launch import ASKING_PRODUCTS, Fields, Launch, Shape
+from nocopy.device.cuda_launch import ASKING_PRODUCTS, Fields, Launch, Shape, bases_of
 from nocopy.memory.dtype import BLOCKS, DType
 from nocopy.tape.record import Space
 
@@ -68,9 +68,8 @@ def attend(
         if jobs >= kernel.share * multiprocessors:
             name = f"{kernel.source}_{head}_{dtype.name.lower()}"
             shape = Shape(kernel.source, name, jobs, (kernel.threads, 1))
-            bases = tuple(addresses.get(space, 0) for space in Space)
             asked = stop if fields.op.work(d) >= ASKING_PRODUCTS else 0
-            return Launch(shape, fields.pack(), bases, asked, kernel.shared)
+            return Launch(shape, fields.pack(), bases_of(addresses), asked, kernel.shared)
     return None
 
 

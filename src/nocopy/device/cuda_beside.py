@@ -31,7 +31,7 @@ def beside(records: Records, steps: Sequence[Step], workspace: int) -> Iterator[
     """
     at = 0
     while at < len(steps):
-        count, first, second = _branches(records, steps[at:])
+        count, first, second = _branches(records, steps, at)
         if count:
             aside = (_with(step, workspace) for step in second)
             others = (step.plan.launches[0] for step in first)
@@ -56,10 +56,10 @@ def pieces(launches: Sequence[AnyLaunch], most: int) -> Iterator[list[AnyLaunch]
         yield piece
 
 
-def _branches(records: Records, steps: Sequence[Step]) -> tuple[int, list[Step], list[Step]]:
+def _branches(records: Records, steps: Sequence[Step], at: int) -> tuple[int, list[Step], list[Step]]:
     """How many steps are two chains, and those; 0 if the first two are not products that begin them."""
     first, second = list[Step](), list[Step]()
-    for step in steps:
+    for step in (steps[i] for i in range(at, len(steps))):
         if not _plain(records, step):
             break
         with_first, with_second = (_meets(records, each, step) for each in (first, second))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nocopy.device.cuda_launch import ASKING_WORK, BLOCKS_PER_SM, Fields, Launch, Plan, Shape
+from nocopy.device.cuda_launch import ASKING_WORK, BLOCKS_PER_SM, Fields, Launch, Plan, Shape, bases_of
 from nocopy.device.cuda_many import FEWEST, Rows
 from nocopy.memory.dtype import DType
 from nocopy.tape.record import Space
@@ -37,9 +37,8 @@ class ByRows:
         """A launch of kernels/cuda/prefill.cu."""
         most = BLOCKS_PER_SM * self._multiprocessors
         shape = Shape("prefill", kernel, min(blocks, most), (256, 1), splits)
-        bases = tuple(self._addresses.get(space, 0) for space in Space)
         stop = self._stop if fields.op.work(fields.named) >= ASKING_WORK else 0
-        return Plan((Launch(shape, fields.pack(), bases, stop),))
+        return Plan((Launch(shape, fields.pack(), bases_of(self._addresses), stop),))
 
 
 def whole_words(fields: Fields) -> bool:

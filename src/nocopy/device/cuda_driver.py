@@ -462,15 +462,16 @@ class Driver:
 
     def part(self) -> Start:
         """A call in a graph from which on launches with `beside` are a branch beside the others."""
-        record, wait, parted = self._record, self._await, self._parted
-        stream, beside = self._stream_handle, self._beside_handle
-        return lambda: record(parted, stream) or wait(beside, parted, 0)
+        return self._hand_over(self._stream_handle, self._parted, self._beside_handle)
 
     def meet(self) -> Start:
         """A call that has what is launched next come after that branch too, which ends."""
-        record, wait, ended = self._record, self._await, self._ended
-        stream, beside = self._stream_handle, self._beside_handle
-        return lambda: record(ended, beside) or wait(stream, ended, 0)
+        return self._hand_over(self._beside_handle, self._ended, self._stream_handle)
+
+    def _hand_over(self, done: Any, event: Any, to: Any) -> Start:
+        """A call that has one stream go on after all that another was given."""
+        record, wait = self._record, self._await
+        return lambda: record(event, done) or wait(to, event, 0)
 
     def graph(self, starts: list[Start]) -> tuple[Start, Callable[[], None]]:
         """Launches joined in order: a call that starts them all, and one that frees the graph."""

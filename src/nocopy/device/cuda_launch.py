@@ -207,6 +207,11 @@ class Fields:
         return all(any(dims[axis] == 0 for axis in out.axes) for out in self.op.outputs)
 
 
+def bases_of(addresses: Mapping[Space, int]) -> tuple[int, ...]:
+    """The address of each space, 0 for one that a tape does not use: what a `Launch` is handed."""
+    return tuple(addresses.get(space, 0) for space in Space)
+
+
 def plan(record: bytes, spaces: Mapping[Space, int], stop: int, multiprocessors: int) -> Plan:
     """Choose the launches for a validated record.
 
@@ -226,7 +231,7 @@ def plan(record: bytes, spaces: Mapping[Space, int], stop: int, multiprocessors:
     if fields.op.work(fields.named) < asking:
         stop = 0
     shape = GEOMETRY[fields.op.name](fields, multiprocessors)
-    bases = tuple(spaces.get(space, 0) for space in Space)
+    bases = bases_of(spaces)
     shapes, workspace, shared = [shape], 0, 0
     if shape.kernel == "argmax_split":
         workspace = 8 * shape.blocks

@@ -26,6 +26,7 @@ from nocopy.device.cuda_launch import (
     Launch,
     Plan,
     Shape,
+    bases_of,
     plan,
 )
 from nocopy.device.cuda_many import FEWEST, Many, Rows, any_many, dense_rows, find_many
@@ -332,7 +333,7 @@ class Prefill:
         version, opcode, _, reserved = fields.header
         fields.header = version, opcode, int(add), reserved
         stop = self._stop if p.work >= ASKING_PRODUCTS else 0
-        bases = tuple(self._addresses.get(space, 0) for space in Space)
+        bases = bases_of(self._addresses)
         if self._few(p):
             bands = -(-p.rows.m // 16)
             shared = FEW_WARPS * (16 * bands + FEW_COLUMNS) * SLICE_BYTES

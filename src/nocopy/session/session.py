@@ -86,9 +86,7 @@ class Session:
         self._kept = len(tokens)
         self._unread: list[int] = []
         if len(tokens):
-            own = _array(tokens)
-            self._check(own, have=0)
-            self.tokens = own if isinstance(own, array) else array("i", own)
+            self.tokens = self._checked(tokens, have=0)
         self._owns_near, near_at = near is None, 0 if near is None else region.home
         self._near = self._make_near() if near is None else near
         if self._near is not None:  # a region that is the engine's own knows its layout already
@@ -183,8 +181,7 @@ class Session:
                 self._stand, self._then = self._then, NOWHERE
             self._stale = len(ahead) > 1 or self._followed
             return
-        own = _array(tokens)
-        self._check(own)
+        own = self._checked(tokens)
         self._forget_ahead()
         self._feed(own, logits=logits)
 
@@ -405,7 +402,7 @@ class Session:
                 break
             common += 1
         common = min(common, len(tokens) - 1)
-        self._check(tokens[common:], have=common)
+        self._checked(tokens[common:], have=common)
         self.truncate(common)
         self.append(tokens[common:])
         return common
@@ -436,7 +433,7 @@ class Session:
         if source.engine is not self.engine or source.region.kv is not self.region.kv:
             raise UsageError("a session was to become one of another model or type of cache; feed its tokens")
         if source.tokens:
-            self._check(source.tokens, have=0)
+            self._checked(source.tokens, have=0)
         self.settle()
         logits, used = source.logits, source.length * source.region.cache.token_bytes
         if self._near is not None and source._near is not None:
@@ -451,7 +448,7 @@ class Session:
 
     def admit(self, tokens: Sequence[int]) -> None:
         """Refuse tokens that `append` would refuse, and raise what it would raise."""
-        self._check(tokens)
+        self._checked(tokens)
 
     def count(self, token: int) -> None:
         """Take over a token that somebody else has fed; the logits after it are computed when asked for."""
@@ -546,7 +543,8 @@ class Session:
         while self._programs:
             self._programs.popitem()[1].close()
 
-    def _check(self, tokens: Sequence[int] | array[int], have: int | None = None) -> None:
+    def _checked(self, tokens: Sequence[int], have: int | None = None) -> array[int]:
+        """Tokens that may follow `have` others, as i32: quick to look through and to copy."""
         if self._closed:
             raise ClosedError("tokens were fed to a session that is closed; open another")
         self._check_read("tokens were fed to a session")
@@ -558,14 +556,19 @@ class Session:
                 f"{len(tokens)} tokens were to follow {have}; the context has room for {self.context}"
             )
         vocabulary = self.engine.config.vocabulary
-        if isinstance(tokens, array) and len(tokens) > MANY:
-            unsigned = np.frombuffer(tokens, np.uint32)  # one below 0 is 2^31 or more there
-            if 0 <= tokens[unsigned.argmax()] < vocabulary:
-                return
-        low, high = min(tokens), max(tokens)
-        if low < 0 or high >= vocabulary:
+        try:
+            own = tokens if isinstance(tokens, array) and tokens.typecode == "i" else array("i", tokens)
+        except OverflowError:
+            own = None
+        if own is not None and len(own) > MANY:
+            unsigned = np.frombuffer(own, np.uint32)  # one below 0 is 2^31 or more there
+            if 0 <= own[unsigned.argmax()] < vocabulary:
+                return own
+        low, high = min(own or tokens), max(own or tokens)
+        if own is None or low < 0 or high >= vocabulary:
             wrong = low if low < 0 else high
             raise UsageError(f"token {wrong} was fed; tokens are 0 to {vocabulary - 1}")
+        return own
 
     def _check_read(self, asked: str) -> None:
         if self._unread:
@@ -605,16 +608,6 @@ class Session:
                 self._programs.popitem(last=False)[1].close()
         self._programs[wanted] = found  # the last one used
         return found
-
-
-def _array(tokens: Sequence[int]) -> Sequence[int]:
-    """Tokens as i32, which are quick to look through and to copy; as they are if one is too large."""
-    if isinstance(tokens, array) and tokens.typecode == "i":
-        return tokens
-    try:
-        return array("i", tokens)
-    except OverflowError:
-        return tokens
 
 
 def _part(head: npt.NDArray[np.uint8], region: Region, tensor: Tensor) -> npt.NDArray[Any]:

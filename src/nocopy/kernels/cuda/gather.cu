@@ -1,13 +1,12 @@
-// gather: out[r,w] = table[clamp(indices[r], 0, t-1), w]. Indices are data, so they are clamped here.
-// Equal dtypes move bits; blocks are decoded. Bound: the bytes of the rows that are picked.
+// gather: out[r,w] = table[clamp(indices[r], 0, t-1), w]. Equal dtypes move bits; blocks are decoded. Bound:
+// the bytes of the rows that are picked.
 #include "blocks.cuh"
 #include "elementwise.cuh"
+#include "picked.cuh"
 
 __device__ inline uint64_t picked(const nocopy_launch& launch, const Tensor& table, const Tensor& indices,
                                   const Place& p) {
-    int64_t last = (int64_t)launch.record.dims[2] - 1;
-    int64_t row = indices.as<int32_t>()[indices.at(p.i2)];
-    return table.at((uint64_t)min(max(row, (int64_t)0), last), p.i3);
+    return table.at(picked(indices, p.i2, launch.record.dims[2]), p.i3);
 }
 
 template <typename T>

@@ -5,6 +5,7 @@
 // a row at a time, of norm_rows as many as its warps hold; rows begin on 16-byte words. Bound: the bytes read
 // and written.
 #include "mma.cuh"
+#include "picked.cuh"
 #include "rows.cuh"
 #include "superseded.cuh"
 #include "tile.cuh"
@@ -87,14 +88,13 @@ template <typename Word>
 __device__ inline void pick(const nocopy_launch& launch) {
     Tensor out(launch, 0), table(launch, 1), indices(launch, 2);
     const uint32_t w = launch.record.dims[1];
-    const int64_t last = (int64_t)launch.record.dims[2] - 1;
     if (block_stopped(launch)) return;
     for (uint64_t row = blockIdx.x; row < launch.record.dims[0]; row += gridDim.x) {
-        const int64_t picked = min(max((int64_t)indices.as<int32_t>()[indices.at(row)], (int64_t)0), last);
+        const uint64_t from = table.at(picked(indices, row, launch.record.dims[2]));
         float* to = out.as<float>() + out.at(row);
         for (uint32_t i = Word::ELEMENTS * threadIdx.x; i < w; i += Word::ELEMENTS * 256) {
             float y[Word::ELEMENTS];
-            Word::decode(Word::fetch(word_at<Word>(table, table.at((uint64_t)picked) + i), 0), y);
+            Word::decode(Word::fetch(word_at<Word>(table, from + i), 0), y);
 #pragma unroll
             for (int e = 0; e < Word::ELEMENTS; e += 4) *(Four*)(to + i + e) = *(Four*)&y[e];
         }
