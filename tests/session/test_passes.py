@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -13,9 +14,11 @@ import pytest
 
 from nocopy.device.protocol import DeviceInfo
 from nocopy.device.reference import ReferenceDevice
+from nocopy.errors import UsageError
 from nocopy.memory.dtype import DType
 from nocopy.models.load import open_model
 from nocopy.models.model import Model
+from nocopy.session import session as sessions
 from nocopy.session.engine import ROOM, Engine
 from nocopy.session.own import OwnSession
 
@@ -64,6 +67,24 @@ def test_a_prompt_is_read_in_passes_of_what_the_device_takes_best(
     device = Counting(rows)
     fed(model, device, **given)
     assert device.played == passes
+
+
+@pytest.mark.parametrize("many", [0, 500])
+@pytest.mark.parametrize("kind", [list, lambda tokens: array("q", tokens)], ids=["list", "array"])
+@pytest.mark.parametrize("wrong", [-1, 2**31 - 1, 2**31, 2**40, -(2**40)])
+def test_what_is_no_token_is_refused_by_name(
+    model: Model, monkeypatch: pytest.MonkeyPatch, many: int, kind: Any, wrong: int
+) -> None:
+    monkeypatch.setattr(sessions, "MANY", many)  # from so many on they are looked through at once
+    with (
+        closing(Counting(8)) as device,
+        closing(Engine(model, device)) as engine,
+        OwnSession(engine, context=40, kv=DType.F32) as session,
+    ):
+        session.append(kind(TOKENS))
+        with pytest.raises(UsageError, match=f"token {wrong} was fed; tokens are 0 to"):
+            session.append(kind([3, wrong, 4]))
+        assert list(session.tokens) == TOKENS
 
 
 def test_regions_have_the_same_room_on_every_device(model: Model) -> None:
